@@ -1,0 +1,128 @@
+"""What flows between the rooms of Hasten. Each field says who fills it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "Batch",
+    "EngineOptions",
+    "FinishReason",
+    "KvFormat",
+    "Output",
+    "Request",
+    "SamplingParams",
+]
+
+FinishReason = Literal["stop", "length", "cancelled"]
+KvFormat = Literal["f32", "bf16", "int8"]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to choose the next token; filled by whoever asks (command line, protocol, benchmark).
+
+    Attributes:
+        max_tokens: Upper limit of output tokens, at least 1.
+        temperature: 0 is greedy; otherwise logits are divided by it.
+        top_k: Keep the k likeliest tokens; 0 keeps all.
+        top_p: Keep the smallest set of likeliest tokens whose probability reaches this, in (0, 1].
+        min_p: Drop tokens less likely than this fraction of the likeliest, in [0, 1).
+        seed: Makes the sample repeatable, independent of what else runs; None draws a fresh one.
+        stop: Output ends before the first of these strings.
+        ignore_eos: Go on after an end-of-sequence token (for benchmarks of fixed length).
+    """
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One generation; filled by whoever asks, read by the scheduler."""
+
+    id: str
+    prompt: tuple[int, ...]
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What one engine step yields for one request; filled by the engine.
+
+    Attributes:
+        request_id: The `Request.id` that it belongs to.
+        tokens: The tokens this step added (empty when the request only ended).
+        text: The text that became final with this step; may be empty while a character or a
+            possible stop string is incomplete. The texts of all steps join to the whole answer.
+        finish_reason: None while the request goes on.
+        model_seconds: Time inside the executor for this step, in seconds.
+    """
+
+    request_id: str
+    tokens: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason | None
+    model_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one executor call computes; filled by the scheduler.
+
+    Attributes:
+        tokens: int32 [T], the tokens of all sequences, one sequence after another.
+        positions: int32 [T], position of each token in its own sequence.
+        starts: int32 [S + 1], sequence s owns tokens[starts[s]:starts[s + 1]].
+        block_tables: int32 [S, B], the KV blocks of each sequence in order, -1 where unused.
+        logit_rows: int32 [R], indices into tokens whose logits are wanted, ascending.
+    """
+
+    tokens: NDArray[np.int32]
+    positions: NDArray[np.int32]
+    starts: NDArray[np.int32]
+    block_tables: NDArray[np.int32]
+    logit_rows: NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How to run a model; filled by the command line, a recipe or a search.
+
+    Attributes:
+        executor: "native" (C++) or "reference" (NumPy float32).
+        weights: Format of the matrices: "carried" keeps what the file holds where a kernel runs it
+            as it is (others become int8), else "f32", "bf16", "int8", "int8:G", "int4:G" with
+            groups of G input columns (G a multiple of 32; "int8" alone is one scale a row).
+        overrides: Formats for single tensors, by full tensor name, before `weights`.
+        kv: Format of the KV cache.
+        threads: Worker threads, None for all cores under the quota.
+        isa: Instruction set, None for `HASTEN_ISA` or the best this machine has.
+        fuse: Run the lowered graph with fusions; False runs it op by op.
+        max_context: Longest sequence (prompt + output), None for the model's own limit or 8192,
+            whichever is less.
+        max_sequences: Sequences that can run at once.
+        chunk: Most tokens of one executor call; longer prompts run in several calls.
+    """
+
+    executor: Literal["native", "reference"] = "native"
+    weights: str = "carried"
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    kv: KvFormat = "bf16"
+    threads: int | None = None
+    isa: str | None = None
+    fuse: bool = True
+    max_context: int | None = None
+    max_sequences: int = 1
+    chunk: int = 512
