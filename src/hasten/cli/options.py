@@ -1,0 +1,263 @@
+"""Options that several commands share, each checked where it is read.
+
+A command decorated with `engine_options` receives one `engine: EngineOptions`, one decorated with
+`sampling_options` one `sampling: SamplingParams`; so a new field is added here once.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from hasten.types import EngineOptions, KvFormat, SamplingParams
+
+__all__ = [
+    "WEIGHT_FORMATS",
+    "FiniteFloat",
+    "check_weight_format",
+    "engine_options",
+    "json_option",
+    "model_argument",
+    "sampling_options",
+    "seed_option",
+]
+
+Command = Callable[..., object]
+
+WEIGHT_FORMATS = "carried, f32, bf16, int8, int8:G, int4:G with G a multiple of 32"
+
+
+class FiniteFloat(click.FloatRange):
+    """A float in a range; unlike `click.FloatRange` it refuses nan and infinity."""
+
+    name = "number"
+
+    def convert(
+        self, value: float, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Parse and range-check one value."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
+
+
+def check_weight_format(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """Callback of an option that names a weight format as `EngineOptions.weights` describes it."""
+    match = re.fullmatch(r"carried|f32|bf16|int8|int[48]:([0-9]{1,6})", value)
+    group = match and match.group(1)
+    if match is None or (group is not None and (int(group) == 0 or int(group) % 32)):
+        raise click.BadParameter(
+            f"{value!r} is not a weight format; allowed: {WEIGHT_FORMATS}.", ctx, param
+        )
+    return value
+
+
+def _check_stop(
+    ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
+) -> tuple[str, ...]:
+    if "" in value:
+        raise click.BadParameter("the empty text would end every answer at once.", ctx, param)
+    return value
+
+
+def model_argument(command: Command) -> Command:
+    """Add MODEL: a path, a hub name or `smollm2`; the command receives `model: str`."""
+    return click.argument("model", metavar="MODEL")(command)
+
+
+def json_option(command: Command) -> Command:
+    """Add `--json FILE`; the command receives `json_path: str | None`, "-" meaning stdout."""
+    return click.option(
+        "--json",
+        "json_path",
+        metavar="FILE",
+        callback=_check_json_path,
+        help="Also write the figures as JSON; - writes them to stdout instead of the table.",
+    )(command)
+
+
+def _check_json_path(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Find out before the work, not after it, that its result cannot be written."""
+    if value is None or value == "-":
+        return value
+    path = Path(value)
+    if path.is_dir():
+        raise click.BadParameter(f"{value!r} is a directory", ctx, param)
+    if not path.absolute().parent.is_dir():
+        raise click.BadParameter(f"the directory of {value!r} does not exist", ctx, param)
+    return value
+
+
+def seed_option(help_text: str, default: int | None = None) -> Callable[[Command], Command]:
+    """Make the `--seed` option of a command, an unsigned 64-bit integer."""
+    return click.option(
+        "--seed",
+        type=click.IntRange(0, 2**64 - 1),
+        default=default,
+        show_default=default is not None,
+        help=help_text,
+    )
+
+
+def engine_options(command: Command) -> Command:
+    """Add the options that say how a model runs; the command receives `engine: EngineOptions`."""
+
+    @functools.wraps(command)
+    def with_engine(
+        *args: object,
+        executor: Literal["native", "reference"],
+        weights: str,
+        kv: KvFormat,
+        threads: int | None,
+        isa: str | None,
+        fuse: bool,
+        max_context: int | None,
+        **kwargs: object,
+    ) -> object:
+        engine = EngineOptions(
+            executor=executor,
+            weights=weights,
+            kv=kv,
+            threads=threads,
+            isa=isa,
+            fuse=fuse,
+            max_context=max_context,
+        )
+        return command(*args, engine=engine, **kwargs)
+
+    return _apply(with_engine, _ENGINE_OPTIONS)
+
+
+def sampling_options(command: Command) -> Command:
+    """Add the options of `SamplingParams`; the command receives `sampling: SamplingParams`."""
+
+    @functools.wraps(command)
+    def with_sampling(
+        *args: object,
+        max_tokens: int,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        min_p: float,
+        seed: int | None,
+        stop: tuple[str, ...],
+        **kwargs: object,
+    ) -> object:
+        sampling = SamplingParams(
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            seed=seed,
+            stop=stop,
+        )
+        return command(*args, sampling=sampling, **kwargs)
+
+    return _apply(with_sampling, _SAMPLING_OPTIONS)
+
+
+def _apply(command: Command, options: tuple[Callable[[Command], Command], ...]) -> Command:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+_ENGINE_OPTIONS: tuple[Callable[[Command], Command], ...] = (
+    click.option(
+        "--weights",
+        callback=check_weight_format,
+        default="carried",
+        metavar="FORMAT",
+        show_default=True,
+        help=f"Format of the matrices: {WEIGHT_FORMATS}.",
+    ),
+    click.option(
+        "--kv",
+        type=click.Choice(["f32", "bf16", "int8"]),
+        default="bf16",
+        show_default=True,
+        help="Format of the KV cache.",
+    ),
+    click.option(
+        "--threads",
+        type=click.IntRange(1, 1024),
+        help="Worker threads  [default: the cores under the quota]",
+    ),
+    click.option(
+        "--isa",
+        metavar="NAME",
+        help="Instruction set of the kernels  [default: HASTEN_ISA, or the best of this machine]",
+    ),
+    click.option(
+        "--executor",
+        type=click.Choice(["native", "reference"]),
+        default="native",
+        show_default=True,
+        help="C++ kernels, or NumPy in float32.",
+    ),
+    click.option(
+        "--fuse/--no-fuse",
+        default=True,
+        show_default=True,
+        help="Run the fused graph, or op by op.",
+    ),
+    click.option(
+        "--max-context",
+        type=click.IntRange(1, 2**24),
+        help="Longest prompt plus output in tokens  [default: the model's, at most 8192]",
+    ),
+)
+
+_SAMPLING_OPTIONS: tuple[Callable[[Command], Command], ...] = (
+    click.option(
+        "--max-tokens",
+        type=click.IntRange(1, 2**24),
+        default=256,
+        show_default=True,
+        help="Most output tokens.",
+    ),
+    click.option(
+        "--temperature",
+        type=FiniteFloat(0.0, 100.0),
+        default=0.0,
+        show_default=True,
+        help="0 takes the likeliest token each time.",
+    ),
+    click.option(
+        "--top-k",
+        type=click.IntRange(0, 2**24),
+        default=0,
+        show_default=True,
+        help="Keep the K likeliest tokens; 0 keeps all.",
+    ),
+    click.option(
+        "--top-p",
+        type=FiniteFloat(0.0, 1.0, min_open=True),
+        default=1.0,
+        show_default=True,
+        help="Keep the likeliest tokens up to this probability.",
+    ),
+    click.option(
+        "--min-p",
+        type=FiniteFloat(0.0, 1.0, max_open=True),
+        default=0.0,
+        show_default=True,
+        help="Drop tokens less likely than this fraction of the likeliest.",
+    ),
+    seed_option("Makes a sampled answer repeatable."),
+    click.option(
+        "--stop",
+        callback=_check_stop,
+        metavar="TEXT",
+        multiple=True,
+        help="End the answer before this text; may be given several times.",
+    ),
+)
