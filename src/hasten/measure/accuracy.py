@@ -1,0 +1,316 @@
+"""How much a candidate's predictions differ from a reference's, on the same tokens.
+
+Every figure is paired: both models see the same windows, and each position gives one sample of
+(reference loss, candidate loss, KL divergence, agreement). Logits are consumed chunk by chunk, so
+memory does not grow with the sample.
+
+Neighbouring tokens are correlated, so intervals come from a block bootstrap: runs of 64
+consecutive positions are resampled, not single positions (Künsch, "The jackknife and the
+bootstrap for general stationary observations", Annals of Statistics 17, 1989; here with blocks
+that do not overlap and never cross a window). Intervals are percentiles of the resampled figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hasten.errors import UsageError
+from hasten.measure.corpus import Windows
+
+__all__ = [
+    "ACCURACY_FORMULAS",
+    "Accuracy",
+    "Interval",
+    "PairedSamples",
+    "Reference",
+    "Scorer",
+    "compare_logits",
+    "summarize",
+]
+
+BLOCK = 64
+"""Consecutive positions that are resampled together."""
+
+ACCURACY_FORMULAS = {
+    "perplexity": "exp(mean over scored positions of -ln p(token | window before it))",
+    "perplexity_ratio": "candidate perplexity / reference perplexity, same positions",
+    "kl_divergence": "mean of sum_v p_ref(v) ln(p_ref(v) / p_cand(v)), in nats per token",
+    "top1_agreement": "share of positions where both models' likeliest token is the same",
+    "interval": "95 % percentiles of a block bootstrap (blocks of 64 consecutive positions)",
+}
+
+Logits = NDArray[np.float32]
+
+_ROWS = 32
+"""Rows worked on at once: with 49152 tokens in the vocabulary they stay in a core's L3 share."""
+
+
+class Scorer(Protocol):
+    """What accuracy needs of an engine."""
+
+    def score(self, token_ids: Sequence[int], /) -> Iterator[tuple[int, Logits]]:
+        """Yields (start, logits [n, vocab]) for token_ids[start:start + n]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A figure with its 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def to_dict(self) -> dict[str, float | None]:
+        """As JSON: {"value", "low", "high"}; null where not finite, which JSON cannot say."""
+        return {name: _finite(getattr(self, name)) for name in ("value", "low", "high")}
+
+
+@dataclass(frozen=True, slots=True)
+class PairedSamples:
+    """One entry a scored position; all arrays float64 [n] but `block`, int64 [n].
+
+    Attributes:
+        reference_loss: -ln p of the token that follows, by the reference.
+        candidate_loss: The same by the candidate; infinite where its logits are not finite.
+        kl: KL(reference || candidate) in nats.
+        agree: 1 where both choose the same token, else 0.
+        block: Number of the block of consecutive positions that it belongs to.
+    """
+
+    reference_loss: NDArray[np.float64]
+    candidate_loss: NDArray[np.float64]
+    kl: NDArray[np.float64]
+    agree: NDArray[np.float64]
+    block: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """What a candidate loses against its reference, each figure with its interval."""
+
+    tokens: int
+    blocks: int
+    reference_perplexity: Interval
+    perplexity: Interval
+    perplexity_ratio: Interval
+    kl: Interval
+    top1_agreement: Interval
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON, with the names that `ACCURACY_FORMULAS` explains."""
+        return {
+            "tokens": self.tokens,
+            "blocks": self.blocks,
+            "reference_perplexity": self.reference_perplexity.to_dict(),
+            "perplexity": self.perplexity.to_dict(),
+            "perplexity_ratio": self.perplexity_ratio.to_dict(),
+            "kl_divergence": self.kl.to_dict(),
+            "top1_agreement": self.top1_agreement.to_dict(),
+        }
+
+
+class Reference:
+    """The reference's logits on fixed windows; kept if they fit, else computed anew each time.
+
+    Args:
+        engine: The reference model.
+        windows: The tokens to score.
+        vocab_size: Columns of a logits row.
+        keep_bytes: Most memory that may hold logits for the next candidate. The tokens of
+            windows that do not fit are scored again beside every candidate.
+    """
+
+    def __init__(
+        self, engine: Scorer, windows: Windows, *, vocab_size: int, keep_bytes: int = 0
+    ) -> None:
+        self.windows = windows
+        self._engine = engine
+        largest = windows.context * vocab_size * np.dtype(np.float32).itemsize
+        self._keep = min(len(windows.ids), keep_bytes // max(largest, 1))
+        self._kept: dict[int, Logits] = {}
+
+    def compare(
+        self, candidate: Scorer, on_progress: Callable[[int], None] | None = None
+    ) -> PairedSamples:
+        """Scores the candidate on the same windows.
+
+        Args:
+            candidate: The model to compare.
+            on_progress: Called after each window with the tokens scored in it.
+
+        Raises:
+            UsageError: The candidate's vocabulary has another size than the reference's.
+        """
+        parts: list[PairedSamples] = []
+        next_block = 0
+        for index, window in enumerate(self.windows.ids):
+            samples = _compare_window(self._window(index), candidate, window)
+            block = next_block + np.arange(len(samples.kl)) // BLOCK
+            next_block = int(block[-1]) + 1
+            parts.append(
+                PairedSamples(
+                    samples.reference_loss,
+                    samples.candidate_loss,
+                    samples.kl,
+                    samples.agree,
+                    block,
+                )
+            )
+            if on_progress is not None:
+                on_progress(len(window) - 1)
+        return _concatenate(parts)
+
+    def _window(self, index: int) -> Logits:
+        if index in self._kept:
+            return self._kept[index]
+        chunks = [logits.copy() for _, logits in self._engine.score(self.windows.ids[index])]
+        logits = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
+        if index < self._keep:
+            self._kept[index] = logits
+        return logits
+
+
+def _compare_window(reference: Logits, candidate: Scorer, window: Sequence[int]) -> PairedSamples:
+    targets = np.asarray(window[1:], dtype=np.int64)
+    parts: list[PairedSamples] = []
+    for start, logits in candidate.score(window):
+        stop = min(start + len(logits), len(targets))
+        if stop > start:
+            parts.append(
+                compare_logits(reference[start:stop], logits[: stop - start], targets[start:stop])
+            )
+    return _concatenate(parts)
+
+
+def compare_logits(
+    reference: Logits, candidate: Logits, targets: NDArray[np.int64]
+) -> PairedSamples:
+    """Compares two models' logits for the same positions (block 0 throughout).
+
+    KL is taken as sum_v p_ref (x_ref - x_cand) - lse_ref + lse_cand, so that equal logits give
+    exactly 0; what rounding leaves below 0 counts as 0.
+
+    Args:
+        reference: float32 [n, vocab].
+        candidate: float32 [n, vocab].
+        targets: The token that followed each position, int64 [n].
+
+    Raises:
+        UsageError: The shapes differ.
+    """
+    if reference.shape != candidate.shape:
+        raise UsageError(
+            f"the candidate's logits have shape {candidate.shape}, the reference's"
+            f" {reference.shape}",
+            do="compare models with the same vocabulary",
+        )
+    parts = [
+        _compare_rows(reference[i : i + _ROWS], candidate[i : i + _ROWS], targets[i : i + _ROWS])
+        for i in range(0, len(targets), _ROWS)
+    ]
+    return _concatenate(parts)
+
+
+def _compare_rows(
+    reference: Logits, candidate: Logits, targets: NDArray[np.int64]
+) -> PairedSamples:
+    rows = np.arange(len(targets))
+    # A broken candidate may hold NaN or infinities; they become infinite losses below.
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        weights, reference_lse = _softmax_parts(reference)
+        _, candidate_lse = _softmax_parts(candidate)
+        expected = np.einsum("nv,nv->n", weights, reference - candidate)
+        expected /= weights.sum(axis=1, dtype=np.float64)
+        kl = np.maximum(expected - reference_lse + candidate_lse, 0)
+        candidate_loss = candidate_lse - candidate[rows, targets]
+    broken = ~np.isfinite(candidate).all(axis=1)
+    agree = (reference.argmax(axis=1) == candidate.argmax(axis=1)) & ~broken
+    return PairedSamples(
+        reference_loss=reference_lse - reference[rows, targets],
+        candidate_loss=np.where(broken, np.inf, candidate_loss),
+        kl=np.where(broken, np.inf, kl),
+        agree=agree.astype(np.float64),
+        block=np.zeros(len(targets), dtype=np.int64),
+    )
+
+
+def _softmax_parts(logits: Logits) -> tuple[Logits, NDArray[np.float64]]:
+    """Unnormalised probabilities exp(x - max), and the log of the sum of exp(x)."""
+    largest = logits.max(axis=1, keepdims=True)
+    weights = np.exp(logits - largest)
+    lse = np.log(weights.sum(axis=1, dtype=np.float64)) + largest[:, 0]
+    return weights, lse
+
+
+def _concatenate(parts: Sequence[PairedSamples]) -> PairedSamples:
+    if len(parts) == 1:
+        return parts[0]
+    return PairedSamples(
+        np.concatenate([part.reference_loss for part in parts]),
+        np.concatenate([part.candidate_loss for part in parts]),
+        np.concatenate([part.kl for part in parts]),
+        np.concatenate([part.agree for part in parts]),
+        np.concatenate([part.block for part in parts]),
+    )
+
+
+def summarize(samples: PairedSamples, *, seed: int, resamples: int = 2000) -> Accuracy:
+    """Means with 95 % block-bootstrap intervals.
+
+    A sample with an infinite loss (logits that are not finite) has infinite figures and
+    intervals, so that no budget holds for it.
+
+    Args:
+        samples: One entry a position.
+        seed: Makes the intervals repeatable.
+        resamples: Bootstrap resamples.
+    """
+    columns = np.stack(
+        [samples.reference_loss, samples.candidate_loss, samples.kl, samples.agree], axis=1
+    )
+    means, resampled = _block_bootstrap(columns, samples.block, seed, resamples)
+    with np.errstate(over="ignore", invalid="ignore"):
+        figures = [
+            _interval(np.exp(means[0]), np.exp(resampled[:, 0])),
+            _interval(np.exp(means[1]), np.exp(resampled[:, 1])),
+            _interval(np.exp(means[1] - means[0]), np.exp(resampled[:, 1] - resampled[:, 0])),
+            _interval(means[2], resampled[:, 2]),
+            _interval(means[3], resampled[:, 3]),
+        ]
+    blocks = int(np.unique(samples.block).size)
+    return Accuracy(len(samples.kl), blocks, *figures)
+
+
+def _block_bootstrap(
+    columns: NDArray[np.float64], block: NDArray[np.int64], seed: int, resamples: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Means of the columns [c] and of each resample of whole blocks [resamples, c]."""
+    _, which = np.unique(block, return_inverse=True)
+    count = int(which.max()) + 1
+    sums = np.zeros((count, columns.shape[1]))
+    np.add.at(sums, which, columns)
+    sizes = np.bincount(which, minlength=count).astype(np.float64)
+    generator = np.random.default_rng(seed)
+    resampled = np.empty((resamples, columns.shape[1]))
+    with np.errstate(invalid="ignore"):
+        for i in range(resamples):
+            drawn = generator.integers(0, count, count)
+            resampled[i] = sums[drawn].sum(axis=0) / sizes[drawn].sum()
+    return columns.mean(axis=0), resampled
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+def _interval(value: float, resampled: NDArray[np.float64]) -> Interval:
+    if not (np.isfinite(value) and np.isfinite(resampled).all()):
+        return Interval(float("inf"), float("inf"), float("inf"))
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return Interval(float(value), float(low), float(high))

@@ -1,0 +1,160 @@
+"""Text that accuracy is measured on: where it comes from, and how it becomes windows of tokens."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hasten.errors import UsageError
+
+__all__ = ["LEAST_SCORED", "Corpus", "Windows", "cut_windows", "default_corpus", "read_corpus"]
+
+MAX_TEXT_BYTES = 64 << 20
+LEAST_SCORED = 128
+"""Fewer scored tokens than this say nothing about a model; the call is refused."""
+
+_CHARACTERS_A_TOKEN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """A text with a name; `digest` is the SHA-256 of its UTF-8 bytes."""
+
+    name: str
+    text: str
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 in hex of the text as UTF-8."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    def halves(self) -> tuple[Corpus, Corpus]:
+        """Splits at the paragraph nearest the middle: (for calibration, for evaluation)."""
+        middle = len(self.text) // 2
+        paragraph = self.text.find("\n\n", middle)
+        cut = middle if paragraph < 0 else paragraph + 2
+        return (
+            Corpus(f"{self.name}, first half", self.text[:cut]),
+            Corpus(f"{self.name}, second half", self.text[cut:]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """Token windows to score, each on its own, nothing carried from one to the next.
+
+    Attributes:
+        name: The text they were cut from.
+        digest: SHA-256 in hex of the token ids as little-endian int32, window by window.
+        ids: The windows; each begins with the tokens the model expects before any text (BOS).
+        context: Most tokens in a window.
+    """
+
+    name: str
+    digest: str
+    ids: tuple[tuple[int, ...], ...]
+    context: int
+
+    @property
+    def scored(self) -> int:
+        """Tokens that are predicted: all but the first of each window."""
+        return sum(len(window) - 1 for window in self.ids)
+
+
+def default_corpus() -> Corpus:
+    """English with code: the language reference that Python itself carries (`pydoc_data.topics`).
+
+    Its topics in alphabetical order, joined by blank lines. The text differs from one Python
+    version to the next, so reports carry its digest.
+    """
+    from pydoc_data.topics import topics
+
+    return Corpus("pydoc_data.topics", "\n\n".join(topics[name] for name in sorted(topics)))
+
+
+def read_corpus(path: Path) -> Corpus:
+    """Reads a UTF-8 text file of at most 64 MiB.
+
+    Raises:
+        UsageError: The file is missing, empty, too large, or not UTF-8.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_TEXT_BYTES:
+            raise UsageError(
+                f"text {path} has {size} bytes",
+                allowed=f"at most {MAX_TEXT_BYTES} bytes",
+                do="give a part of it",
+            )
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"cannot read text {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"text {path} is not UTF-8: {error.reason} at byte {error.start}"
+        ) from error
+    if not text.strip():
+        raise UsageError(f"text {path} is empty", do="give a file with running text")
+    return Corpus(path.name, text)
+
+
+def cut_windows(
+    corpus: Corpus,
+    encode: Callable[[str], Sequence[int]],
+    *,
+    tokens: int,
+    context: int,
+    prefix: Sequence[int] = (),
+) -> Windows:
+    """Cuts the beginning of a text into windows.
+
+    Args:
+        corpus: The text.
+        encode: Text to token ids, without special tokens.
+        tokens: Tokens of text to take at most; the text may hold fewer.
+        context: Tokens a window holds, prefix included.
+        prefix: What stands before each window (BOS, where the model was trained with one).
+
+    Raises:
+        UsageError: The context is too short for the prefix, or the text gives fewer than 128
+            tokens to score.
+    """
+    step = context - len(prefix)
+    if step < 2:
+        raise UsageError(
+            f"context {context} leaves no text after {len(prefix)} special tokens",
+            allowed=f"at least {len(prefix) + 2}",
+        )
+    ids = _encode_start(corpus.text, encode, tokens)
+    windows = tuple(
+        (*prefix, *ids[start : start + step])
+        for start in range(0, len(ids), step)
+        if len(ids[start : start + step]) + len(prefix) > 1
+    )
+    found = Windows(corpus.name, _digest(windows), windows, context)
+    if found.scored < LEAST_SCORED:
+        raise UsageError(
+            f"{corpus.name} with --tokens {tokens} gives {found.scored} tokens to score",
+            allowed=f"at least {LEAST_SCORED}",
+            do="give a longer text or more --tokens",
+        )
+    return found
+
+
+def _encode_start(text: str, encode: Callable[[str], Sequence[int]], tokens: int) -> list[int]:
+    """The first `tokens` ids, without encoding a whole long text for a short sample."""
+    characters = tokens * _CHARACTERS_A_TOKEN
+    while True:
+        ids = list(encode(text[:characters]))
+        if len(ids) >= tokens or characters >= len(text):
+            return ids[:tokens]
+        characters *= 2
+
+
+def _digest(windows: Sequence[Sequence[int]]) -> str:
+    digest = hashlib.sha256()
+    for window in windows:
+        digest.update(b"".join(token.to_bytes(4, "little") for token in window))
+    return digest.hexdigest()
