@@ -1,0 +1,203 @@
+"""The block encodings of ggml tensors, and their values as float32.
+
+Each encoding cuts a row into blocks of 32 or 256 columns that carry their own scales. The layouts
+are those of ``ggml-common.h`` (llama.cpp); the arithmetic is done in float32 in the same order as
+ggml's ``dequantize_row_*``, so the values equal its own bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["GGML_TYPES", "KNOWN_TYPE_NAMES", "GgmlType", "dequantize_rows"]
+
+_Bytes = NDArray[np.uint8]
+_Floats = NDArray[np.float32]
+_Decoder = Callable[[_Bytes, _Floats], None]
+
+_CHUNK = 1 << 18
+"""Elements decoded at a time: the intermediates stay in the cache and memory stays bounded."""
+
+
+@dataclass(frozen=True, slots=True)
+class GgmlType:
+    """One encoding.
+
+    Attributes:
+        name: As ggml names it, for example "Q4_1".
+        columns: Columns of one block.
+        nbytes: Bytes of one block.
+        decode: Writes blocks uint8 [n, nbytes] as float32 into out [n, columns].
+    """
+
+    name: str
+    columns: int
+    nbytes: int
+    decode: _Decoder
+
+
+def dequantize_rows(kind: GgmlType, rows: _Bytes, order: NDArray[np.intp] | None = None) -> _Floats:
+    """Decodes whole rows.
+
+    Args:
+        kind: The encoding.
+        rows: uint8 [n, bytes a row].
+        order: If given, row i of the result is row order[i] of `rows`.
+
+    Returns:
+        float32 [n, columns].
+    """
+    count, row_bytes = rows.shape
+    columns = row_bytes // kind.nbytes * kind.columns
+    out = np.empty((count, columns), np.float32)
+    step = max(1, _CHUNK // max(1, columns))
+    for start in range(0, count, step):
+        end = min(start + step, count)
+        chunk = rows[start:end] if order is None else rows[order[start:end]]
+        kind.decode(chunk.reshape(-1, kind.nbytes), out[start:end].reshape(-1, kind.columns))
+    return out
+
+
+def _half(blocks: _Bytes, start: int) -> _Floats:
+    """The float16 at byte `start` of each block, as float32 [n, 1]."""
+    return blocks[:, start : start + 2].view(np.float16).astype(np.float32)
+
+
+def _fields(packed: _Bytes, bits: int, fields: int) -> _Bytes:
+    """Splits bytes [n, run] into their bit fields, lowest first: uint8 [n, fields, run]."""
+    shifts = (np.arange(fields, dtype=np.uint8) * bits)[:, None]
+    return (packed[:, None, :] >> shifts) & np.uint8((1 << bits) - 1)
+
+
+def _high_bits(packed: _Bytes) -> _Bytes:
+    """The bits of 4 bytes a block in order, moved to the value 16: uint8 [n, 32]."""
+    return np.unpackbits(packed, axis=1, bitorder="little") << np.uint8(4)
+
+
+def _decode_f32(blocks: _Bytes, out: _Floats) -> None:
+    out[...] = blocks.view(np.float32)
+
+
+def _decode_f16(blocks: _Bytes, out: _Floats) -> None:
+    out[...] = blocks.view(np.float16)
+
+
+def _decode_bf16(blocks: _Bytes, out: _Floats) -> None:
+    np.left_shift(blocks.view(np.uint16), np.uint32(16), out=out.view(np.uint32), dtype=np.uint32)
+
+
+def _decode_q4_0(blocks: _Bytes, out: _Floats) -> None:
+    out[...] = _fields(blocks[:, 2:18], 4, 2).reshape(-1, 32)
+    out -= 8
+    out *= _half(blocks, 0)
+
+
+def _decode_q4_1(blocks: _Bytes, out: _Floats) -> None:
+    out[...] = _fields(blocks[:, 4:20], 4, 2).reshape(-1, 32)
+    out *= _half(blocks, 0)
+    out += _half(blocks, 2)
+
+
+def _decode_q5_0(blocks: _Bytes, out: _Floats) -> None:
+    out[...] = _fields(blocks[:, 6:22], 4, 2).reshape(-1, 32) | _high_bits(blocks[:, 2:6])
+    out -= 16
+    out *= _half(blocks, 0)
+
+
+def _decode_q5_1(blocks: _Bytes, out: _Floats) -> None:
+    out[...] = _fields(blocks[:, 8:24], 4, 2).reshape(-1, 32) | _high_bits(blocks[:, 4:8])
+    out *= _half(blocks, 0)
+    out += _half(blocks, 2)
+
+
+def _decode_q8_0(blocks: _Bytes, out: _Floats) -> None:
+    out[...] = blocks[:, 2:34].view(np.int8)
+    out *= _half(blocks, 0)
+
+
+def _scaled_groups(out: _Floats, scales: _Floats, minimums: _Floats | None = None) -> None:
+    """out[n, 256] *= scales[n, g] and -= minimums[n, g], each over 256 / g columns."""
+    groups = out.reshape(len(out), scales.shape[1], -1)
+    groups *= scales[:, :, None]
+    if minimums is not None:
+        groups -= minimums[:, :, None]
+
+
+def _decode_q2_k(blocks: _Bytes, out: _Floats) -> None:
+    packed = blocks[:, 16:80].reshape(-1, 32)
+    out[...] = _fields(packed, 2, 4).reshape(-1, 256)
+    scales = _half(blocks, 80) * (blocks[:, :16] & 15).astype(np.float32)
+    minimums = _half(blocks, 82) * (blocks[:, :16] >> 4).astype(np.float32)
+    _scaled_groups(out, scales, minimums)
+
+
+def _decode_q3_k(blocks: _Bytes, out: _Floats) -> None:
+    low = _fields(blocks[:, 32:96].reshape(-1, 32), 2, 4).reshape(-1, 256)
+    # A set mask bit means that nothing is subtracted: codes are low + 4 * bit - 4.
+    high = _fields(blocks[:, :32], 1, 8).reshape(-1, 256) << np.uint8(2)
+    out[...] = low | high
+    out -= 4
+    low_scales = _fields(blocks[:, 96:104], 4, 2).reshape(-1, 16)
+    high_scales = _fields(blocks[:, 104:108], 2, 4).reshape(-1, 16) << np.uint8(4)
+    scales = (low_scales | high_scales).astype(np.float32) - np.float32(32)
+    _scaled_groups(out, _half(blocks, 108) * scales)
+
+
+def _scales_and_minimums(packed: _Bytes) -> tuple[_Floats, _Floats]:
+    """Eight 6-bit scales and eight 6-bit minimums from the 12 bytes of a Q4_K or Q5_K block."""
+    first, second, mixed = packed[:, 0:4], packed[:, 4:8], packed[:, 8:12]
+    scales = np.hstack([first & 63, (mixed & 15) | ((first >> 2) & 48)])
+    minimums = np.hstack([second & 63, (mixed >> 4) | ((second >> 2) & 48)])
+    return scales.astype(np.float32), minimums.astype(np.float32)
+
+
+def _decode_q4_k(blocks: _Bytes, out: _Floats) -> None:
+    out[...] = _fields(blocks[:, 16:144].reshape(-1, 32), 4, 2).reshape(-1, 256)
+    scales, minimums = _scales_and_minimums(blocks[:, 4:16])
+    _scaled_groups(out, _half(blocks, 0) * scales, _half(blocks, 2) * minimums)
+
+
+def _decode_q5_k(blocks: _Bytes, out: _Floats) -> None:
+    low = _fields(blocks[:, 48:176].reshape(-1, 32), 4, 2).reshape(-1, 256)
+    high = _fields(blocks[:, 16:48], 1, 8).reshape(-1, 256) << np.uint8(4)
+    out[...] = low | high
+    scales, minimums = _scales_and_minimums(blocks[:, 4:16])
+    _scaled_groups(out, _half(blocks, 0) * scales, _half(blocks, 2) * minimums)
+
+
+def _decode_q6_k(blocks: _Bytes, out: _Floats) -> None:
+    low = _fields(blocks[:, :128].reshape(-1, 64), 4, 2).reshape(-1, 256)
+    high = _fields(blocks[:, 128:192].reshape(-1, 32), 2, 4).reshape(-1, 256) << np.uint8(4)
+    out[...] = low | high
+    out -= 32
+    scales = blocks[:, 192:208].view(np.int8).astype(np.float32)
+    _scaled_groups(out, _half(blocks, 208) * scales)
+
+
+GGML_TYPES: dict[int, GgmlType] = {
+    0: GgmlType("F32", 1, 4, _decode_f32),
+    1: GgmlType("F16", 1, 2, _decode_f16),
+    2: GgmlType("Q4_0", 32, 18, _decode_q4_0),
+    3: GgmlType("Q4_1", 32, 20, _decode_q4_1),
+    6: GgmlType("Q5_0", 32, 22, _decode_q5_0),
+    7: GgmlType("Q5_1", 32, 24, _decode_q5_1),
+    8: GgmlType("Q8_0", 32, 34, _decode_q8_0),
+    10: GgmlType("Q2_K", 256, 84, _decode_q2_k),
+    11: GgmlType("Q3_K", 256, 110, _decode_q3_k),
+    12: GgmlType("Q4_K", 256, 144, _decode_q4_k),
+    13: GgmlType("Q5_K", 256, 176, _decode_q5_k),
+    14: GgmlType("Q6_K", 256, 210, _decode_q6_k),
+    30: GgmlType("BF16", 1, 2, _decode_bf16),
+}
+"""Encodings that Hasten reads, by their number in a GGUF file (``enum ggml_type``)."""
+
+KNOWN_TYPE_NAMES: dict[int, str] = {
+    9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL",
+    21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64",
+    29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4", 41: "Q1_0",
+}  # fmt: skip
+"""Encodings that exist but that Hasten does not read, so that an error can name them."""
