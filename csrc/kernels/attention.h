@@ -1,0 +1,153 @@
+// Attention of a few queries over the KV blocks of one sequence and kv head.
+//
+// Scores of all positions first, then the softmax, then the weighted values: each query's sums run
+// over positions in order, whichever queries share the tile.
+#pragma once
+
+#include "kernels.h"
+#include "math.h"
+
+namespace {
+
+using hasten::AttentionArgs;
+using hasten::kKvBlock;
+using hasten::kQueryTile;
+using hasten::KvFormat;
+
+constexpr int kStep = 2;  // vectors handled together: 4 queries x 2 fit 16 registers
+
+// scores[q][32 positions of the block] = scale * key . query
+template <class Element, int Q>
+void block_scores(const AttentionArgs& args, const std::uint8_t* block, const float* key_scales,
+                  int position) {
+  using S = Simd;
+  const auto* keys = reinterpret_cast<const Element*>(block);
+  for (int lane = 0; lane < kKvBlock; lane += kStep * S::width) {
+    S::F sum[Q][kStep];
+    for (int q = 0; q < Q; ++q) {
+      for (int v = 0; v < kStep; ++v) sum[q][v] = S::zero();
+    }
+    for (int d = 0; d < args.head_dim; ++d) {
+      const Element* column = keys + d * kKvBlock + lane;
+      S::F key[kStep];
+      for (int v = 0; v < kStep; ++v) key[v] = S::load(column + v * S::width);
+      for (int q = 0; q < Q; ++q) {
+        const S::F value = S::set1(args.query[q][d]);
+        for (int v = 0; v < kStep; ++v) sum[q][v] = S::fma(key[v], value, sum[q][v]);
+      }
+    }
+    for (int q = 0; q < Q; ++q) {
+      float* scores = args.scores + q * args.score_stride + position + lane;
+      for (int v = 0; v < kStep; ++v) {
+        S::F score = S::mul(sum[q][v], S::set1(args.scale));
+        if (key_scales != nullptr) {
+          score = S::mul(score, S::load(key_scales + lane + v * S::width));
+        }
+        S::store(scores + v * S::width, score);
+      }
+    }
+  }
+}
+
+// Turns the scores of one query into weights that sum to 1; positions past `length` get 0.
+inline void softmax(float* scores, int length) {
+  using S = Simd;
+  const int padded = (length + kKvBlock - 1) / kKvBlock * kKvBlock;
+  for (int i = length; i < padded; ++i) scores[i] = scores[length - 1];
+  S::F largest = S::load(scores);
+  for (int i = S::width; i < padded; i += S::width) largest = S::max(largest, S::load(scores + i));
+  const S::F top = S::set1(S::reduce_max(largest));
+  for (int i = 0; i < padded; i += S::width) {
+    S::store(scores + i, exp(S::sub(S::load(scores + i), top)));
+  }
+  for (int i = length; i < padded; ++i) scores[i] = 0.0f;
+  S::F sum = S::zero();
+  for (int i = 0; i < padded; i += S::width) sum = S::add(sum, S::load(scores + i));
+  const S::F inverse = S::set1(1.0f / S::reduce_add(sum));
+  for (int i = 0; i < padded; i += S::width) {
+    S::store(scores + i, S::mul(S::load(scores + i), inverse));
+  }
+}
+
+template <class Element, int Q>
+void weighted_values(const AttentionArgs& args, std::size_t values_offset,
+                     std::size_t scales_offset, int longest) {
+  using S = Simd;
+  const int blocks = (longest + kKvBlock - 1) / kKvBlock;
+  for (int d = 0; d < args.padded_dim; d += kStep * S::width) {
+    S::F sum[Q][kStep];
+    for (int q = 0; q < Q; ++q) {
+      for (int v = 0; v < kStep; ++v) sum[q][v] = S::zero();
+    }
+    for (int b = 0; b < blocks; ++b) {
+      const std::uint8_t* block = args.cache + args.blocks[b] * args.block_stride;
+      const auto* values = reinterpret_cast<const Element*>(block + values_offset) + d;
+      const auto* scales = reinterpret_cast<const float*>(block + scales_offset);
+      const int first = b * kKvBlock;
+      const int count = longest - first < kKvBlock ? longest - first : kKvBlock;
+      for (int i = 0; i < count; ++i) {
+        S::F value[kStep];
+        for (int v = 0; v < kStep; ++v) {
+          value[v] = S::load(values + i * args.padded_dim + v * S::width);
+        }
+        for (int q = 0; q < Q; ++q) {
+          float weight = args.scores[q * args.score_stride + first + i];
+          if constexpr (sizeof(Element) == 1) weight *= scales[i];
+          for (int v = 0; v < kStep; ++v) {
+            sum[q][v] = S::fma(value[v], S::set1(weight), sum[q][v]);
+          }
+        }
+      }
+    }
+    for (int q = 0; q < Q; ++q) {
+      alignas(64) float lanes[kStep * S::width];
+      for (int v = 0; v < kStep; ++v) S::store(lanes + v * S::width, sum[q][v]);
+      const int left = args.head_dim - d;
+      const int count = left < kStep * S::width ? left : kStep * S::width;
+      for (int i = 0; i < count; ++i) args.out[q][d + i] = lanes[i];
+    }
+  }
+}
+
+template <class Element, int Q>
+void attend(const AttentionArgs& args) {
+  const hasten::KvLayout layout = hasten::kv_layout(args.format, args.head_dim, args.padded_dim);
+  int longest = 0;
+  for (int q = 0; q < Q; ++q) longest = args.length[q] > longest ? args.length[q] : longest;
+  for (int position = 0; position < longest; position += kKvBlock) {
+    const std::uint8_t* block =
+        args.cache + args.blocks[position / kKvBlock] * args.block_stride;
+    const auto* scales = reinterpret_cast<const float*>(block + layout.key_scales);
+    block_scores<Element, Q>(args, block, sizeof(Element) == 1 ? scales : nullptr, position);
+  }
+  for (int q = 0; q < Q; ++q) {
+    float* scores = args.scores + q * args.score_stride;
+    softmax(scores, args.length[q]);
+    // A query that sees fewer positions than its neighbours must give the others no weight.
+    for (int i = (args.length[q] + kKvBlock - 1) / kKvBlock * kKvBlock; i < longest; ++i) {
+      scores[i] = 0.0f;
+    }
+  }
+  weighted_values<Element, Q>(args, layout.values, layout.value_scales, longest);
+}
+
+template <class Element>
+void attend_tile(const AttentionArgs& args) {
+  static_assert(kQueryTile == 4);
+  switch (args.queries) {
+    case 1: return attend<Element, 1>(args);
+    case 2: return attend<Element, 2>(args);
+    case 3: return attend<Element, 3>(args);
+    default: return attend<Element, 4>(args);
+  }
+}
+
+void attention(const AttentionArgs& args) {
+  switch (args.format) {
+    case KvFormat::f32: return attend_tile<float>(args);
+    case KvFormat::bf16: return attend_tile<std::uint16_t>(args);
+    case KvFormat::int8: return attend_tile<std::int8_t>(args);
+  }
+}
+
+}  // namespace

@@ -1,0 +1,113 @@
+// The contract of every kernel: one table of functions for each instruction set.
+//
+// The same templates (linear.h, attention.h, rows.h) are instantiated once per instruction set, over
+// the primitives of simd_<isa>.h, in isa_<isa>.cpp. Every reduction runs in an order fixed by the
+// position of its terms alone, so a result never depends on the tile or thread that computed it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace hasten {
+
+enum class Format { f32, bf16, int8, int4 };
+enum class KvFormat { f32, bf16, int8 };
+enum class Epilogue { store, add, silu_mul };
+
+inline constexpr int kPanelRows = 32;   // rows of a weight panel
+inline constexpr int kBlock = 32;       // columns a dot primitive consumes at once
+inline constexpr int kKvBlock = 32;     // positions of a KV block
+inline constexpr int kQueryTile = 4;    // queries of one kv head that attention handles together
+
+// A weight matrix in panels of 32 rows, columns padded to a multiple of 32 for integer formats.
+//   f32, bf16   per panel: [column][32 rows]
+//   int8        per panel and group: 32 half-precision scales, then per 4 columns
+//               [32 rows][4 columns] of code + 128
+//   int4        per panel and group: 32 scales, 32 minimums if it has them, then per 4 columns
+//               [16 rows][4 columns]: low nibbles are rows 0-15, high nibbles rows 16-31
+struct MatrixView {
+  Format format;
+  bool minimum;
+  int rows, columns, padded, group;
+  const std::uint8_t* data;
+  std::size_t panel_bytes;
+};
+
+// Activations of several tokens as int8 codes with a scale per group of columns.
+struct QuantizedView {
+  std::int8_t* codes;     // [tokens][padded]
+  float* scales;          // [tokens][groups]
+  float* sums;            // [tokens][groups]: scale * (sum of codes), for minimums
+  std::int32_t* totals;   // [tokens][groups]: sum of codes, for constant zero points
+  int padded, group, groups;
+};
+
+struct LinearArgs {
+  MatrixView weight;
+  const float* x;         // [tokens][weight.columns], for f32 and bf16 weights
+  QuantizedView q;        // for integer weights; q.group divides weight.group
+  const float* bias;      // in panel order, or null
+  float* y;               // [tokens][y_width]
+  int y_width;
+  Epilogue epilogue;      // silu_mul: rows 0-15 of a panel are gates, 16-31 their factors
+};
+
+struct AttentionArgs {
+  const float* query[kQueryTile];  // each [head_dim]
+  float* out[kQueryTile];          // each [head_dim]
+  int length[kQueryTile];          // positions each query sees: 0 .. length - 1
+  int queries;
+  const std::int32_t* blocks;      // block table of the sequence
+  const std::uint8_t* cache;       // of this layer and kv head, block 0
+  std::size_t block_stride;        // bytes from a block to the next
+  KvFormat format;
+  int head_dim, padded_dim;
+  float scale;
+  float* scores;                   // scratch [queries][score_stride]
+  std::ptrdiff_t score_stride;
+};
+
+// Where the parts of one KV block of one head lie: keys [dim][32], values [32][padded_dim], and
+// for int8 32 key scales and 32 value scales (float).
+struct KvLayout {
+  std::size_t key_scales, values, value_scales, bytes;
+};
+
+inline std::size_t kv_element_bytes(KvFormat format) {
+  return format == KvFormat::f32 ? 4 : format == KvFormat::bf16 ? 2 : 1;
+}
+
+inline KvLayout kv_layout(KvFormat format, int dim, int padded_dim) {
+  const std::size_t element = kv_element_bytes(format);
+  const std::size_t scale_bytes = format == KvFormat::int8 ? kKvBlock * sizeof(float) : 0;
+  KvLayout layout{};
+  layout.key_scales = static_cast<std::size_t>(dim) * kKvBlock * element;
+  layout.values = layout.key_scales + scale_bytes;
+  layout.value_scales = layout.values + static_cast<std::size_t>(padded_dim) * kKvBlock * element;
+  layout.bytes = (layout.value_scales + scale_bytes + 63) / 64 * 64;
+  return layout;
+}
+
+struct Kernels {
+  const char* name;
+  // y for panels [panel_begin, panel_end) and tokens [token_begin, token_end).
+  void (*linear)(const LinearArgs&, int panel_begin, int panel_end, int token_begin, int token_end);
+  // One row of n values: y = x / sqrt(mean(x^2) + eps) * weight.
+  void (*rms_norm)(const float* x, const float* weight, float eps, int n, float* y);
+  // One row of n values into row `token` of q, zero-padded.
+  void (*quantize)(const float* x, int n, const QuantizedView& q, int token);
+  // y = gate / (1 + exp(-gate)) * up.
+  void (*silu_mul)(const float* gate, const float* up, int n, float* y);
+  void (*add)(const float* a, const float* b, int n, float* y);
+  void (*attention)(const AttentionArgs&);
+  // Integer multiply-adds (2 operations each) of `rounds` register-resident dot products.
+  double (*int8_probe)(long rounds);
+  double (*fp32_probe)(long rounds);
+};
+
+const Kernels* scalar_kernels();
+const Kernels* avx2_kernels();
+const Kernels* avx512_kernels();
+const Kernels* neon_kernels();
+
+}  // namespace hasten

@@ -1,0 +1,230 @@
+// y = x W^T over panels of 32 weight rows: lanes are rows, so each output adds its columns in order
+// and tiles of any size give the same bits.
+#pragma once
+
+#include "kernels.h"
+#include "math.h"
+
+namespace {
+
+using hasten::Epilogue;
+using hasten::Format;
+using hasten::kPanelRows;
+using hasten::LinearArgs;
+
+constexpr int kVectors = kPanelRows / Simd::width;  // vectors of a panel's rows
+constexpr int kPairs = kVectors / 2;                // int4: vectors p and p + kPairs share bytes
+
+template <int M>
+using Tile = Simd::F[M][kVectors];  // [token][rows of the panel]
+
+// Adds the bias, applies the epilogue and writes the rows of `panel` that exist.
+template <int M>
+void finish_tile(const LinearArgs& args, int panel, int token, Tile<M>& tile) {
+  using S = Simd;
+  const int first = panel * kPanelRows;
+  const bool gated = args.epilogue == Epilogue::silu_mul;
+  const int rows = gated ? kPanelRows / 2 : kPanelRows;
+  const int out_first = gated ? first / 2 : first;
+  const int count = args.y_width - out_first < rows ? args.y_width - out_first : rows;
+  for (int m = 0; m < M; ++m) {
+    if (args.bias != nullptr) {
+      for (int v = 0; v < kVectors; ++v) {
+        tile[m][v] = S::add(tile[m][v], S::load(args.bias + first + v * S::width));
+      }
+    }
+    alignas(64) float buffer[kPanelRows];
+    float* y = args.y + static_cast<std::ptrdiff_t>(token + m) * args.y_width + out_first;
+    float* target = count == rows ? y : buffer;
+    if (args.epilogue == Epilogue::add && target == buffer) {
+      for (int i = 0; i < count; ++i) buffer[i] = y[i];
+      for (int i = count; i < rows; ++i) buffer[i] = 0.0f;
+    }
+    for (int v = 0; v < rows / S::width; ++v) {
+      float* place = target + v * S::width;
+      switch (args.epilogue) {
+        case Epilogue::store: S::store(place, tile[m][v]); break;
+        case Epilogue::add: S::store(place, S::add(S::load(place), tile[m][v])); break;
+        case Epilogue::silu_mul:
+          S::store(place, S::mul(silu(tile[m][v]), tile[m][v + kVectors / 2]));
+          break;
+      }
+    }
+    if (target == buffer) {
+      for (int i = 0; i < count; ++i) y[i] = buffer[i];
+    }
+  }
+}
+
+template <class Element, int M>
+void float_tile(const LinearArgs& args, int panel, int token) {
+  using S = Simd;
+  const auto* w = reinterpret_cast<const Element*>(args.weight.data +
+                                                   panel * args.weight.panel_bytes);
+  const std::ptrdiff_t stride = args.weight.columns;
+  const float* x = args.x + token * stride;
+  Tile<M> tile;
+  for (int m = 0; m < M; ++m) {
+    for (int v = 0; v < kVectors; ++v) tile[m][v] = S::zero();
+  }
+  for (int k = 0; k < args.weight.columns; ++k) {
+    S::F column[kVectors];
+    for (int v = 0; v < kVectors; ++v) column[v] = S::load(w + k * kPanelRows + v * S::width);
+    for (int m = 0; m < M; ++m) {
+      const S::F value = S::set1(x[m * stride + k]);
+      for (int v = 0; v < kVectors; ++v) tile[m][v] = S::fma(column[v], value, tile[m][v]);
+    }
+  }
+  finish_tile<M>(args, panel, token, tile);
+}
+
+// The activations of M tokens, at column and group of the moment.
+template <int M>
+struct Activations {
+  const std::int8_t* codes[M];
+  const float* scales[M];
+  const float* sums[M];
+  const std::int32_t* totals[M];
+
+  Activations(const hasten::QuantizedView& q, int token) {
+    for (int m = 0; m < M; ++m) {
+      const std::ptrdiff_t row = token + m;
+      codes[m] = q.codes + row * q.padded;
+      scales[m] = q.scales + row * q.groups;
+      sums[m] = q.sums + row * q.groups;
+      totals[m] = q.totals + row * q.groups;
+    }
+  }
+  void advance(int columns) {
+    for (int m = 0; m < M; ++m) codes[m] += columns;
+  }
+};
+
+constexpr int kInt4Zero = 8, kInt8Zero = 128;
+
+template <int M, bool Minimum>
+void int4_tile(const LinearArgs& args, int panel, int token) {
+  using S = Simd;
+  const hasten::MatrixView& weight = args.weight;
+  const std::uint8_t* w = weight.data + panel * weight.panel_bytes;
+  Activations<M> x(args.q, token);
+  Tile<M> tile;
+  for (int m = 0; m < M; ++m) {
+    for (int v = 0; v < kVectors; ++v) tile[m][v] = S::zero();
+  }
+  const int parts = weight.group / args.q.group;     // activation groups in a weight group
+  const int blocks = args.q.group / hasten::kBlock;  // dot primitives in an activation group
+  for (int g = 0; g < args.q.groups; ) {
+    const auto* scales = reinterpret_cast<const std::uint16_t*>(w);
+    const auto* minimums = scales + kPanelRows;
+    w += kPanelRows * (Minimum ? 4 : 2);
+    for (int part = 0; part < parts; ++part, ++g) {
+      for (int p = 0; p < kPairs; ++p) {
+        S::I low[M], high[M];
+        for (int m = 0; m < M; ++m) {
+          low[m] = high[m] = S::set1_int(Minimum ? 0 : -kInt4Zero * x.totals[m][g]);
+        }
+        const std::int8_t* codes[M];
+        for (int m = 0; m < M; ++m) codes[m] = x.codes[m];
+        for (int b = 0; b < blocks; ++b) {
+          S::template dot_int4<M>(w + b * 512 + p * 4 * S::width, codes, low, high);
+          for (int m = 0; m < M; ++m) codes[m] += hasten::kBlock;
+        }
+        const S::F low_scale = S::load_half(scales + p * S::width);
+        const S::F high_scale = S::load_half(scales + (p + kPairs) * S::width);
+        for (int m = 0; m < M; ++m) {
+          const S::F scale = S::set1(x.scales[m][g]);
+          S::F& a = tile[m][p];
+          S::F& b = tile[m][p + kPairs];
+          a = S::fma(S::to_float(low[m]), S::mul(low_scale, scale), a);
+          b = S::fma(S::to_float(high[m]), S::mul(high_scale, scale), b);
+        }
+        if constexpr (Minimum) {
+          const S::F low_minimum = S::load_half(minimums + p * S::width);
+          const S::F high_minimum = S::load_half(minimums + (p + kPairs) * S::width);
+          for (int m = 0; m < M; ++m) {
+            const S::F sum = S::set1(x.sums[m][g]);
+            tile[m][p] = S::fma(low_minimum, sum, tile[m][p]);
+            tile[m][p + kPairs] = S::fma(high_minimum, sum, tile[m][p + kPairs]);
+          }
+        }
+      }
+      w += blocks * 512;
+      x.advance(args.q.group);
+    }
+  }
+  finish_tile<M>(args, panel, token, tile);
+}
+
+template <int M>
+void int8_tile(const LinearArgs& args, int panel, int token) {
+  using S = Simd;
+  const hasten::MatrixView& weight = args.weight;
+  const std::uint8_t* w = weight.data + panel * weight.panel_bytes;
+  Activations<M> x(args.q, token);
+  Tile<M> tile;
+  for (int m = 0; m < M; ++m) {
+    for (int v = 0; v < kVectors; ++v) tile[m][v] = S::zero();
+  }
+  const int parts = weight.group / args.q.group;
+  const int blocks = args.q.group / hasten::kBlock;
+  for (int g = 0; g < args.q.groups; ) {
+    const auto* scales = reinterpret_cast<const std::uint16_t*>(w);
+    w += kPanelRows * 2;
+    for (int part = 0; part < parts; ++part, ++g) {
+      for (int v = 0; v < kVectors; ++v) {
+        S::I sum[M];
+        for (int m = 0; m < M; ++m) sum[m] = S::set1_int(-kInt8Zero * x.totals[m][g]);
+        const std::int8_t* codes[M];
+        for (int m = 0; m < M; ++m) codes[m] = x.codes[m];
+        for (int b = 0; b < blocks; ++b) {
+          S::template dot_int8<M>(w + b * 1024 + v * 4 * S::width, codes, sum);
+          for (int m = 0; m < M; ++m) codes[m] += hasten::kBlock;
+        }
+        const S::F row_scale = S::load_half(scales + v * S::width);
+        for (int m = 0; m < M; ++m) {
+          const S::F scale = S::mul(row_scale, S::set1(x.scales[m][g]));
+          tile[m][v] = S::fma(S::to_float(sum[m]), scale, tile[m][v]);
+        }
+      }
+      w += blocks * 1024;
+      x.advance(args.q.group);
+    }
+  }
+  finish_tile<M>(args, panel, token, tile);
+}
+
+template <int M>
+void one_tile(const LinearArgs& args, int panel, int token) {
+  switch (args.weight.format) {
+    case Format::f32: return float_tile<float, M>(args, panel, token);
+    case Format::bf16: return float_tile<std::uint16_t, M>(args, panel, token);
+    case Format::int8: return int8_tile<M>(args, panel, token);
+    case Format::int4:
+      return args.weight.minimum ? int4_tile<M, true>(args, panel, token)
+                                 : int4_tile<M, false>(args, panel, token);
+  }
+}
+
+// The largest tile that fits, again and again; the remainder takes smaller ones.
+template <int M>
+void all_tiles(const LinearArgs& args, int panel, int token, int token_end) {
+  for (; token + M <= token_end; token += M) one_tile<M>(args, panel, token);
+  if constexpr (M > 1) {
+    if (token < token_end) all_tiles<M / 2>(args, panel, token, token_end);
+  }
+}
+
+void linear(const LinearArgs& args, int panel_begin, int panel_end, int token_begin,
+            int token_end) {
+  const bool is_float = args.weight.format == Format::f32 || args.weight.format == Format::bf16;
+  for (int panel = panel_begin; panel < panel_end; ++panel) {
+    if (is_float) {
+      all_tiles<Simd::float_tile>(args, panel, token_begin, token_end);
+    } else {
+      all_tiles<Simd::tile>(args, panel, token_begin, token_end);
+    }
+  }
+}
+
+}  // namespace

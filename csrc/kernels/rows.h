@@ -1,0 +1,87 @@
+// Kernels that work on one row of activations at a time.
+#pragma once
+
+#include "kernels.h"
+#include "math.h"
+
+namespace {
+
+void rms_norm(const float* x, const float* weight, float eps, int n, float* y) {
+  using S = Simd;
+  S::F squares = S::zero();
+  int i = 0;
+  for (; i + S::width <= n; i += S::width) {
+    const S::F v = S::load(x + i);
+    squares = S::fma(v, v, squares);
+  }
+  float sum = S::reduce_add(squares);
+  for (; i < n; ++i) sum += x[i] * x[i];
+  const float inverse = 1.0f / __builtin_sqrtf(sum / static_cast<float>(n) + eps);
+  for (i = 0; i + S::width <= n; i += S::width) {
+    S::store(y + i, S::mul(S::mul(S::load(x + i), S::set1(inverse)), S::load(weight + i)));
+  }
+  for (; i < n; ++i) y[i] = x[i] * inverse * weight[i];
+}
+
+// One full group: scale = max |x| / 127, codes rounded to nearest.
+inline void quantize_group(const float* x, const hasten::QuantizedView& q, std::int8_t* codes,
+                           std::ptrdiff_t index) {
+  using S = Simd;
+  S::F largest = S::zero();
+  for (int i = 0; i < q.group; i += S::width) largest = S::max(largest, S::abs(S::load(x + i)));
+  const float amax = S::reduce_max(largest);
+  // Below the smallest normal number 127 / amax overflows; such a group is zero for all purposes.
+  const bool tiny = !(amax > 1e-30f);
+  const S::F inverse = S::set1(tiny ? 0.0f : 127.0f / amax);
+  S::I total = S::zero_int();
+  for (int i = 0; i < q.group; i += S::width) {
+    total = S::add_int(total, S::store_int8(codes + i, S::mul(S::load(x + i), inverse)));
+  }
+  const float scale = tiny ? 0.0f : amax / 127.0f;
+  q.totals[index] = S::reduce_add_int(total);
+  q.scales[index] = scale;
+  q.sums[index] = scale * static_cast<float>(q.totals[index]);
+}
+
+void quantize(const float* x, int n, const hasten::QuantizedView& q, int token) {
+  constexpr int kLargestGroup = 64;
+  std::int8_t* codes = q.codes + static_cast<std::ptrdiff_t>(token) * q.padded;
+  const std::ptrdiff_t first = static_cast<std::ptrdiff_t>(token) * q.groups;
+  for (int g = 0; g < q.groups; ++g) {
+    const int begin = g * q.group;
+    const int present = n - begin;
+    if (present >= q.group) {
+      quantize_group(x + begin, q, codes + begin, first + g);
+    } else {
+      alignas(64) float padded[kLargestGroup] = {};
+      for (int i = 0; i < present; ++i) padded[i] = x[begin + i];
+      quantize_group(padded, q, codes + begin, first + g);
+    }
+  }
+}
+
+void silu_mul(const float* gate, const float* up, int n, float* y) {
+  using S = Simd;
+  int i = 0;
+  for (; i + S::width <= n; i += S::width) {
+    S::store(y + i, S::mul(silu(S::load(gate + i)), S::load(up + i)));
+  }
+  if (i < n) {
+    alignas(64) float g[S::width] = {}, u[S::width] = {};
+    for (int j = i; j < n; ++j) {
+      g[j - i] = gate[j];
+      u[j - i] = up[j];
+    }
+    S::store(g, S::mul(silu(S::load(g)), S::load(u)));
+    for (int j = i; j < n; ++j) y[j] = g[j - i];
+  }
+}
+
+void add(const float* a, const float* b, int n, float* y) {
+  using S = Simd;
+  int i = 0;
+  for (; i + S::width <= n; i += S::width) S::store(y + i, S::add(S::load(a + i), S::load(b + i)));
+  for (; i < n; ++i) y[i] = a[i] + b[i];
+}
+
+}  // namespace

@@ -1,0 +1,282 @@
+// The Python binding: checks shapes and ranges, releases the GIL, and nothing else.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <optional>
+#include <stdexcept>
+
+#include "dispatch.h"
+#include "kv_cache.h"
+#include "matrix.h"
+#include "probes.h"
+#include "program.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace hasten;
+
+namespace {
+
+template <class T, std::size_t Dimensions>
+using Array = nb::ndarray<const T, nb::ndim<Dimensions>, nb::c_contig, nb::device::cpu>;
+using Rows = Array<std::int32_t, 1>;
+
+[[noreturn]] void reject(const std::string& what) { throw std::invalid_argument(what); }
+
+Format parse_format(const std::string& name) {
+  if (name == "f32") return Format::f32;
+  if (name == "bf16") return Format::bf16;
+  if (name == "int8") return Format::int8;
+  if (name == "int4") return Format::int4;
+  reject("unknown weight format '" + name + "'");
+}
+
+KvFormat parse_kv_format(const std::string& name) {
+  if (name == "f32") return KvFormat::f32;
+  if (name == "bf16") return KvFormat::bf16;
+  if (name == "int8") return KvFormat::int8;
+  reject("unknown KV format '" + name + "'");
+}
+
+Epilogue parse_epilogue(const std::string& name) {
+  if (name == "store") return Epilogue::store;
+  if (name == "add") return Epilogue::add;
+  if (name == "silu_mul") return Epilogue::silu_mul;
+  reject("unknown epilogue '" + name + "'");
+}
+
+std::shared_ptr<Matrix> make_matrix(const std::string& format, int rows, int columns, int group,
+                                    bool minimum) {
+  const Format kind = parse_format(format);
+  const bool integer = kind == Format::int8 || kind == Format::int4;
+  if (rows < 1 || columns < 1) reject("a matrix needs at least one row and column");
+  const int padded = (columns + kBlock - 1) / kBlock * kBlock;
+  if (integer && (group < kBlock || group % kBlock != 0 || padded % group != 0)) {
+    reject("the group must be a multiple of 32 that divides the padded columns");
+  }
+  if (!integer && group != 0) reject("float matrices have no groups");
+  if (minimum && kind != Format::int4) reject("only int4 matrices have minimums");
+  return std::make_shared<Matrix>(kind, rows, columns, group, minimum);
+}
+
+std::span<const std::int32_t> targets(const Matrix& matrix, const Rows& rows, std::size_t count) {
+  if (rows.shape(0) != count) reject("as many target rows as source rows are needed");
+  for (std::size_t i = 0; i < count; ++i) {
+    if (rows.data()[i] < 0 || rows.data()[i] >= matrix.view().rows) {
+      reject("target row out of range");
+    }
+  }
+  return {rows.data(), count};
+}
+
+void require_shape(std::size_t rows, std::size_t columns, std::size_t expected_rows, int expected) {
+  if (rows != expected_rows || columns != static_cast<std::size_t>(expected)) {
+    reject("array shape does not fit the matrix");
+  }
+}
+
+void require_format(const Matrix& matrix, Format format) {
+  if (matrix.view().format != format) reject("the matrix has another format");
+}
+
+void bind_matrix(nb::module_& m) {
+  nb::class_<Matrix>(m, "Matrix", "A weight matrix in the panels of the native kernels.")
+      .def(nb::new_(&make_matrix), "format"_a, "rows"_a, "columns"_a, "group"_a = 0,
+           "minimum"_a = false)
+      .def(
+          "place_float",
+          [](Matrix& self, Array<float, 2> values, Rows rows) {
+            if (self.view().group != 0) reject("the matrix has another format");
+            require_shape(values.shape(0), values.shape(1), values.shape(0), self.view().columns);
+            const auto target = targets(self, rows, values.shape(0));
+            nb::gil_scoped_release release;
+            self.place_float(values.data(), target);
+          },
+          "values"_a, "rows"_a, "Puts float32 row i at row rows[i] (f32 and bf16 matrices).")
+      .def(
+          "place_bf16",
+          [](Matrix& self, Array<std::uint16_t, 2> values, Rows rows) {
+            require_format(self, Format::bf16);
+            require_shape(values.shape(0), values.shape(1), values.shape(0), self.view().columns);
+            const auto target = targets(self, rows, values.shape(0));
+            nb::gil_scoped_release release;
+            self.place_bf16(values.data(), target);
+          },
+          "values"_a, "rows"_a, "Puts rows of bfloat16 bit patterns.")
+      .def(
+          "place_int8",
+          [](Matrix& self, Array<std::int8_t, 2> codes, Array<std::uint16_t, 2> scales, Rows rows) {
+            require_format(self, Format::int8);
+            const MatrixView& view = self.view();
+            require_shape(codes.shape(0), codes.shape(1), scales.shape(0), view.padded);
+            require_shape(scales.shape(0), scales.shape(1), codes.shape(0),
+                          view.padded / view.group);
+            const auto target = targets(self, rows, codes.shape(0));
+            nb::gil_scoped_release release;
+            self.place_int8(codes.data(), scales.data(), target);
+          },
+          "codes"_a, "scales"_a, "rows"_a, "Scales are half-precision bit patterns.")
+      .def(
+          "place_int4",
+          [](Matrix& self, Array<std::uint8_t, 2> codes, Array<std::uint16_t, 2> scales,
+             std::optional<Array<std::uint16_t, 2>> minimums, Rows rows) {
+            require_format(self, Format::int4);
+            const MatrixView& view = self.view();
+            if (minimums.has_value() != view.minimum) reject("minimums do not fit the matrix");
+            require_shape(codes.shape(0), codes.shape(1), scales.shape(0), view.padded / 2);
+            require_shape(scales.shape(0), scales.shape(1), codes.shape(0),
+                          view.padded / view.group);
+            if (minimums) {
+              require_shape(minimums->shape(0), minimums->shape(1), codes.shape(0),
+                            view.padded / view.group);
+            }
+            const auto target = targets(self, rows, codes.shape(0));
+            const std::uint16_t* low = minimums ? minimums->data() : nullptr;
+            nb::gil_scoped_release release;
+            self.place_int4(codes.data(), scales.data(), low, target);
+          },
+          "codes"_a, "scales"_a, "minimums"_a.none(), "rows"_a,
+          "Each row may be placed once; codes as in hasten.kernels.quantization.")
+      .def_prop_ro("nbytes", &Matrix::bytes)
+      .def_prop_ro("activation_group",
+                   [](const Matrix& self) {
+                     return self.view().group == 0 ? 0 : self.activation_group();
+                   },
+                   "Columns of activations that share a scale, 0 for float matrices.");
+}
+
+void bind_cache(nb::module_& m) {
+  nb::class_<KvCache>(m, "KvCache", "Keys and values in blocks of 32 positions.")
+      .def(nb::new_([](const std::string& format, int layers, int blocks, int kv_heads,
+                       int head_dim) {
+             if (layers < 1 || blocks < 1 || kv_heads < 1 || head_dim < 1 || head_dim > 512) {
+               reject("KV cache sizes out of range");
+             }
+             return std::make_shared<KvCache>(parse_kv_format(format), layers, blocks, kv_heads,
+                                              head_dim);
+           }),
+           "format"_a, "layers"_a, "blocks"_a, "kv_heads"_a, "head_dim"_a)
+      .def_prop_ro("nbytes", &KvCache::bytes);
+}
+
+void run_program(Program& program, Rows tokens, Rows positions, Rows starts,
+                 Array<std::int32_t, 2> tables, Rows logit_rows,
+                 nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> output) {
+  if (tokens.shape(0) != positions.shape(0)) reject("batch: tokens and positions differ in length");
+  if (starts.shape(0) < 2 || tables.shape(0) + 1 != starts.shape(0)) {
+    reject("batch: starts and block tables disagree on the number of sequences");
+  }
+  if (output.shape(0) != logit_rows.shape(0) ||
+      output.shape(1) != static_cast<std::size_t>(program.output_width())) {
+    reject("batch: the output array has the wrong shape");
+  }
+  Step step{};
+  step.tokens = tokens.data();
+  step.positions = positions.data();
+  step.starts = starts.data();
+  step.tables = tables.data();
+  step.logit_rows = logit_rows.data();
+  step.count = static_cast<int>(tokens.shape(0));
+  step.sequences = static_cast<int>(starts.shape(0)) - 1;
+  step.table_width = static_cast<int>(tables.shape(1));
+  step.selected = static_cast<int>(logit_rows.shape(0));
+  nb::gil_scoped_release release;
+  program.run(step, output.data());
+}
+
+void bind_program(nb::module_& m) {
+  nb::class_<Program>(m, "Program", "A lowered graph over numbered buffers.")
+      .def(nb::init<int, const std::string&, int, int, int>(), "threads"_a, "isa"_a,
+           "max_tokens"_a, "max_selected"_a, "max_context"_a)
+      .def("add_buffer", &Program::add_buffer, "width"_a, "selected"_a = false)
+      .def("add_quantized_buffer", &Program::add_quantized_buffer, "width"_a, "group"_a,
+           "selected"_a = false)
+      .def("add_output", &Program::add_output, "width"_a)
+      .def(
+          "set_rope",
+          [](Program& self, Array<float, 2> cosine, Array<float, 2> sine) {
+            if (cosine.shape(0) != sine.shape(0) || cosine.shape(1) != sine.shape(1)) {
+              reject("cosine and sine tables differ in shape");
+            }
+            self.set_rope(cosine.data(), sine.data(), static_cast<int>(cosine.shape(0)),
+                          static_cast<int>(cosine.shape(1)));
+          },
+          "cosine"_a, "sine"_a)
+      .def("set_cache", &Program::set_cache, "cache"_a)
+      .def("embed", &Program::embed, "matrix"_a, "out"_a)
+      .def(
+          "rms_norm",
+          [](Program& self, int in, Array<float, 1> weight, float eps, int out) {
+            self.rms_norm(in, weight.data(), static_cast<int>(weight.shape(0)), eps, out);
+          },
+          "source"_a, "weight"_a, "eps"_a, "out"_a)
+      .def("quantize", &Program::quantize, "source"_a, "out"_a)
+      .def(
+          "linear",
+          [](Program& self, int in, std::shared_ptr<Matrix> matrix, int out,
+             std::optional<Array<float, 1>> bias, const std::string& epilogue) {
+            std::vector<float> values;
+            if (bias) values.assign(bias->data(), bias->data() + bias->shape(0));
+            self.linear(in, std::move(matrix), out, std::move(values), parse_epilogue(epilogue));
+          },
+          "source"_a, "matrix"_a, "out"_a, "bias"_a.none() = nb::none(), "epilogue"_a = "store",
+          "The bias has one value a row, padded to whole panels of 32.")
+      .def("silu_mul", &Program::silu_mul, "gate"_a, "up"_a, "out"_a)
+      .def("add", &Program::add, "a"_a, "b"_a, "out"_a)
+      .def("rope", &Program::rope, "source"_a, "heads"_a, "out"_a)
+      .def("kv_write", &Program::kv_write, "key"_a, "value"_a, "layer"_a)
+      .def("rope_kv_write", &Program::rope_kv_write, "qkv"_a, "heads"_a, "layer"_a, "out"_a)
+      .def("attention", &Program::attention, "query"_a, "heads"_a, "layer"_a, "out"_a)
+      .def("select", &Program::select, "source"_a, "out"_a)
+      .def("run", &run_program, "tokens"_a, "positions"_a, "starts"_a, "block_tables"_a,
+           "logit_rows"_a, "output"_a, "Computes the batch into output [rows, width].")
+      .def_prop_ro("isa", [](const Program& self) { return self.kernels().name; })
+      .def_prop_ro("threads", &Program::threads)
+      .def_prop_ro("buffer_bytes", &Program::buffer_bytes);
+}
+
+int checked_threads(int threads) {
+  if (threads < 1 || threads > 1024) reject("threads must be between 1 and 1024");
+  return threads;
+}
+
+void bind_probes(nb::module_& m) {
+  m.def("compiled_isas", &compiled_isas, "Instruction sets of this build, best first.");
+  m.def("isas", &available_isas, "Instruction sets this machine can run, best first.");
+  m.def(
+      "stream_bandwidth",
+      [](int threads, int megabytes) {
+        if (megabytes < 1 || megabytes > 16384) reject("megabytes must be between 1 and 16384");
+        nb::gil_scoped_release release;
+        return stream_bandwidth(checked_threads(threads), megabytes);
+      },
+      "threads"_a, "megabytes"_a = 256, "Bytes a second read from memory.");
+  m.def(
+      "int8_rate",
+      [](int threads, const std::string& isa) {
+        nb::gil_scoped_release release;
+        return int8_rate(checked_threads(threads), isa);
+      },
+      "threads"_a, "isa"_a, "Integer operations a second, 2 a multiply-add.");
+  m.def(
+      "fp32_rate",
+      [](int threads, const std::string& isa) {
+        nb::gil_scoped_release release;
+        return fp32_rate(checked_threads(threads), isa);
+      },
+      "threads"_a, "isa"_a, "Float operations a second, 2 a multiply-add.");
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  m.doc() = "The native executor: packed weights, the KV cache, and programs over them.";
+  bind_matrix(m);
+  bind_cache(m);
+  bind_program(m);
+  bind_probes(m);
+}

@@ -1,0 +1,79 @@
+#include "probes.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <vector>
+
+#include "dispatch.h"
+#include "matrix.h"
+#include "threads.h"
+
+namespace hasten {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// The best of a few repetitions: others on the machine can only slow one down.
+constexpr int kRepetitions = 5;
+
+double rate(int threads, double (*probe)(long)) {
+  constexpr long kRounds = 300000;
+  ThreadPool pool(threads);
+  double best = 0;
+  for (int repetition = 0; repetition < kRepetitions; ++repetition) {
+    std::vector<double> done(threads);
+    const auto start = Clock::now();
+    pool.run([&](int thread) { done[thread] = probe(kRounds); });
+    double total = 0;
+    for (const double operations : done) total += 2 * operations;
+    best = std::max(best, total / seconds_since(start));
+  }
+  return best;
+}
+
+std::uint64_t read_all(const std::uint8_t* data, std::size_t bytes) {
+  std::uint64_t sums[8] = {};
+  for (std::size_t i = 0; i + 64 <= bytes; i += 64) {
+    std::uint64_t words[8];
+    std::memcpy(words, data + i, 64);
+    for (int j = 0; j < 8; ++j) sums[j] ^= words[j];
+  }
+  std::uint64_t all = 0;
+  for (const std::uint64_t sum : sums) all ^= sum;
+  return all;
+}
+
+}  // namespace
+
+double stream_bandwidth(int threads, int megabytes) {
+  const std::size_t share = (static_cast<std::size_t>(megabytes) << 20) / threads / 64 * 64;
+  std::vector<Memory> parts;
+  for (int i = 0; i < threads; ++i) parts.emplace_back(share);
+  ThreadPool pool(threads);
+  pool.run([&](int thread) { std::memset(parts[thread].data(), thread + 1, share); });
+  double best = 0;
+  for (int repetition = 0; repetition < kRepetitions; ++repetition) {
+    std::vector<std::uint64_t> keep(threads);
+    const auto start = Clock::now();
+    pool.run([&](int thread) { keep[thread] = read_all(parts[thread].data(), share); });
+    best = std::max(best, static_cast<double>(share) * threads / seconds_since(start));
+    volatile std::uint64_t sink = keep[0];
+    (void)sink;
+  }
+  return best;
+}
+
+double int8_rate(int threads, const std::string& isa) {
+  return rate(threads, kernels_for(isa)->int8_probe);
+}
+
+double fp32_rate(int threads, const std::string& isa) {
+  return rate(threads, kernels_for(isa)->fp32_probe);
+}
+
+}  // namespace hasten

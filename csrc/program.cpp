@@ -1,0 +1,306 @@
+#include "program.h"
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+
+#include "dispatch.h"
+#include "ops.h"
+
+namespace hasten {
+namespace {
+
+constexpr int kRangeTokens = 16;  // tokens of a sequence that attention takes together
+constexpr int kMaxHeadDim = 512;
+
+[[noreturn]] void reject(const std::string& what) { throw std::invalid_argument(what); }
+
+void require(bool fine, const char* what) {
+  if (!fine) reject(what);
+}
+
+int round_up(int value, int step) { return (value + step - 1) / step * step; }
+
+}  // namespace
+
+Program::Program(int threads, const std::string& isa, int max_tokens, int max_selected,
+                 int max_context)
+    : kernels_(kernels_for(isa)),
+      max_tokens_(max_tokens),
+      max_selected_(max_selected),
+      max_context_(max_context),
+      pool_(threads > 0 ? threads : throw std::invalid_argument("threads must be at least 1")) {
+  require(max_tokens > 0 && max_selected > 0 && max_context > 0, "limits must be at least 1");
+}
+
+float* Program::allocate(std::size_t floats) {
+  memories_.emplace_back(floats * sizeof(float));
+  buffer_bytes_ += floats * sizeof(float);
+  return reinterpret_cast<float*>(memories_.back().data());
+}
+
+int Program::add_buffer(int width, bool selected) {
+  require(width > 0, "a buffer needs a width of at least 1");
+  auto buffer = std::make_unique<Buffer>();
+  buffer->width = width;
+  buffer->selected = selected;
+  buffer->data = allocate(static_cast<std::size_t>(selected ? max_selected_ : max_tokens_) * width);
+  buffers_.push_back(std::move(buffer));
+  return static_cast<int>(buffers_.size()) - 1;
+}
+
+int Program::add_quantized_buffer(int width, int group, bool selected) {
+  require(width > 0, "a buffer needs a width of at least 1");
+  require(group == 32 || group == 64, "activation groups have 32 or 64 columns");
+  const int padded = round_up(round_up(width, kBlock), group);
+  const auto rows = static_cast<std::size_t>(selected ? max_selected_ : max_tokens_);
+  auto buffer = std::make_unique<Buffer>();
+  buffer->width = width;
+  buffer->selected = selected;
+  buffer->group = group;
+  QuantizedView& view = buffer->quantized;
+  view.padded = padded;
+  view.group = group;
+  view.groups = padded / group;
+  view.codes = reinterpret_cast<std::int8_t*>(allocate((rows * padded + 3) / 4));
+  view.scales = allocate(rows * view.groups);
+  view.sums = allocate(rows * view.groups);
+  view.totals = reinterpret_cast<std::int32_t*>(allocate(rows * view.groups));
+  buffers_.push_back(std::move(buffer));
+  return static_cast<int>(buffers_.size()) - 1;
+}
+
+int Program::add_output(int width) {
+  require(width > 0, "a buffer needs a width of at least 1");
+  auto buffer = std::make_unique<Buffer>();
+  buffer->width = width;
+  buffer->selected = true;
+  buffer->external = true;
+  buffers_.push_back(std::move(buffer));
+  return static_cast<int>(buffers_.size()) - 1;
+}
+
+int Program::output_width() const {
+  for (const auto& buffer : buffers_) {
+    if (buffer->external) return buffer->width;
+  }
+  return 0;
+}
+
+void Program::set_rope(const float* cosine, const float* sine, int positions, int half) {
+  const std::size_t size = static_cast<std::size_t>(positions) * half;
+  rope_ = Rope{{cosine, cosine + size}, {sine, sine + size}, positions, half};
+}
+
+void Program::set_cache(std::shared_ptr<KvCache> cache) { cache_ = std::move(cache); }
+
+const Buffer& Program::buffer(int id) const {
+  if (id < 0 || id >= static_cast<int>(buffers_.size())) {
+    reject("no buffer " + std::to_string(id));
+  }
+  return *buffers_[id];
+}
+
+const Buffer& Program::float_buffer(int id, int width) const {
+  const Buffer& found = buffer(id);
+  if (found.group != 0 || found.width != width) {
+    reject("buffer " + std::to_string(id) + " is not float of width " + std::to_string(width));
+  }
+  return found;
+}
+
+const KvCache& Program::cache(int layer) const {
+  require(cache_ != nullptr, "the program has no KV cache");
+  require(layer >= 0 && layer < cache_->layers(), "no such layer in the KV cache");
+  return *cache_;
+}
+
+void Program::embed(std::shared_ptr<Matrix> matrix, int out) {
+  auto op = std::make_unique<EmbedOp>();
+  op->out = &float_buffer(out, matrix->view().columns);
+  vocabulary_ = matrix->view().rows;
+  op->matrix = std::move(matrix);
+  push(std::move(op));
+}
+
+void Program::rms_norm(int in, const float* weight, int n, float eps, int out) {
+  auto op = std::make_unique<RmsNormOp>();
+  op->kernels = kernels_;
+  op->in = &float_buffer(in, n);
+  op->weight.assign(weight, weight + n);
+  op->eps = eps;
+  op->out = &buffer(out);
+  require(op->out->width == n && !op->out->external, "rms_norm: widths differ");
+  push(std::move(op));
+}
+
+void Program::quantize(int in, int out) {
+  auto op = std::make_unique<QuantizeOp>();
+  op->kernels = kernels_;
+  op->out = &buffer(out);
+  require(op->out->group > 0, "quantize needs a quantised output");
+  op->in = &float_buffer(in, op->out->width);
+  push(std::move(op));
+}
+
+void Program::linear(int in, std::shared_ptr<Matrix> matrix, int out, std::vector<float> bias,
+                     Epilogue epilogue) {
+  const MatrixView& view = matrix->view();
+  auto op = std::make_unique<LinearOp>();
+  op->kernels = kernels_;
+  op->in = &buffer(in);
+  const int group = view.group > 0 ? matrix->activation_group() : 0;
+  require(op->in->width == view.columns && op->in->group == group,
+          "linear: the input does not fit the matrix");
+  const bool gated = epilogue == Epilogue::silu_mul;
+  require(!gated || view.rows % kPanelRows == 0, "linear: gated rows must fill whole panels");
+  op->out = &buffer(out);
+  require(op->out->group == 0 && (gated ? 2 * op->out->width <= view.rows &&
+                                              2 * op->out->width + kPanelRows > view.rows
+                                        : op->out->width == view.rows),
+          "linear: the output does not fit the matrix");
+  require(bias.empty() || bias.size() == static_cast<std::size_t>(matrix->panels()) * kPanelRows,
+          "linear: the bias does not fit the matrix");
+  op->matrix = std::move(matrix);
+  op->bias = std::move(bias);
+  op->epilogue = epilogue;
+  push(std::move(op));
+}
+
+void Program::silu_mul(int gate, int up, int out) {
+  auto op = std::make_unique<SiluMulOp>();
+  op->kernels = kernels_;
+  op->gate = &buffer(gate);
+  op->up = &float_buffer(up, op->gate->width);
+  op->out = &float_buffer(out, op->gate->width);
+  push(std::move(op));
+}
+
+void Program::add(int a, int b, int out) {
+  auto op = std::make_unique<AddOp>();
+  op->kernels = kernels_;
+  op->a = &buffer(a);
+  op->b = &float_buffer(b, op->a->width);
+  op->out = &float_buffer(out, op->a->width);
+  push(std::move(op));
+}
+
+void Program::rope(int in, int heads, int out) {
+  auto op = std::make_unique<RopeOp>();
+  op->rope = &rope_;
+  op->in = &buffer(in);
+  require(heads > 0 && op->in->width % heads == 0, "rope: heads do not divide the width");
+  op->out = &float_buffer(out, op->in->width);
+  op->heads = heads;
+  op->head_dim = op->in->width / heads;
+  require(rope_.half > 0 && 2 * rope_.half <= op->head_dim, "rope: no tables of this size");
+  push(std::move(op));
+}
+
+void Program::kv_write(int key, int value, int layer) {
+  auto op = std::make_unique<KvWriteOp>();
+  op->cache = &cache(layer);
+  const int width = op->cache->kv_heads() * op->cache->head_dim();
+  op->key = &float_buffer(key, width);
+  op->value = &float_buffer(value, width);
+  op->layer = layer;
+  push(std::move(op));
+}
+
+void Program::rope_kv_write(int qkv, int heads, int layer, int out) {
+  auto op = std::make_unique<RopeKvWriteOp>();
+  op->rope = &rope_;
+  op->cache = &cache(layer);
+  const int dim = op->cache->head_dim();
+  require(dim <= kMaxHeadDim, "heads may have at most 512 dimensions");
+  require(rope_.half > 0 && 2 * rope_.half <= dim, "rope: no tables of this size");
+  op->qkv = &float_buffer(qkv, (heads + 2 * op->cache->kv_heads()) * dim);
+  op->out = &float_buffer(out, heads * dim);
+  op->heads = heads;
+  op->layer = layer;
+  push(std::move(op));
+}
+
+void Program::attention(int query, int heads, int layer, int out) {
+  auto op = std::make_unique<AttentionOp>();
+  op->kernels = kernels_;
+  op->cache = &cache(layer);
+  require(heads > 0 && heads % op->cache->kv_heads() == 0,
+          "attention: query heads must be a multiple of kv heads");
+  op->query = &float_buffer(query, heads * op->cache->head_dim());
+  op->out = &float_buffer(out, heads * op->cache->head_dim());
+  op->heads = heads;
+  op->layer = layer;
+  op->score_stride = round_up(max_context_, kKvBlock);
+  op->scale = 1.0f / std::sqrt(static_cast<float>(op->cache->head_dim()));
+  push(std::move(op));
+}
+
+void Program::select(int in, int out) {
+  auto op = std::make_unique<SelectOp>();
+  op->in = &buffer(in);
+  op->out = &float_buffer(out, op->in->width);
+  require(!op->in->selected && op->out->selected, "select goes from all rows to selected rows");
+  push(std::move(op));
+}
+
+void Program::check(const Step& step) const {
+  require(step.count > 0 && step.count <= max_tokens_, "batch: number of tokens out of range");
+  require(step.selected >= 0 && step.selected <= max_selected_,
+          "batch: number of logit rows out of range");
+  require(step.starts[0] == 0 && step.starts[step.sequences] == step.count,
+          "batch: starts must begin with 0 and end with the number of tokens");
+  const int context = rope_.positions > 0 ? std::min(max_context_, rope_.positions) : max_context_;
+  for (int s = 0; s < step.sequences; ++s) {
+    require(step.starts[s] < step.starts[s + 1], "batch: starts must rise");
+    for (int t = step.starts[s]; t < step.starts[s + 1]; ++t) {
+      const int position = step.positions[t];
+      require(step.tokens[t] >= 0 && step.tokens[t] < vocabulary_, "batch: token out of range");
+      require(position >= 0 && position < context, "batch: position out of range");
+      require(t == step.starts[s] || position == step.positions[t - 1] + 1,
+              "batch: positions of a sequence must follow each other");
+    }
+    if (cache_ == nullptr) continue;
+    const int used = step.positions[step.starts[s + 1] - 1] / kKvBlock + 1;
+    require(used <= step.table_width, "batch: block table too short");
+    for (int b = 0; b < used; ++b) {
+      require(step.table(s)[b] >= 0 && step.table(s)[b] < cache_->blocks(),
+              "batch: KV block out of range");
+    }
+  }
+  for (int i = 0; i < step.selected; ++i) {
+    require(step.logit_rows[i] >= 0 && step.logit_rows[i] < step.count,
+            "batch: logit row out of range");
+  }
+}
+
+void Program::run(Step& step, float* output) {
+  check(step);
+  if (counters_ == nullptr) {
+    counters_ = std::make_unique<std::atomic<int>[]>(ops_.size());
+    int widest = kQueryTile * round_up(max_context_, kKvBlock);
+    for (const auto& buffer : buffers_) widest = std::max(widest, buffer->width);
+    for (int i = 0; i < pool_.threads(); ++i) scratch_.push_back(allocate(widest));
+  }
+  for (const auto& buffer : buffers_) {
+    if (buffer->external) buffer->data = output;
+  }
+  step.owner.resize(step.count);
+  step.ranges.clear();
+  for (int s = 0; s < step.sequences; ++s) {
+    for (int t = step.starts[s]; t < step.starts[s + 1]; ++t) step.owner[t] = s;
+    for (int t = step.starts[s]; t < step.starts[s + 1]; t += kRangeTokens) {
+      step.ranges.push_back({s, t, std::min(t + kRangeTokens, step.starts[s + 1])});
+    }
+  }
+  std::reverse(step.ranges.begin(), step.ranges.end());
+  for (std::size_t i = 0; i < ops_.size(); ++i) counters_[i].store(0, std::memory_order_relaxed);
+  pool_.run([&](int thread) {
+    for (std::size_t i = 0; i < ops_.size(); ++i) {
+      ops_[i]->run(step, {thread, pool_.threads(), &counters_[i], scratch_[thread]});
+      pool_.barrier().wait();
+    }
+  });
+}
+
+}  // namespace hasten

@@ -1,0 +1,131 @@
+// A lowered graph: ops over numbered buffers, run in one call by a team of threads.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/kernels.h"
+#include "kv_cache.h"
+#include "matrix.h"
+#include "threads.h"
+
+namespace hasten {
+
+// One activation of every token (or, with `selected`, of every token whose logits are wanted).
+struct Buffer {
+  int width = 0;
+  bool selected = false;
+  bool external = false;  // the caller's output, bound at each run
+  int group = 0;          // 0: float [tokens][width]; else int8 codes in groups
+  float* data = nullptr;
+  QuantizedView quantized{};
+};
+
+struct Rope {
+  std::vector<float> cosine, sine;  // [positions][half]
+  int positions = 0, half = 0;
+};
+
+// Consecutive tokens of one sequence that attention handles together.
+struct TokenRange {
+  int sequence, begin, end;
+};
+
+// What one run computes; see hasten.types.Batch.
+struct Step {
+  const std::int32_t* tokens;
+  const std::int32_t* positions;
+  const std::int32_t* starts;
+  const std::int32_t* tables;
+  const std::int32_t* logit_rows;
+  int count, sequences, table_width, selected;
+  std::vector<std::int32_t> owner;   // sequence of each token
+  std::vector<TokenRange> ranges;    // latest first: they take longest
+  const std::int32_t* table(int sequence) const {
+    return tables + static_cast<std::ptrdiff_t>(sequence) * table_width;
+  }
+};
+
+// One thread's view of the op that runs.
+struct Worker {
+  int thread, threads;
+  std::atomic<int>* next;
+  float* scratch;
+
+  // Calls work(begin, end) for chunks of [0, items) until the team has done them all.
+  template <class Work>
+  void share(int items, int grain, Work work) const {
+    for (;;) {
+      const int begin = next->fetch_add(grain, std::memory_order_relaxed);
+      if (begin >= items) return;
+      work(begin, begin + grain < items ? begin + grain : items);
+    }
+  }
+};
+
+class Op {
+ public:
+  virtual ~Op() = default;
+  virtual void run(const Step& step, const Worker& worker) const = 0;
+};
+
+class Program {
+ public:
+  // max_tokens: most tokens of a run; max_context: positions of the longest sequence.
+  Program(int threads, const std::string& isa, int max_tokens, int max_selected, int max_context);
+
+  int add_buffer(int width, bool selected);
+  int add_quantized_buffer(int width, int group, bool selected);
+  int add_output(int width);
+  void set_rope(const float* cosine, const float* sine, int positions, int half);
+  void set_cache(std::shared_ptr<KvCache> cache);
+
+  void embed(std::shared_ptr<Matrix> matrix, int out);
+  void rms_norm(int in, const float* weight, int n, float eps, int out);
+  void quantize(int in, int out);
+  void linear(int in, std::shared_ptr<Matrix> matrix, int out, std::vector<float> bias,
+              Epilogue epilogue);
+  void silu_mul(int gate, int up, int out);
+  void add(int a, int b, int out);
+  void rope(int in, int heads, int out);
+  void kv_write(int key, int value, int layer);
+  void rope_kv_write(int qkv, int heads, int layer, int out);
+  void attention(int query, int heads, int layer, int out);
+  void select(int in, int out);
+
+  // Checks the whole batch before it computes anything; throws std::invalid_argument.
+  // output: [selected][width of the output buffer].
+  void run(Step& step, float* output);
+
+  const Kernels& kernels() const { return *kernels_; }
+  int threads() const { return pool_.threads(); }
+  std::size_t buffer_bytes() const { return buffer_bytes_; }
+  int output_width() const;
+
+ private:
+  const Buffer& buffer(int id) const;
+  const Buffer& float_buffer(int id, int width) const;
+  void check(const Step& step) const;
+  float* allocate(std::size_t floats);
+  void push(std::unique_ptr<Op> op) { ops_.push_back(std::move(op)); }
+  const KvCache& cache(int layer) const;
+
+  const Kernels* kernels_;
+  int max_tokens_, max_selected_, max_context_;
+  ThreadPool pool_;
+  std::vector<std::unique_ptr<Buffer>> buffers_;
+  std::vector<Memory> memories_;
+  std::size_t buffer_bytes_ = 0;
+  std::vector<float*> scratch_;
+  Rope rope_;
+  std::shared_ptr<KvCache> cache_;
+  int vocabulary_ = 0;
+  std::vector<std::unique_ptr<Op>> ops_;
+  std::unique_ptr<std::atomic<int>[]> counters_;
+};
+
+}  // namespace hasten
