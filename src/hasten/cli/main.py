@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -82,6 +83,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: The words after `hasten`; None takes those of the process.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # a terminal that cannot show a character is no error
+            stream.reconfigure(errors="replace")
     try:
         result = cli.main(
             args=None if arguments is None else list(arguments),

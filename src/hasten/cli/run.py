@@ -1,0 +1,116 @@
+"""`hasten run`: answer one prompt, or chat when none is given."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from hasten.cli.console import remark, write_json
+from hasten.cli.engine import Answer, generate, open_engine, prompt_ids, show, why_short
+from hasten.cli.options import engine_options, json_option, model_argument, sampling_options
+from hasten.errors import UsageError
+from hasten.types import EngineOptions, SamplingParams
+
+__all__ = ["command"]
+
+MAX_STDIN_CHARACTERS = 64 << 20
+
+
+@click.command(
+    epilog="Examples:\n\n"
+    "\b\n"
+    "  hasten run smollm2 'Why is the sky blue?'\n"
+    "  hasten run model.gguf --temperature 0.7 --top-p 0.9 --seed 1 'Tell a story'\n"
+    "  git diff | hasten run ./artefact --system 'Summarise this change.' --stats\n"
+    "  hasten run smollm2"
+)
+@model_argument
+@click.argument("prompt", required=False)
+@click.option("--system", metavar="TEXT", help="System message of the chat.")
+@click.option("--raw", is_flag=True, help="Continue the prompt as it is, without chat template.")
+@sampling_options
+@engine_options
+@click.option("--stats", is_flag=True, help="Print times and rates to stderr.")
+@json_option
+def command(
+    model: str,
+    prompt: str | None,
+    system: str | None,
+    raw: bool,
+    sampling: SamplingParams,
+    engine: EngineOptions,
+    stats: bool,
+    json_path: str | None,
+) -> None:
+    """Answer PROMPT with MODEL, token by token as they come.
+
+    Without PROMPT, or with -, the prompt is read from stdin; if stdin is a terminal, a chat begins.
+    """
+    if raw and system is not None:
+        raise click.UsageError("--system needs the chat template that --raw leaves out.")
+    interactive = prompt is None and sys.stdin is not None and sys.stdin.isatty()
+    if interactive and json_path is not None:
+        raise click.UsageError("--json needs a PROMPT; a chat has many answers.")
+    if prompt is None or prompt == "-":
+        prompt = None if interactive else _read_stdin()
+    for text in (prompt, system, *sampling.stop):
+        _check_text(text)
+    with open_engine(model, engine) as running:
+        if prompt is None:
+            from hasten.cli.chat import chat
+
+            chat(running, sampling, system=system, raw=raw, stats=stats)
+            return
+        messages = [{"role": "user", "content": prompt}]
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": system})
+        ids = prompt_ids(running.model, messages, raw=raw)
+        shown = _discard if json_path == "-" else show
+        answer = generate(running, ids, sampling, shown)
+    _finish(answer, sampling, stats, json_path)
+
+
+def _finish(answer: Answer, sampling: SamplingParams, stats: bool, json_path: str | None) -> None:
+    if json_path != "-":
+        click.echo()
+    if (why := why_short(answer, sampling)) is not None:
+        remark(why)
+    if stats:
+        remark(answer.describe())
+    if json_path is not None:
+        write_json(answer.as_dict(), json_path)
+    if answer.finish_reason == "cancelled":
+        raise KeyboardInterrupt
+
+
+def _discard(text: str) -> None:
+    """Show nothing: the text goes into the JSON document."""
+
+
+def _read_stdin() -> str:
+    """Read a prompt from a pipe, without the line end that `echo` adds."""
+    if sys.stdin is None:
+        raise UsageError("there is no PROMPT and stdin is closed", do="give PROMPT")
+    try:
+        text = sys.stdin.read(MAX_STDIN_CHARACTERS + 1)
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the prompt on stdin is not UTF-8 at byte {error.start}") from error
+    if len(text) > MAX_STDIN_CHARACTERS:
+        raise UsageError(
+            "the prompt on stdin is too long", allowed=f"at most {MAX_STDIN_CHARACTERS} characters"
+        )
+    text = text.removesuffix("\n")
+    if not text:
+        raise UsageError("stdin holds no prompt", do="give PROMPT or pipe a text")
+    return text
+
+
+def _check_text(text: str | None) -> None:
+    """Refuse bytes that are not UTF-8, which Python passes on as lone surrogates."""
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"a text is not UTF-8 at character {error.start}", do="pass UTF-8 text"
+        ) from error

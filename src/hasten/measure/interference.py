@@ -1,0 +1,79 @@
+"""Who else used the processor while something was measured, from /proc/stat.
+
+A benchmark that shared its cores measured its neighbours too. The kernel counts ticks of 10 ms, so
+windows under a second say little.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["CpuTimes", "Interference", "between", "read_cpu_times"]
+
+STAT = Path("/proc/stat")
+SHORTEST = 0.5  # seconds of all cores together: 50 ticks
+
+
+@dataclass(frozen=True, slots=True)
+class CpuTimes:
+    """Processor time since boot, in seconds over all cores.
+
+    Attributes:
+        busy: Spent on anything but idling, steal excluded.
+        idle: Idle or waiting for disks.
+        steal: Taken by the hypervisor for other machines.
+        own: Spent by this process.
+    """
+
+    busy: float
+    idle: float
+    steal: float
+    own: float
+
+
+@dataclass(frozen=True, slots=True)
+class Interference:
+    """Shares, in [0, 1], of all cores' time between two readings.
+
+    Attributes:
+        others: Used by other processes of this machine.
+        steal: Taken by the hypervisor.
+    """
+
+    others: float
+    steal: float
+
+
+def read_cpu_times(stat: Path = STAT) -> CpuTimes | None:
+    """Read the counters; None where the kernel does not show them."""
+    try:
+        with stat.open(encoding="ascii") as file:
+            name, *fields = file.readline().split()
+        user, nice, system, idle, iowait, irq, softirq, steal = (int(x) for x in fields[:8])
+    except (OSError, ValueError):
+        return None
+    if name != "cpu":
+        return None
+    ticks = os.sysconf("SC_CLK_TCK")
+    own = os.times()
+    return CpuTimes(
+        busy=(user + nice + system + irq + softirq) / ticks,
+        idle=(idle + iowait) / ticks,
+        steal=steal / ticks,
+        own=own.user + own.system,
+    )
+
+
+def between(before: CpuTimes | None, after: CpuTimes | None) -> Interference | None:
+    """Shares of the time between two readings; None if it is unknown or too short to tell."""
+    if before is None or after is None:
+        return None
+    busy = after.busy - before.busy
+    steal = after.steal - before.steal
+    total = busy + steal + after.idle - before.idle
+    if total < SHORTEST:
+        return None
+    others = busy - (after.own - before.own)
+    return Interference(others=min(1.0, max(0.0, others / total)), steal=max(0.0, steal / total))

@@ -1,0 +1,207 @@
+"""Metrics of single requests: one definition each, printed beside every figure.
+
+All times are seconds on one monotonic clock. A metric that a request does not define (TPOT of a
+single token, any latency of a failed request) is absent from the sample, never 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+from hasten.measure.statistics import Summary, summarize
+
+__all__ = [
+    "FORMULAS",
+    "Event",
+    "Record",
+    "Status",
+    "Throughput",
+    "decode_rate",
+    "e2e",
+    "itl",
+    "latencies",
+    "model_latency",
+    "prefill_rate",
+    "throughput",
+    "tokens_per_event",
+    "tpot",
+    "ttft",
+]
+
+Status = Literal["completed", "failed", "truncated"]
+
+FORMULAS = {
+    "ttft": "first event that carries a token - intended send",
+    "itl": "gap between consecutive output events that carry tokens; an event may carry several",
+    "tpot": "(last token - first token) / (tokens - 1) per request; undefined for one token",
+    "e2e": "last output event - intended send",
+    "model_latency": "sum over a request of the time inside the executor",
+    "requests_per_s": "completed requests / measured window",
+    "output_tokens_per_s": "output tokens of completed requests / measured window",
+    "total_tokens_per_s": "prompt and output tokens of completed requests / measured window",
+    "prefill_tokens_per_s": "sum of prompt tokens / sum of TTFT, over completed requests",
+    "decode_tokens_per_s": "sum of (tokens - 1) / sum of (last token - first token), "
+    "over completed requests with two tokens or more",
+    "window": "intended send of the first measured request to the end of the last one",
+    "intended_send": "closed loop of one: the moment the previous request ended",
+    "percentile": "linear interpolation between order statistics; null unless n reaches the count "
+    "that bounds it at 99 % confidence (p50 7, p90 44, p95 90, p99 459)",
+    "truncated": "requests that ended before the output asked for; they count in no metric",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One arrival of output.
+
+    Attributes:
+        time: When it arrived.
+        tokens: Tokens it carried; 0 for an event that only ends the request.
+        model_seconds: Time inside the executor for it.
+    """
+
+    time: float
+    tokens: int
+    model_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One request as it went; filled by the load, read by the metrics.
+
+    Attributes:
+        request_id: Names the request.
+        prompt_tokens: Length of the prompt.
+        intended_send: When it was to be sent, which is what latencies count from.
+        end: When it was over, well or not.
+        events: What arrived, in order.
+        status: "completed", "failed", or "truncated" (ended before the output asked for).
+        reason: Why it is not completed.
+    """
+
+    request_id: str
+    prompt_tokens: int
+    intended_send: float
+    end: float
+    events: tuple[Event, ...]
+    status: Status
+    reason: str | None = None
+
+    @property
+    def output_tokens(self) -> int:
+        """Tokens that all events carried."""
+        return sum(event.tokens for event in self.events)
+
+    @property
+    def token_events(self) -> tuple[Event, ...]:
+        """The events that carried tokens."""
+        return tuple(event for event in self.events if event.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Throughput:
+    """Completed work per second of the measured window; None for an empty window."""
+
+    requests_per_s: float | None
+    output_tokens_per_s: float | None
+    total_tokens_per_s: float | None
+
+
+def ttft(record: Record) -> float | None:
+    """Time to first token, in seconds."""
+    events = record.token_events
+    return events[0].time - record.intended_send if events else None
+
+
+def itl(record: Record) -> list[float]:
+    """Gaps between consecutive events that carry tokens, in seconds."""
+    times = [event.time for event in record.token_events]
+    return [later - earlier for earlier, later in pairwise(times)]
+
+
+def tpot(record: Record) -> float | None:
+    """Time per output token after the first, in seconds; None for fewer than two tokens."""
+    events = record.token_events
+    if record.output_tokens < 2:
+        return None
+    return (events[-1].time - events[0].time) / (record.output_tokens - 1)
+
+
+def e2e(record: Record) -> float | None:
+    """Time from the intended send to the last output event, in seconds."""
+    return record.events[-1].time - record.intended_send if record.events else None
+
+
+def model_latency(record: Record) -> float | None:
+    """Time inside the executor, in seconds."""
+    return sum(event.model_seconds for event in record.events) if record.events else None
+
+
+def latencies(records: Sequence[Record]) -> dict[str, Summary]:
+    """Summarise the latencies of the completed requests, in milliseconds.
+
+    Returns:
+        Summaries of "ttft", "tpot", "itl", "e2e" and "model_latency".
+    """
+    completed = _completed(records)
+    single: dict[str, Callable[[Record], float | None]] = {
+        "ttft": ttft,
+        "tpot": tpot,
+        "e2e": e2e,
+        "model_latency": model_latency,
+    }
+    samples = {
+        name: [value for record in completed if (value := metric(record)) is not None]
+        for name, metric in single.items()
+    }
+    samples["itl"] = [gap for record in completed for gap in itl(record)]
+    return {
+        name: summarize([1000 * value for value in samples[name]], "ms")
+        for name in ("ttft", "tpot", "itl", "e2e", "model_latency")
+    }
+
+
+def throughput(records: Sequence[Record], window: float) -> Throughput:
+    """Completed work over the measured window.
+
+    Args:
+        records: All requests of the window; failed and truncated ones count as time alone.
+        window: Seconds.
+    """
+    if window <= 0:
+        return Throughput(None, None, None)
+    completed = _completed(records)
+    output = sum(record.output_tokens for record in completed)
+    prompt = sum(record.prompt_tokens for record in completed)
+    return Throughput(len(completed) / window, output / window, (prompt + output) / window)
+
+
+def prefill_rate(records: Sequence[Record]) -> float | None:
+    """Prompt tokens per second until the first token; None without a completed request."""
+    firsts = [(record.prompt_tokens, ttft(record)) for record in _completed(records)]
+    seconds = sum(first for _, first in firsts if first is not None)
+    return sum(tokens for tokens, _ in firsts) / seconds if seconds > 0 else None
+
+
+def decode_rate(records: Sequence[Record]) -> float | None:
+    """Output tokens per second after the first; None if no request has two tokens."""
+    tokens, seconds = 0, 0.0
+    for record in _completed(records):
+        events = record.token_events
+        if record.output_tokens > 1:
+            tokens += record.output_tokens - 1
+            seconds += events[-1].time - events[0].time
+    return tokens / seconds if seconds > 0 else None
+
+
+def tokens_per_event(records: Sequence[Record]) -> float | None:
+    """Mean number of tokens that an output event carried, over completed requests."""
+    events = [event for record in _completed(records) for event in record.token_events]
+    return sum(event.tokens for event in events) / len(events) if events else None
+
+
+def _completed(records: Sequence[Record]) -> list[Record]:
+    return [record for record in records if record.status == "completed"]
