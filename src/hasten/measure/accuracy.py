@@ -7,11 +7,12 @@ memory does not grow with the sample.
 Neighbouring tokens are correlated, so intervals come from a block bootstrap: runs of 64
 consecutive positions are resampled, not single positions (Künsch, "The jackknife and the
 bootstrap for general stationary observations", Annals of Statistics 17, 1989; here with blocks
-that do not overlap and never cross a window). Intervals are percentiles of the resampled figures.
+that do not overlap).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,11 +22,11 @@ from numpy.typing import NDArray
 
 from hasten.errors import UsageError
 from hasten.measure.corpus import Windows
+from hasten.measure.statistics import Interval, bootstrap_mean
 
 __all__ = [
     "ACCURACY_FORMULAS",
     "Accuracy",
-    "Interval",
     "PairedSamples",
     "Reference",
     "Scorer",
@@ -59,35 +60,20 @@ class Scorer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Interval:
-    """A figure with its 95 % confidence interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def to_dict(self) -> dict[str, float | None]:
-        """As JSON: {"value", "low", "high"}; null where not finite, which JSON cannot say."""
-        return {name: _finite(getattr(self, name)) for name in ("value", "low", "high")}
-
-
-@dataclass(frozen=True, slots=True)
 class PairedSamples:
-    """One entry a scored position; all arrays float64 [n] but `block`, int64 [n].
+    """One entry a scored position, in the order of the text; all arrays float64 [n].
 
     Attributes:
         reference_loss: -ln p of the token that follows, by the reference.
         candidate_loss: The same by the candidate; infinite where its logits are not finite.
         kl: KL(reference || candidate) in nats.
         agree: 1 where both choose the same token, else 0.
-        block: Number of the block of consecutive positions that it belongs to.
     """
 
     reference_loss: NDArray[np.float64]
     candidate_loss: NDArray[np.float64]
     kl: NDArray[np.float64]
     agree: NDArray[np.float64]
-    block: NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,23 +81,21 @@ class Accuracy:
     """What a candidate loses against its reference, each figure with its interval."""
 
     tokens: int
-    blocks: int
     reference_perplexity: Interval
     perplexity: Interval
     perplexity_ratio: Interval
     kl: Interval
     top1_agreement: Interval
 
-    def to_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """As JSON, with the names that `ACCURACY_FORMULAS` explains."""
         return {
             "tokens": self.tokens,
-            "blocks": self.blocks,
-            "reference_perplexity": self.reference_perplexity.to_dict(),
-            "perplexity": self.perplexity.to_dict(),
-            "perplexity_ratio": self.perplexity_ratio.to_dict(),
-            "kl_divergence": self.kl.to_dict(),
-            "top1_agreement": self.top1_agreement.to_dict(),
+            "reference_perplexity": _as_json(self.reference_perplexity),
+            "perplexity": _as_json(self.perplexity),
+            "perplexity_ratio": _as_json(self.perplexity_ratio),
+            "kl_divergence": _as_json(self.kl),
+            "top1_agreement": _as_json(self.top1_agreement),
         }
 
 
@@ -148,20 +132,8 @@ class Reference:
             UsageError: The candidate's vocabulary has another size than the reference's.
         """
         parts: list[PairedSamples] = []
-        next_block = 0
         for index, window in enumerate(self.windows.ids):
-            samples = _compare_window(self._window(index), candidate, window)
-            block = next_block + np.arange(len(samples.kl)) // BLOCK
-            next_block = int(block[-1]) + 1
-            parts.append(
-                PairedSamples(
-                    samples.reference_loss,
-                    samples.candidate_loss,
-                    samples.kl,
-                    samples.agree,
-                    block,
-                )
-            )
+            parts.append(_compare_window(self._window(index), candidate, window))
             if on_progress is not None:
                 on_progress(len(window) - 1)
         return _concatenate(parts)
@@ -191,7 +163,7 @@ def _compare_window(reference: Logits, candidate: Scorer, window: Sequence[int])
 def compare_logits(
     reference: Logits, candidate: Logits, targets: NDArray[np.int64]
 ) -> PairedSamples:
-    """Compares two models' logits for the same positions (block 0 throughout).
+    """Compares two models' logits for the same positions.
 
     KL is taken as sum_v p_ref (x_ref - x_cand) - lse_ref + lse_cand, so that equal logits give
     exactly 0; what rounding leaves below 0 counts as 0.
@@ -236,7 +208,6 @@ def _compare_rows(
         candidate_loss=np.where(broken, np.inf, candidate_loss),
         kl=np.where(broken, np.inf, kl),
         agree=agree.astype(np.float64),
-        block=np.zeros(len(targets), dtype=np.int64),
     )
 
 
@@ -256,11 +227,10 @@ def _concatenate(parts: Sequence[PairedSamples]) -> PairedSamples:
         np.concatenate([part.candidate_loss for part in parts]),
         np.concatenate([part.kl for part in parts]),
         np.concatenate([part.agree for part in parts]),
-        np.concatenate([part.block for part in parts]),
     )
 
 
-def summarize(samples: PairedSamples, *, seed: int, resamples: int = 2000) -> Accuracy:
+def summarize(samples: PairedSamples, *, seed: int) -> Accuracy:
     """Means with 95 % block-bootstrap intervals.
 
     A sample with an infinite loss (logits that are not finite) has infinite figures and
@@ -269,48 +239,33 @@ def summarize(samples: PairedSamples, *, seed: int, resamples: int = 2000) -> Ac
     Args:
         samples: One entry a position.
         seed: Makes the intervals repeatable.
-        resamples: Bootstrap resamples.
     """
-    columns = np.stack(
-        [samples.reference_loss, samples.candidate_loss, samples.kl, samples.agree], axis=1
+    excess = samples.candidate_loss - samples.reference_loss
+    return Accuracy(
+        tokens=len(samples.kl),
+        reference_perplexity=_exp(_mean(samples.reference_loss, seed)),
+        perplexity=_exp(_mean(samples.candidate_loss, seed)),
+        perplexity_ratio=_exp(_mean(excess, seed)),
+        kl=_mean(samples.kl, seed),
+        top1_agreement=_mean(samples.agree, seed),
     )
-    means, resampled = _block_bootstrap(columns, samples.block, seed, resamples)
-    with np.errstate(over="ignore", invalid="ignore"):
-        figures = [
-            _interval(np.exp(means[0]), np.exp(resampled[:, 0])),
-            _interval(np.exp(means[1]), np.exp(resampled[:, 1])),
-            _interval(np.exp(means[1] - means[0]), np.exp(resampled[:, 1] - resampled[:, 0])),
-            _interval(means[2], resampled[:, 2]),
-            _interval(means[3], resampled[:, 3]),
-        ]
-    blocks = int(np.unique(samples.block).size)
-    return Accuracy(len(samples.kl), blocks, *figures)
 
 
-def _block_bootstrap(
-    columns: NDArray[np.float64], block: NDArray[np.int64], seed: int, resamples: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Means of the columns [c] and of each resample of whole blocks [resamples, c]."""
-    _, which = np.unique(block, return_inverse=True)
-    count = int(which.max()) + 1
-    sums = np.zeros((count, columns.shape[1]))
-    np.add.at(sums, which, columns)
-    sizes = np.bincount(which, minlength=count).astype(np.float64)
-    generator = np.random.default_rng(seed)
-    resampled = np.empty((resamples, columns.shape[1]))
-    with np.errstate(invalid="ignore"):
-        for i in range(resamples):
-            drawn = generator.integers(0, count, count)
-            resampled[i] = sums[drawn].sum(axis=0) / sizes[drawn].sum()
-    return columns.mean(axis=0), resampled
+def _mean(values: NDArray[np.float64], seed: int) -> Interval:
+    if np.isfinite(values).all():
+        return bootstrap_mean(values, block=BLOCK, seed=seed)
+    return Interval(math.inf, math.inf, math.inf, 0.95)
 
 
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None
+def _exp(interval: Interval) -> Interval:
+    """Percentile intervals keep their meaning under a function that grows."""
+    ends = (interval.estimate, interval.low, interval.high)
+    # e**700 is near the largest float64; a model that bad has no perplexity worth telling apart.
+    value, low, high = (math.exp(end) if end < 700 else math.inf for end in ends)
+    return Interval(value, low, high, interval.confidence)
 
 
-def _interval(value: float, resampled: NDArray[np.float64]) -> Interval:
-    if not (np.isfinite(value) and np.isfinite(resampled).all()):
-        return Interval(float("inf"), float("inf"), float("inf"))
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    return Interval(float(value), float(low), float(high))
+def _as_json(interval: Interval) -> dict[str, float | None]:
+    """JSON has no infinity: null stands for it."""
+    figures = interval.as_dict().items()
+    return {name: value if math.isfinite(value) else None for name, value in figures}

@@ -1,0 +1,245 @@
+"""Measures candidates with real engines, keeping an eye on memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hasten.errors import HastenError
+from hasten.measure.accuracy import Accuracy, Reference, summarize
+from hasten.measure.corpus import Windows
+from hasten.measure.load import run_closed_loop
+from hasten.measure.metrics import Record
+from hasten.measure.statistics import interleave
+from hasten.measure.workload import Item, Workload
+from hasten.optimize.candidates import Candidate, MatrixShapes, original, why_unfit
+from hasten.optimize.sensitivity import Part, bytes_saved, parts_of
+from hasten.optimize.speed import Duel, RequestShape, Timings, timings
+from hasten.types import Output, SamplingParams
+
+__all__ = ["EngineLaboratory", "Material", "RunningEngine"]
+
+
+class RunningEngine(Protocol):
+    """What the laboratory needs of `hasten.generation.Engine`."""
+
+    @property
+    def memory(self) -> Mapping[str, int]:
+        """Bytes of "weights", "kv_cache" and "buffers"."""
+        ...
+
+    @property
+    def formats(self) -> Mapping[str, str]:
+        """The format that each tensor runs in."""
+        ...
+
+    def score(self, token_ids: Sequence[int], /) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Logits of each position."""
+        ...
+
+    def generate(self, prompt: Sequence[int], sampling: SamplingParams, /) -> Iterator[Output]:
+        """One request."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What candidates are measured on.
+
+    Attributes:
+        calibration: Windows that the search looks at as often as it likes.
+        evaluation: Windows that only the last proof sees.
+        prompts: Prompts of the timed requests, one a round and one to warm up; all of one length.
+        shape: Lengths of the timed request.
+    """
+
+    calibration: Windows
+    evaluation: Windows
+    prompts: tuple[tuple[int, ...], ...]
+    shape: RequestShape
+
+
+class EngineLaboratory:
+    """A `Laboratory` of engines in this process; a context manager.
+
+    The original stays open; candidates are opened when they are measured and closed after. A race
+    whose engines do not fit into memory together is run in heats, the original in each.
+
+    Args:
+        open_engine: Makes an engine that runs the model as a candidate says.
+        shapes: The model's matrices.
+        vocab_size: Columns of a logits row.
+        material: Texts and prompts.
+        threads: Threads of the original.
+        memory_limit: Bytes that all engines and kept logits together may take.
+        seed: Of intervals and of the order in a race.
+    """
+
+    def __init__(
+        self,
+        open_engine: Callable[[Candidate], RunningEngine],
+        *,
+        shapes: MatrixShapes,
+        vocab_size: int,
+        material: Material,
+        threads: int,
+        memory_limit: int,
+        seed: int,
+    ) -> None:
+        self._open_engine = open_engine
+        self._shapes = shapes
+        self._vocab_size = vocab_size
+        self._material = material
+        self._threads = threads
+        self._memory_limit = memory_limit
+        self._seed = seed
+        self._began = time.perf_counter()
+        self._screened: dict[Candidate, Accuracy] = {}
+        self._memory: dict[Candidate, Mapping[str, int]] = {}
+        self._formats: dict[Candidate, Mapping[str, str]] = {}
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self._original = stack.enter_context(self._open(original(self._threads)))
+            self._calibration = self._reference(self._material.calibration)
+            self._evaluation = self._reference(self._material.evaluation)
+            one = self._material.calibration
+            first = Windows(one.name, one.digest, one.ids[:1], one.context)
+            self._glimpse = self._reference(first)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def why_unfit(self, candidate: Candidate) -> str | None:
+        """Why a group size does not fit the matrices, or None."""
+        return why_unfit(candidate.weights, self._shapes)
+
+    def screen(self, candidate: Candidate) -> Accuracy:
+        """Accuracy on the calibration text."""
+        if candidate not in self._screened:
+            self._screened[candidate] = self._compare(self._calibration, candidate)
+        return self._screened[candidate]
+
+    def glance(self, candidate: Candidate) -> float:
+        """KL on the first calibration window."""
+        return self._compare(self._glimpse, candidate).kl.estimate
+
+    def prove(self, candidate: Candidate) -> Accuracy:
+        """Accuracy on the evaluation text."""
+        return self._compare(self._evaluation, candidate)
+
+    def race(self, candidates: Sequence[Candidate], rounds: int) -> dict[Candidate, Duel]:
+        """Times candidates in interleaved rounds; the first is the original."""
+        found: dict[Candidate, Duel] = {}
+        for heat in self._heats(candidates[1:]):
+            measured = self._run_heat(candidates[0], heat, rounds)
+            before = measured[candidates[0]]
+            found |= {one: Duel(before, after) for one, after in measured.items()}
+        return found
+
+    def memory(self, candidate: Candidate) -> Mapping[str, int]:
+        """Bytes of weights, KV cache and buffers of a candidate that has been opened."""
+        return self._memory[candidate]
+
+    def weights_bytes(self, candidate: Candidate) -> int:
+        """Bytes of weights of a candidate that has been opened."""
+        return self._memory[candidate]["weights"]
+
+    def parts(self, base: Candidate, coarse: str) -> list[tuple[Part, int]]:
+        """The parts whose formats may be mixed, each with the bytes that `coarse` saves."""
+        parts = parts_of(self._shapes)
+        saved = bytes_saved(parts, self._shapes, self._formats[base], coarse)
+        return [(part, saved[part.name]) for part in parts]
+
+    def seconds(self) -> float:
+        """Seconds since the laboratory was made."""
+        return time.perf_counter() - self._began
+
+    def answers(self, engine: RunningEngine) -> NDArray[np.float32]:
+        """Logits of an engine on the first calibration window, to compare two engines bit by bit.
+
+        Returns:
+            float32 [n, vocab].
+        """
+        window = self._material.calibration.ids[0]
+        return np.concatenate([logits.copy() for _, logits in engine.score(window)])
+
+    def open(self, candidate: Candidate) -> RunningEngine:
+        """Opens a candidate; the caller closes it."""
+        return self._open(candidate)
+
+    def _open(self, candidate: Candidate) -> RunningEngine:
+        engine = self._open_engine(candidate)
+        self._memory[candidate] = dict(engine.memory)
+        self._formats[candidate] = dict(engine.formats)
+        return engine
+
+    def _reference(self, windows: Windows) -> Reference:
+        return Reference(
+            self._original,
+            windows,
+            vocab_size=self._vocab_size,
+            keep_bytes=self._memory_limit // 8,
+        )
+
+    def _compare(self, reference: Reference, candidate: Candidate) -> Accuracy:
+        with self._open(candidate) as engine:
+            return summarize(reference.compare(engine), seed=self._seed)
+
+    def _heats(self, candidates: Sequence[Candidate]) -> Iterator[list[Candidate]]:
+        """Splits a field so that each heat, with the original, fits into half the memory."""
+        room = self._memory_limit // 2
+        heat: list[Candidate] = []
+        used = 0
+        for candidate in candidates:
+            size = sum(self._memory[candidate].values())
+            if heat and used + size > room:
+                yield heat
+                heat, used = [], 0
+            heat.append(candidate)
+            used += size
+        yield heat
+
+    def _run_heat(
+        self, first: Candidate, heat: Sequence[Candidate], rounds: int
+    ) -> dict[Candidate, Timings]:
+        with ExitStack() as stack:
+            engines = {first: self._original}
+            engines |= {one: stack.enter_context(self._open(one)) for one in heat}
+            for engine in engines.values():
+                self._time(engine, self._material.prompts[0])
+            runs = {
+                candidate.label: self._timer(engine, rounds)
+                for candidate, engine in engines.items()
+            }
+            records = interleave(runs, rounds, self._seed)
+        shape = self._material.shape
+        return {one: timings(shape, records[one.label]) for one in engines}
+
+    def _timer(self, engine: RunningEngine, rounds: int) -> Callable[[], Record]:
+        """A function that times the next prompt each time it is called."""
+        prompts = self._material.prompts[1:]
+        turns = iter(prompts[index % len(prompts)] for index in range(rounds))
+        return lambda: self._time(engine, next(turns))
+
+    def _time(self, engine: RunningEngine, prompt: tuple[int, ...]) -> Record:
+        item = Item(prompt, self._material.shape.output_tokens)
+        result = run_closed_loop(engine, Workload("race", None, (), (item,)))
+        if result.interrupted:
+            raise KeyboardInterrupt
+        record = result.records[0]
+        if record.status != "completed":
+            raise HastenError(f"a timed request did not complete: {record.reason}")
+        return record

@@ -1,0 +1,368 @@
+"""The search: propose, measure accuracy and speed, refuse with reasons, choose.
+
+It knows nothing of engines: a `Laboratory` measures, so the decisions can be tested with made-up
+figures. Phases, cheap refusals first:
+
+1. *Screen* every weight format for accuracy on the calibration text.
+2. *Probe* the speed of those that may pass, in a short interleaved race with the original.
+3. *Mix*: where a format was refused for its accuracy and is smaller than the fastest that passed,
+   measure how sensitive each layer is to it and give it to the layers that bear it.
+4. *Vary* KV format and threads of the leader.
+5. *Final*: a longer race of the finalists with the original, and their accuracy on the
+   evaluation text, which no earlier phase has seen.
+
+The fastest finalist that is inside the budget with its interval, and faster than the original
+with its interval, wins. Without one the original does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from hasten.measure.accuracy import Accuracy
+from hasten.measure.statistics import Interval
+from hasten.optimize.candidates import Candidate, original, thread_counts, uniform_candidates
+from hasten.optimize.gate import Budget
+from hasten.optimize.sensitivity import Part, largest_admitted, measure_parts
+from hasten.optimize.speed import Duel, Timings, speedup
+
+__all__ = ["Laboratory", "Search", "SearchPlan", "Status", "Trial"]
+
+Status = Literal["original", "open", "refused", "passed", "chosen"]
+
+Progress = Callable[[str, float], None]
+"""Told what is being done, and the share of the whole search that is done."""
+
+_TIE = 0.02
+"""Medians nearer than this are taken as equally fast; the more accurate candidate is preferred."""
+
+_LEAST_SAVING = 0.03
+"""A mixture must promise at least this share of fewer weight bytes to be worth measuring."""
+
+_PHASES = {"screen": 0.0, "probe": 0.3, "mix": 0.4, "vary": 0.65, "race": 0.7, "prove": 0.88}
+
+
+class Laboratory(Protocol):
+    """What can be measured about a candidate."""
+
+    def why_unfit(self, candidate: Candidate) -> str | None:
+        """Why the candidate cannot run this model at all, or None."""
+        ...
+
+    def screen(self, candidate: Candidate) -> Accuracy:
+        """Accuracy against the original on the calibration text."""
+        ...
+
+    def glance(self, candidate: Candidate) -> float:
+        """KL from the original on a part of the calibration text."""
+        ...
+
+    def prove(self, candidate: Candidate) -> Accuracy:
+        """Accuracy against the original on the evaluation text."""
+        ...
+
+    def race(self, candidates: Sequence[Candidate], rounds: int) -> Mapping[Candidate, Duel]:
+        """Times the candidates in interleaved rounds; the first is the original."""
+        ...
+
+    def weights_bytes(self, candidate: Candidate) -> int:
+        """Bytes of weights the candidate reads; it has been screened or fits by its shapes."""
+        ...
+
+    def parts(self, base: Candidate, coarse: str) -> Sequence[tuple[Part, int]]:
+        """The parts whose formats may be mixed, each with the bytes that `coarse` saves."""
+        ...
+
+    def seconds(self) -> float:
+        """Seconds since the search began."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SearchPlan:
+    """How much is measured.
+
+    Attributes:
+        threads: Threads of the original and of the candidates.
+        formats: Weight formats to try.
+        probe_rounds: Rounds of the first race.
+        final_rounds: Rounds of the last race.
+        finalists: Weight formats that reach the last race.
+        mixed_seconds: Time for mixed precision; 0 leaves it out.
+        seed: Of bootstrap intervals.
+    """
+
+    threads: int
+    formats: tuple[str, ...]
+    probe_rounds: int = 3
+    final_rounds: int = 11
+    finalists: int = 3
+    mixed_seconds: float = 75.0
+    seed: int = 0
+
+
+@dataclass(slots=True)
+class Trial:
+    """What is known about a candidate so far; filled phase by phase.
+
+    Attributes:
+        candidate: What was tried.
+        status: "open" until it is decided.
+        reason: Why it was refused, or passed without being chosen.
+        screened: Accuracy on the calibration text.
+        proved: Accuracy on the evaluation text.
+        timings: From the last race in which it ran.
+        speedup: Over the original in the same race.
+        weights_bytes: Bytes of weights.
+    """
+
+    candidate: Candidate
+    status: Status = "open"
+    reason: str = ""
+    screened: Accuracy | None = None
+    proved: Accuracy | None = None
+    timings: Timings | None = None
+    speedup: Interval | None = None
+    weights_bytes: int | None = None
+
+    @property
+    def accuracy(self) -> Accuracy | None:
+        """The best evidence there is."""
+        return self.proved or self.screened
+
+    @property
+    def rank(self) -> float:
+        """For sorting, the fastest first: by speed-up, which holds across races; inf unknown."""
+        return float("inf") if self.speedup is None else -self.speedup.estimate
+
+    def refuse(self, reason: str) -> None:
+        """Takes the candidate out."""
+        self.status, self.reason = "refused", reason
+
+
+class Search:
+    """One search over one model.
+
+    Args:
+        laboratory: Measures candidates.
+        budget: What may be lost.
+        plan: How much to measure.
+        progress: Told what is being done.
+    """
+
+    def __init__(
+        self, laboratory: Laboratory, budget: Budget, plan: SearchPlan, progress: Progress
+    ) -> None:
+        self._lab = laboratory
+        self._budget = budget
+        self._plan = plan
+        self._progress = progress
+        self.original = Trial(original(plan.threads), status="original")
+        self.trials: list[Trial] = []
+        self.remarks: list[str] = []
+
+    def run(self) -> Trial:
+        """Searches and returns the winner, which may be the original."""
+        for name in self._plan.formats:
+            self._add(*uniform_candidates(self._plan.threads, [name]))
+        self._screen_all()
+        self._probe()
+        self._mix()
+        self._vary()
+        self._final()
+        return self._choose()
+
+    def best_so_far(self) -> Trial:
+        """The fastest that no measurement speaks against yet; for a search that was stopped."""
+        alive = [trial for trial in self._open() if trial.timings and trial.accuracy]
+        inside = [trial for trial in alive if self._inside(trial)]
+        return min([*inside, self.original], key=lambda trial: trial.rank)
+
+    def _screen_all(self) -> None:
+        waiting = self._open()
+        for index, trial in enumerate(waiting):
+            self._tell("screen", trial.candidate.label, index / len(waiting))
+            self._screen(trial)
+
+    def _probe(self) -> None:
+        contenders = self._open()
+        self._tell("probe", "the candidates inside the budget", 0)
+        if not contenders:
+            return
+        self._race(contenders, self._plan.probe_rounds)
+        for trial in contenders:
+            # A few rounds only tell a clear loss; the last race decides the rest.
+            if trial.speedup is not None and trial.speedup.high < 1:
+                trial.refuse(_not_faster(trial))
+        ranked = sorted(self._open(), key=lambda trial: trial.rank)
+        for trial in ranked[self._plan.finalists :]:
+            trial.refuse(_slower_than(trial, ranked[0]))
+
+    def _mix(self) -> None:
+        leader = self._leader()
+        if leader is None or self._plan.mixed_seconds <= 0:
+            return
+        coarse = self._coarser_format(leader)
+        if coarse is None:
+            return
+        parts = dict(self._lab.parts(leader.candidate, coarse))
+        saved = {part.name: count for part, count in parts.items()}
+        deadline = self._lab.seconds() + self._plan.mixed_seconds
+        label = f"sensitivity of each layer to {coarse}"
+
+        def go_on(done: float) -> bool:
+            self._tell("mix", label, done * 0.8)
+            return self._lab.seconds() < deadline
+
+        ordered = measure_parts(
+            list(parts),
+            leader.candidate,
+            coarse,
+            saved_bytes=saved,
+            divergence=self._lab.glance,
+            go_on=go_on,
+        )
+        if len(ordered) < len(parts):
+            self.remarks.append(
+                f"mixed precision: {len(ordered)} of {len(parts)} parts measured or worth it"
+            )
+        mixture = largest_admitted(ordered, leader.candidate, coarse, self._screen_admits)
+        if mixture is None:
+            self.remarks.append(f"mixed precision: no layer bears {coarse} inside the budget")
+            return
+        self._screen(self._add(mixture))
+
+    def _coarser_format(self, leader: Trial) -> str | None:
+        """The refused format that loses least of those clearly smaller than the leader."""
+        most = (1 - _LEAST_SAVING) * (leader.weights_bytes or 0)
+        smaller = [
+            trial
+            for trial in self.trials
+            if trial.status == "refused"
+            and trial.screened is not None
+            and not self._budget.admits(trial.screened)
+            and (trial.weights_bytes or 0) < most
+        ]
+        if not smaller:
+            return None
+        return min(smaller, key=_divergence).candidate.weights
+
+    def _screen_admits(self, candidate: Candidate) -> bool:
+        return self._budget.admits(self._lab.screen(candidate))
+
+    def _vary(self) -> None:
+        leader = self._leader()
+        if leader is None:
+            return
+        base = leader.candidate
+        variants = [base.with_kv("int8")]
+        variants += [base.with_threads(count) for count in thread_counts(base.threads)]
+        for index, candidate in enumerate(variants):
+            self._tell("vary", candidate.label, index / len(variants))
+            self._screen(self._add(candidate))
+
+    def _final(self) -> None:
+        finalists = self._open()
+        self._tell("race", f"{len(finalists)} finalists and the original", 0)
+        self._race(finalists, self._plan.final_rounds)
+        for trial in finalists:
+            if trial.speedup is None or trial.speedup.low <= 1:
+                trial.refuse(_not_faster(trial))
+        faster = sorted(self._open(), key=lambda trial: trial.rank)
+        for index, trial in enumerate(faster):
+            self._tell("prove", trial.candidate.label, index / len(faster))
+            trial.proved = self._lab.prove(trial.candidate)
+            outside = self._budget.why_refused(trial.proved)
+            if outside is not None:
+                trial.refuse(outside)
+            else:
+                trial.status = "passed"
+
+    def _choose(self) -> Trial:
+        passed = [trial for trial in self.trials if trial.status == "passed"]
+        self._progress("done", 1.0)
+        if not passed:
+            self.original.reason = "no candidate was both faster and inside the budget"
+            return self.original
+        fastest = min(trial.rank for trial in passed)
+        tied = [trial for trial in passed if trial.rank <= fastest * (1 - _TIE)]
+        winner = min(tied, key=_divergence)
+        winner.status, winner.reason = "chosen", "the fastest inside the budget"
+        for trial in passed:
+            if trial is not winner:
+                trial.reason = _slower_than(trial, winner)
+        return winner
+
+    def _race(self, trials: Sequence[Trial], rounds: int) -> None:
+        field = [self.original, *trials]
+        duels = self._lab.race([trial.candidate for trial in field], rounds)
+        for trial in field:
+            duel = duels[trial.candidate]
+            trial.timings, trial.speedup = duel.after, speedup(duel, seed=self._plan.seed)
+
+    def _screen(self, trial: Trial) -> None:
+        unfit = self._lab.why_unfit(trial.candidate)
+        if unfit is not None:
+            trial.refuse(unfit)
+            return
+        trial.screened = self._lab.screen(trial.candidate)
+        trial.weights_bytes = self._lab.weights_bytes(trial.candidate)
+        hopeless = self._budget.why_hopeless(trial.screened)
+        if hopeless is not None:
+            trial.refuse(hopeless)
+
+    def _add(self, candidate: Candidate) -> Trial:
+        trial = Trial(candidate)
+        self.trials.append(trial)
+        return trial
+
+    def _open(self) -> list[Trial]:
+        return [trial for trial in self.trials if trial.status == "open"]
+
+    def _leader(self) -> Trial | None:
+        """The fastest open candidate; those inside the budget on the calibration text first."""
+        ready = [trial for trial in self._open() if trial.timings]
+        return min(ready, key=lambda one: (not self._inside(one), one.rank), default=None)
+
+    def _inside(self, trial: Trial) -> bool:
+        return trial.accuracy is not None and self._budget.admits(trial.accuracy)
+
+    def _tell(self, phase: str, detail: str, share: float) -> None:
+        starts = [*_PHASES.values(), 1.0]
+        index = list(_PHASES).index(phase)
+        done = starts[index] + share * (starts[index + 1] - starts[index])
+        self._progress(f"{_VERBS[phase]} {detail}", done)
+
+
+_VERBS = {
+    "screen": "accuracy of",
+    "probe": "speed of",
+    "mix": "mixed precision:",
+    "vary": "variant",
+    "race": "race of",
+    "prove": "proof of",
+}
+
+
+def _divergence(trial: Trial) -> float:
+    return float("inf") if trial.accuracy is None else trial.accuracy.kl.estimate
+
+
+def _not_faster(trial: Trial) -> str:
+    ratio = trial.speedup
+    if ratio is None:
+        return "not timed"
+    return (
+        f"not faster than the original: {ratio.estimate:.2f} times its speed"
+        f" [{ratio.low:.2f}, {ratio.high:.2f}]"
+    )
+
+
+def _slower_than(trial: Trial, leader: Trial) -> str:
+    times = [0.0 if one.speedup is None else one.speedup.estimate for one in (trial, leader)]
+    return (
+        f"not the fastest: {times[0]:.2f} times the original's speed, against"
+        f" {times[1]:.2f} of {leader.candidate.label}"
+    )

@@ -1,0 +1,102 @@
+"""Figures and a laboratory made up for tests of the search; nothing here runs a model."""
+
+import math
+
+from hasten.measure.accuracy import Accuracy
+from hasten.measure.statistics import Interval
+from hasten.optimize.sensitivity import Part
+from hasten.optimize.speed import Duel, RequestShape, Timings
+
+SHAPE = RequestShape(128, 64)
+
+
+def interval(value, half=0.0):
+    return Interval(value, value - half, value + half, 0.95)
+
+
+def accuracy(*, kl=0.001, rise=0.1, disagreement=1.0, half=0.0):
+    """Losses as in a budget: nats, per cent, per cent; `half` widens each by this share of it."""
+    agreement = 1 - disagreement / 100
+    return Accuracy(
+        tokens=4096,
+        reference_perplexity=interval(15.0),
+        perplexity=interval(15.0 * (1 + rise / 100)),
+        perplexity_ratio=interval(1 + rise / 100, half * abs(rise) / 100),
+        kl=interval(kl, half * kl),
+        top1_agreement=interval(agreement, half * disagreement / 100),
+    )
+
+
+def timings(seconds, rounds=5):
+    return Timings(
+        SHAPE,
+        ttft=(seconds * 0.2,) * rounds,
+        tpot=(seconds * 0.8 / 63,) * rounds,
+        e2e=(seconds,) * rounds,
+    )
+
+
+class MadeUpLaboratory:
+    """Answers from a table by weight format; KV int8 and threads scale what the format gives.
+
+    `table` maps a format to (seconds, KL, bytes); every other loss follows from KL.
+    """
+
+    def __init__(self, table, *, original_seconds=1.0, half=0.1, kv_gain=0.95, unfit=()):
+        self.table = table
+        self.original_seconds = original_seconds
+        self.half = half
+        self.kv_gain = kv_gain
+        self.unfit = unfit
+        self.clock = 0.0
+        self.proved = []
+        self.screened = []
+        self.layer_cost = {}
+
+    def why_unfit(self, candidate):
+        return "does not fit" if candidate.weights in self.unfit else None
+
+    def kl_of(self, candidate):
+        kl = self.table[candidate.weights][1]
+        kl += sum(self.layer_cost.get(name, 0.001) for name, _ in candidate.overrides)
+        return kl * (1.1 if candidate.kv == "int8" else 1.0)
+
+    def measured(self, candidate):
+        kl = self.kl_of(candidate)
+        if math.isinf(kl):
+            return accuracy(kl=kl, rise=kl, disagreement=100)
+        return accuracy(kl=kl, rise=kl * 50, disagreement=min(kl * 350, 100), half=self.half)
+
+    def screen(self, candidate):
+        self.clock += 1
+        self.screened.append(candidate)
+        return self.measured(candidate)
+
+    def glance(self, candidate):
+        self.clock += 1
+        return self.kl_of(candidate)
+
+    def prove(self, candidate):
+        self.clock += 1
+        self.proved.append(candidate)
+        return self.measured(candidate)
+
+    def seconds_of(self, candidate):
+        if candidate.weights == "f32":
+            return self.original_seconds
+        seconds = self.table[candidate.weights][0] * (1 - 0.01 * len(candidate.overrides))
+        return seconds * (self.kv_gain if candidate.kv == "int8" else 1.0) / candidate.threads**0.5
+
+    def race(self, candidates, rounds):
+        self.clock += len(candidates) * rounds
+        before = timings(self.seconds_of(candidates[0]), rounds)
+        return {one: Duel(before, timings(self.seconds_of(one), rounds)) for one in candidates}
+
+    def weights_bytes(self, candidate):
+        return self.table[candidate.weights][2]
+
+    def parts(self, base, coarse):
+        return [(Part(f"layer {i}", (f"layers.{i}.w",)), 1 << 20) for i in range(8)]
+
+    def seconds(self):
+        return self.clock

@@ -1,0 +1,190 @@
+"""Decisions of the search, on made-up figures: what wins, what is refused, and why."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_up import MadeUpLaboratory
+
+from hasten.optimize.candidates import FORMATS
+from hasten.optimize.gate import Budget
+from hasten.optimize.search import Search, SearchPlan
+
+MIB = 1 << 20
+
+
+def search(laboratory, budget=None, **plan):
+    plan = {"threads": 2, "formats": tuple(laboratory.table), **plan}
+    made = Search(laboratory, budget or Budget(), SearchPlan(**plan), lambda *_: None)
+    return made, made.run()
+
+
+def refused(made):
+    return {one.candidate.weights: one.reason for one in made.trials if one.status == "refused"}
+
+
+figures = st.tuples(
+    st.floats(0.05, 3.0),
+    st.one_of(st.floats(0, 0.5), st.just(math.inf)),
+    st.integers(MIB, 500 * MIB),
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    table=st.dictionaries(st.sampled_from(FORMATS), figures, max_size=len(FORMATS)),
+    half=st.floats(0, 0.9),
+    kv_gain=st.floats(0.5, 2.0),
+    unfit=st.sets(st.sampled_from(FORMATS)),
+    threads=st.sampled_from([1, 2, 16]),
+)
+def test_whatever_the_figures_the_winner_is_inside_the_budget_and_not_slower(
+    table, half, kv_gain, unfit, threads
+):
+    laboratory = MadeUpLaboratory(table, half=half, kv_gain=kv_gain, unfit=unfit)
+    budget = Budget()
+    shares = []
+    made = Search(
+        laboratory,
+        budget,
+        SearchPlan(threads=threads, formats=tuple(table)),
+        lambda _, share: shares.append(share),
+    )
+    winner = made.run()
+    assert made.original.status == "original"
+    assert made.original.timings is not None
+    if winner is not made.original:
+        assert winner.status == "chosen"
+        assert budget.admits(winner.proved)
+        assert winner.speedup.low > 1
+        assert winner.candidate in laboratory.proved
+        for other in made.trials:
+            if other.status == "passed":
+                assert winner.timings.latency <= other.timings.latency * 1.03
+    for trial in made.trials:
+        assert trial.status in ("refused", "passed", "chosen")
+        assert trial.reason
+    assert len({trial.candidate.label for trial in made.trials}) == len(made.trials)
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+    assert all(0 <= share <= 1 for share in shares)
+
+
+def test_the_fastest_inside_the_budget_wins_and_the_faster_but_worse_is_named():
+    laboratory = MadeUpLaboratory(
+        {
+            "carried": (0.30, 0.004, 94 * MIB),
+            "int8": (0.35, 0.012, 134 * MIB),
+            "int4:64": (0.20, 0.284, 85 * MIB),
+            "bf16": (0.60, 0.0001, 268 * MIB),
+        },
+        kv_gain=1.2,
+    )
+    made, winner = search(laboratory, mixed_seconds=0)
+    assert winner.candidate.weights == "carried"
+    assert winner.candidate.threads == 2
+    reason = refused(made)["int4:64"]
+    assert "KL divergence 0.2840" in reason
+    assert "budget 0.0200" in reason
+
+
+def test_a_small_sample_makes_the_gate_stricter():
+    table = {"carried": (0.3, 0.015, 94 * MIB)}
+    _, sure = search(MadeUpLaboratory(table, half=0.1))
+    made, unsure = search(MadeUpLaboratory(table, half=0.5))
+    assert sure.candidate.weights == "carried"
+    assert unsure is made.original
+
+
+def test_slower_candidates_are_refused_with_their_figure_and_the_original_stays():
+    laboratory = MadeUpLaboratory({"int8": (2.0, 0.001, 134 * MIB)}, original_seconds=1.0)
+    made, winner = search(laboratory)
+    assert winner is made.original
+    assert "faster" in winner.reason
+    assert refused(made)["int8"].startswith("not faster than the original: 0.71 times")
+
+
+def test_an_unfit_format_is_refused_before_anything_is_measured():
+    laboratory = MadeUpLaboratory(
+        {"int4:128": (0.1, 0.001, MIB), "int8": (0.5, 0.001, 2 * MIB)}, unfit={"int4:128"}
+    )
+    made, winner = search(laboratory)
+    assert refused(made)["int4:128"] == "does not fit"
+    assert winner.candidate.weights == "int8"
+    assert all(candidate.weights != "int4:128" for candidate in laboratory.screened)
+
+
+def test_mixed_precision_gives_the_coarse_format_to_the_layers_that_bear_it():
+    laboratory = MadeUpLaboratory(
+        {"int8": (0.5, 0.002, 100 * MIB), "int4:64": (0.3, 0.28, 60 * MIB)}, kv_gain=1.1
+    )
+    laboratory.layer_cost = {f"layers.{i}.w": 0.1 if i in (0, 7) else 0.001 for i in range(8)}
+    made, winner = search(laboratory)
+    assert winner.candidate.mixed == "int8 with int4:64 in 6 parts"
+    assert {name for name, _ in winner.candidate.overrides} == {
+        f"layers.{i}.w" for i in range(1, 7)
+    }
+    assert set(dict(winner.candidate.overrides).values()) == {"int4:64"}
+    assert "int4:64" in refused(made)
+
+
+def test_mixed_precision_stops_when_its_time_is_over():
+    laboratory = MadeUpLaboratory(
+        {"int8": (0.5, 0.002, 100 * MIB), "int4:64": (0.3, 0.28, 60 * MIB)}
+    )
+    made, _ = search(laboratory, mixed_seconds=3.0)
+    assert made.remarks == ["mixed precision: 3 of 8 parts measured or worth it"]
+
+
+def test_no_mixture_is_tried_when_the_coarse_format_saves_nothing():
+    laboratory = MadeUpLaboratory(
+        {"carried": (0.5, 0.002, 100 * MIB), "int4:64": (0.3, 0.28, 99 * MIB)}
+    )
+    made, _ = search(laboratory)
+    assert not any(trial.candidate.mixed for trial in made.trials)
+
+
+def test_fewer_threads_win_where_more_of_them_hinder():
+    class Contended(MadeUpLaboratory):
+        def seconds_of(self, candidate):
+            return super().seconds_of(candidate) * (2 if candidate.threads > 1 else 1)
+
+    laboratory = Contended({"int8": (0.3, 0.001, MIB)}, original_seconds=2.0)
+    _, winner = search(laboratory)
+    assert winner.candidate.threads == 1
+
+
+def test_equally_fast_candidates_are_told_apart_by_accuracy():
+    laboratory = MadeUpLaboratory({"carried": (0.3, 0.004, 94 * MIB)}, kv_gain=0.995)
+    _, winner = search(laboratory)
+    assert winner.candidate.kv == "bf16"
+
+
+def test_a_candidate_that_passes_the_screen_still_has_to_pass_the_proof():
+    class Overfitted(MadeUpLaboratory):
+        def prove(self, candidate):
+            self.table = {"carried": (0.3, 0.1, 94 * MIB)}
+            return super().prove(candidate)
+
+    made, winner = search(Overfitted({"carried": (0.3, 0.001, 94 * MIB)}))
+    assert winner is made.original
+    assert "KL divergence 0.1" in refused(made)["carried"]
+
+
+def test_a_stopped_search_knows_its_best_so_far():
+    class Interrupted(MadeUpLaboratory):
+        def prove(self, candidate):
+            raise KeyboardInterrupt
+
+    laboratory = Interrupted({"carried": (0.3, 0.001, 94 * MIB), "int4:64": (0.2, 0.3, MIB)})
+    made = Search(
+        laboratory,
+        Budget(),
+        SearchPlan(threads=2, formats=tuple(laboratory.table)),
+        lambda *_: None,
+    )
+    assert made.best_so_far() is made.original
+    with pytest.raises(KeyboardInterrupt):
+        made.run()
+    assert made.best_so_far().candidate.weights == "carried"
