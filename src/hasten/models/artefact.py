@@ -1,0 +1,282 @@
+"""An artefact: what `hasten optimize` writes, a model directory with quantised matrices.
+
+It holds ``config.json`` in Hugging Face style, whose ``quantization_config`` names the quantised
+tensors; ``model.safetensors``, where a quantised matrix W lies as "W.codes" (U8 for int4, I8 for
+int8), "W.scales" and, where it has them, "W.minimums" (F16) in the layout of
+`hasten.kernels.quantization`; the tokenizer's files; and ``recipe.json``, how it was made.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hasten.errors import ModelFileError, UnsupportedModelError, UsageError
+from hasten.kernels.quantization import BLOCK, QuantizedMatrix
+from hasten.models.config import ModelConfig
+from hasten.models.fields import naming_file, read_number
+from hasten.models.huggingface import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    dense_tensor,
+    directory_text_parts,
+    read_config,
+    text_files,
+)
+from hasten.models.inventory import check_inventory, tensor_shapes
+from hasten.models.json_file import read_json_object
+from hasten.models.model import Model
+from hasten.models.safetensors import StoredArray, read_safetensors, write_safetensors
+from hasten.models.weights import DenseTensor, QuantizedTensor, StoredTensor
+
+__all__ = ["RECIPE_FILE", "is_artefact", "load_artefact", "write_artefact"]
+
+RECIPE_FILE: Final = "recipe.json"
+
+_METHOD = "hasten"
+_VERSION = 1
+
+_STORABLE = "quantised matrices (int4, int8, Q4_0, Q4_1, Q8_0), float32, float16 and bfloat16"
+
+_Weight = QuantizedMatrix | StoredTensor | NDArray[Any]
+
+
+def is_artefact(config: Mapping[str, Any]) -> bool:
+    """Whether the content of a config.json is that of an artefact."""
+    quantization = config.get("quantization_config")
+    return isinstance(quantization, dict) and quantization.get("quant_method") == _METHOD
+
+
+def write_artefact(
+    directory: Path,
+    model: Model,
+    tensors: Mapping[str, _Weight],
+    recipe: Mapping[str, Any],
+) -> None:
+    """Writes a model with other weights; it appears under its name only when it is complete.
+
+    Args:
+        directory: Where. An artefact that is there already is replaced.
+        model: Gives configuration, tokenizer and chat template.
+        tensors: Every tensor that the configuration implies, by name: quantised, as float32 or
+            float16 array, or as a model stores it if that is one of these or bfloat16.
+        recipe: How it was made; goes into recipe.json.
+
+    Raises:
+        UsageError: `directory` is something else than an artefact or cannot be written, or a tensor
+            has a type that cannot be stored.
+        ModelFileError: A tensor is missing, superfluous or of another shape.
+    """
+    stored = {name: _as_stored(name, weight) for name, weight in tensors.items()}
+    check_inventory(model.config, stored)
+    _refuse_overwriting(directory)
+    with _appearing(directory) as unfinished:
+        write_safetensors(unfinished / WEIGHTS_FILE, _arrays(stored))
+        model.text.save(unfinished)
+        _write_json(unfinished / CONFIG_FILE, _config_values(model.config, stored))
+        _write_json(unfinished / RECIPE_FILE, recipe)
+
+
+def load_artefact(directory: Path, name: str) -> Model:
+    """Reads what `write_artefact` wrote.
+
+    Args:
+        directory: The artefact.
+        name: The model's name.
+
+    Raises:
+        ModelFileError: A file is missing or contradicts itself or another.
+        UnsupportedModelError: Another version of Hasten wrote it in a way this one does not read.
+    """
+    config_path, weights_path = directory / CONFIG_FILE, directory / WEIGHTS_FILE
+    values = read_json_object(config_path)
+    with naming_file(config_path):
+        quantised = _quantised_names(values.pop("quantization_config"))
+    config = read_config(directory, values)
+    arrays = dict(read_safetensors(weights_path))
+    with naming_file(weights_path):
+        shapes = tensor_shapes(config)
+        weights: dict[str, StoredTensor] = {}
+        for tensor, layout in quantised.items():
+            shape = shapes.get(tensor, ())
+            if len(shape) != 2:
+                raise ModelFileError(f"{tensor!r} is listed as quantised, but it is no matrix")
+            weights[tensor] = _take_matrix(tensor, (shape[0], shape[1]), layout, arrays)
+        weights |= {rest: dense_tensor(rest, array) for rest, array in arrays.items()}
+        return Model(
+            name=name,
+            path=directory,
+            config=config,
+            weights=weights,
+            files=[config_path, weights_path, *text_files(directory)],
+            text=directory_text_parts(directory),
+            recipe=read_json_object(directory / RECIPE_FILE),
+        )
+
+
+def _as_stored(name: str, weight: _Weight) -> DenseTensor | QuantizedTensor:
+    if isinstance(weight, QuantizedMatrix):
+        return QuantizedTensor(name, weight)
+    if isinstance(weight, DenseTensor | QuantizedTensor):
+        return weight
+    if isinstance(weight, StoredTensor):
+        matrix = weight.quantized()
+        return _as_dense(weight) if matrix is None else QuantizedTensor(name, matrix)
+    if weight.dtype == np.float32:
+        return DenseTensor(name, "F32", weight)
+    if weight.dtype == np.float16:
+        return DenseTensor(name, "F16", weight)
+    raise UsageError(f"tensor {name!r} cannot be stored as {weight.dtype}", allowed=_STORABLE)
+
+
+def _as_dense(tensor: StoredTensor) -> DenseTensor:
+    """An F32, F16 or BF16 tensor of a GGUF file; the way through float32 keeps every bit."""
+    values = tensor.to_float32()
+    match tensor.encoding:
+        case "F32":
+            return DenseTensor(tensor.name, "F32", values)
+        case "F16":
+            return DenseTensor(tensor.name, "F16", values.astype(np.float16))
+        case "BF16":
+            bits = (values.view(np.uint32) >> 16).astype(np.uint16)
+            return DenseTensor(tensor.name, "BF16", bits)
+    raise UsageError(
+        f"tensor {tensor.name!r} cannot be stored as {tensor.encoding}", allowed=_STORABLE
+    )
+
+
+def _arrays(stored: Mapping[str, DenseTensor | QuantizedTensor]) -> dict[str, StoredArray]:
+    arrays: dict[str, StoredArray] = {}
+    for name, tensor in stored.items():
+        if isinstance(tensor, DenseTensor):
+            arrays[name] = StoredArray(tensor.encoding, tensor.data)
+        else:
+            matrix = tensor.quantized()
+            arrays[name + ".codes"] = StoredArray("U8" if matrix.bits == 4 else "I8", matrix.codes)
+            arrays[name + ".scales"] = StoredArray("F16", matrix.scales)
+            if matrix.minimums is not None:
+                arrays[name + ".minimums"] = StoredArray("F16", matrix.minimums)
+    return arrays
+
+
+def _config_values(config: ModelConfig, stored: Mapping[str, StoredTensor]) -> dict[str, Any]:
+    matrices = {name: tensor.quantized() for name, tensor in stored.items()}
+    layouts = {
+        name: {"bits": matrix.bits, "group": matrix.group}
+        for name, matrix in matrices.items()
+        if matrix is not None
+    }
+    quantization = {"quant_method": _METHOD, "version": _VERSION, "tensors": layouts}
+    return config.to_huggingface() | {"quantization_config": quantization}
+
+
+def _quantised_names(quantization: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    version = read_number(quantization, "version", int)
+    if version != _VERSION:
+        raise UnsupportedModelError(
+            f"artefact version {version}", allowed=str(_VERSION), do="update Hasten"
+        )
+    layouts = quantization.get("tensors")
+    if not isinstance(layouts, dict) or not all(isinstance(one, dict) for one in layouts.values()):
+        raise ModelFileError("quantization_config.tensors is no object of objects")
+    return layouts
+
+
+def _take_matrix(
+    name: str, shape: tuple[int, int], layout: Mapping[str, Any], arrays: dict[str, StoredArray]
+) -> QuantizedTensor:
+    """Moves the parts of a quantised matrix out of `arrays`, after checking type and shape."""
+    bits, group = read_number(layout, "bits", int), read_number(layout, "group", int)
+    padded = -(-shape[1] // BLOCK) * BLOCK
+    if bits not in (4, 8) or group < BLOCK or group % BLOCK or padded % group:
+        raise ModelFileError(
+            f"tensor {name!r} of {shape[1]} columns has {bits} bits in groups of {group}",
+            allowed=f"4 or 8 bits in groups that are multiples of {BLOCK} and divide {padded}",
+        )
+    groups = (shape[0], padded // group)
+    if bits == 8:
+        codes = _take(arrays, name + ".codes", "I8", (shape[0], padded))
+        scales = _take(arrays, name + ".scales", "F16", groups)
+        return QuantizedTensor(name, QuantizedMatrix(8, shape, group, codes, scales))
+    codes = _take(arrays, name + ".codes", "U8", (shape[0], padded // 2))
+    scales = _take(arrays, name + ".scales", "F16", groups)
+    minimums = None
+    if name + ".minimums" in arrays:
+        minimums = _take(arrays, name + ".minimums", "F16", groups)
+    return QuantizedTensor(name, QuantizedMatrix(4, shape, group, codes, scales, minimums))
+
+
+def _take(
+    arrays: dict[str, StoredArray], name: str, dtype: str, shape: tuple[int, ...]
+) -> NDArray[Any]:
+    if name not in arrays:
+        raise ModelFileError(f"tensor {name!r} is missing")
+    array = arrays.pop(name)
+    if array.dtype != dtype or array.data.shape != shape:
+        raise ModelFileError(
+            f"tensor {name!r} is {array.dtype} {list(array.data.shape)}",
+            allowed=f"{dtype} {list(shape)}",
+        )
+    # Native kernels read whole elements; a foreign writer may have placed them at any byte.
+    return np.require(array.data, requirements=["C", "A"])
+
+
+def _refuse_overwriting(directory: Path) -> None:
+    if not directory.exists() and not directory.is_symlink():
+        return
+    if directory.is_dir() and not directory.is_symlink():
+        if not any(directory.iterdir()):
+            return
+        config = directory / CONFIG_FILE
+        if config.is_file() and is_artefact(read_json_object(config)):
+            return
+    raise UsageError(
+        f"{directory} exists and is no artefact, so it is not overwritten",
+        do="choose another directory",
+    )
+
+
+@contextmanager
+def _appearing(directory: Path) -> Iterator[Path]:
+    """A fresh directory beside `directory` that takes its name in the end, or vanishes."""
+    parent = directory.absolute().parent
+    unfinished = None
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=parent))
+        new = unfinished / "new"
+        new.mkdir()
+        yield new
+        _exchange(directory, new, unfinished / "old")
+    except OSError as error:
+        raise UsageError(
+            f"{directory}: cannot be written ({error.strerror or error})",
+            do="choose a directory with enough space and the right to write",
+        ) from error
+    finally:
+        if unfinished is not None:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _exchange(directory: Path, new: Path, old: Path) -> None:
+    if directory.exists():
+        directory.rename(old)
+    try:
+        new.rename(directory)
+    except OSError:
+        if old.exists():
+            old.rename(directory)
+        raise
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")

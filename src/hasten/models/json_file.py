@@ -1,0 +1,58 @@
+"""JSON objects from files that are not trusted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hasten.errors import ModelFileError
+
+__all__ = ["parse_json_object", "read_json_object"]
+
+_MAX_BYTES = 64 << 20
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of at most 64 MiB.
+
+    Raises:
+        ModelFileError: The file cannot be read, is too large, or holds no JSON object.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise ModelFileError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if len(content) > _MAX_BYTES:
+        raise ModelFileError(f"{path}: larger than {_MAX_BYTES} bytes")
+    return parse_json_object(content, str(path))
+
+
+def parse_json_object(content: bytes, source: str) -> dict[str, Any]:
+    """The object in JSON text; a key that appears twice is refused.
+
+    Args:
+        content: UTF-8 text.
+        source: What it is called in errors.
+
+    Raises:
+        ModelFileError: The text is no JSON object.
+    """
+    try:
+        value = json.loads(content.decode(), object_pairs_hook=_distinct)
+    except (ValueError, RecursionError) as error:  # JSON, Unicode and digit-limit errors
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise ModelFileError(f"{source}: not valid JSON ({reason})") from error
+    if not isinstance(value, dict):
+        raise ModelFileError(f"{source}: holds {type(value).__name__}, not a JSON object")
+    return value
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} appears twice")
+        found[key] = value
+    return found
