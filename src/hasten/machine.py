@@ -30,8 +30,6 @@ __all__ = [
 
 ROOT = Path("/")
 VECTOR_FLAGS = re.compile(r"(sse|ssse|avx|fma|f16c|amx|asimd|neon|sve|sme|i8mm|bf16|fphp).*|pni")
-PROBE_MEGABYTES = 256
-PROBE_REPEATS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,20 +95,23 @@ class Rates:
 
     Attributes:
         threads: Threads that ran at once.
+        isa: Instruction set that counted operations.
         bandwidth: Bytes read from memory per second.
         int8: Integer operations per second, a multiply-add counting as two.
         fp32: Floating-point operations per second, counted likewise.
     """
 
     threads: int
+    isa: str
     bandwidth: float
     int8: float
     fp32: float
 
-    def as_dict(self) -> dict[str, float]:
+    def as_dict(self) -> dict[str, object]:
         """JSON-ready values with their units in the names."""
         return {
             "threads": self.threads,
+            "isa": self.isa,
             "bandwidth_bytes_per_s": self.bandwidth,
             "int8_operations_per_s": self.int8,
             "fp32_operations_per_s": self.fp32,
@@ -170,13 +171,14 @@ def memory_limit(root: Path = ROOT) -> int:
     return min([_memory_total(root), *limits])
 
 
-def measure_rates(threads: int, *, megabytes: int = PROBE_MEGABYTES) -> Rates:
+def measure_rates(threads: int, isa: str | None = None, *, megabytes: int = 256) -> Rates:
     """Measure what `threads` threads reach together; takes about a second.
 
     Each probe runs several times and the best counts, since whatever else runs can only slow it.
 
     Args:
         threads: How many threads to use.
+        isa: Instruction set to count operations with; None takes the best of this machine.
         megabytes: Size of the memory that is streamed; it must be far larger than the caches.
 
     Raises:
@@ -188,12 +190,13 @@ def measure_rates(threads: int, *, megabytes: int = PROBE_MEGABYTES) -> Rates:
         raise HastenError(
             f"the C++ extension cannot be loaded ({error})", do="install Hasten again"
         ) from error
-    repeats = range(PROBE_REPEATS)
+    used = isa or _native.isas()[0]
     return Rates(
         threads=threads,
-        bandwidth=max(_native.stream_bandwidth(threads, megabytes) for _ in repeats),
-        int8=max(_native.int8_rate(threads) for _ in repeats),
-        fp32=max(_native.fp32_rate(threads) for _ in repeats),
+        isa=used,
+        bandwidth=_native.stream_bandwidth(threads, megabytes),
+        int8=_native.int8_rate(threads, used),
+        fp32=_native.fp32_rate(threads, used),
     )
 
 
