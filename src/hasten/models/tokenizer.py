@@ -1,0 +1,171 @@
+"""Text to token ids and back, on Hugging Face's `tokenizers`.
+
+The library does the work; this module keeps what the library leaves to its callers: which tokens
+end a generation, and that the text of a special token does not act as one where it must not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Self
+
+from hasten.errors import UsageError
+from hasten.models.detokenizer import Detokenizer
+from hasten.models.tokenizer_files import Parts, read_parts, write_parts
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+    from tokenizers import Tokenizer as Backend
+
+__all__ = ["Detokenizer", "Tokenizer"]
+
+# Tokens that end a turn or a text in the families that use them; llama.cpp keeps the same list
+# (src/llama-vocab.cpp, special_eog_ids). They count only where they are special tokens.
+_END_TOKENS = {
+    *("<|endoftext|>", "<|im_end|>", "<|end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>"),
+    *("<|return|>", "<|call|>", "<end_of_turn>", "<end_of_utterance>", "<eos>", "</s>"),
+    *("<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<｜end▁of▁sentence｜>"),
+}
+
+
+class Tokenizer:
+    """A vocabulary with its rules; safe to use from several threads.
+
+    Args:
+        parts: The vocabulary and its special tokens. Truncation and padding of its backend are
+            switched off: nothing is ever cut silently.
+
+    Attributes:
+        vocab_size: One more than the largest id.
+        bos_id: The token that begins a text, None where the model has none.
+        eos_ids: Every token that ends a generation: those that the files declare, and special
+            tokens with a name that is known to.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self._backend = backend = parts.backend
+        backend.no_truncation()
+        backend.no_padding()
+        added = backend.get_added_tokens_decoder()
+        texts = {i: token.content for i, token in added.items() if token.special}
+        self._special_ids = frozenset(texts)
+        self._unknown = parts.special.get("unk_token")
+        self.vocab_size: int = max(backend.get_vocab_size(), max(added, default=-1) + 1)
+        self.bos_id = parts.special.get("bos_token")
+        self.eos_ids = parts.end_ids | _known_ends(texts)
+        self._parts = Parts(backend, parts.special, self.eos_ids)
+        self._prefix, self._suffix = _template(backend)
+        self._lock = Lock()
+
+    @classmethod
+    def from_directory(cls, path: Path | str) -> Self:
+        """Reads the tokenizer of a Hugging Face directory.
+
+        `tokenizer.json` is the tokenizer; `tokenizer_config.json` and `special_tokens_map.json`
+        name its special tokens, `generation_config.json` and `config.json` those that end a
+        generation.
+
+        Raises:
+            ModelFileError: There is no tokenizer, or its files contradict themselves.
+        """
+        return cls(read_parts(Path(path)))
+
+    @classmethod
+    def from_gguf(cls, metadata: Mapping[str, Any]) -> Self:
+        """Builds the tokenizer that a GGUF's metadata describes.
+
+        Raises:
+            ModelFileError: The metadata hold no tokenizer, or one that contradicts itself.
+            UnsupportedModelError: A tokenizer model or pre-tokenizer that is not known here.
+        """
+        from hasten.models.gguf_tokenizer import build
+
+        return cls(build(metadata))
+
+    def encode(
+        self, text: str, *, add_special: bool = True, parse_special: bool = True
+    ) -> list[int]:
+        """Returns the tokens of a text.
+
+        Args:
+            text: Any text without lone surrogates.
+            add_special: Add the tokens that the model expects around a text (BOS, EOS).
+            parse_special: Let the text of a special token ("<|im_end|>") stand for that token.
+                False takes it for the ordinary text that it is, as text of a user should be.
+
+        Raises:
+            UsageError: The text holds a lone surrogate.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"the text holds the lone surrogate U+{ord(text[error.start]):04X} at character "
+                f"{error.start}, which no UTF-8 text can hold",
+                do="decode the text's bytes with errors='replace'",
+            ) from error
+        with self._lock:
+            self._backend.encode_special_tokens = not parse_special
+            encoding = self._backend.encode(text, add_special_tokens=False)
+        ids: list[int] = encoding.ids
+        if not parse_special and not self._special_ids.isdisjoint(ids):
+            ids = self._as_text(encoding)
+        return [*self._prefix, *ids, *self._suffix] if add_special else ids
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+        """Returns the text of tokens; ids that the vocabulary does not hold leave none."""
+        return str(self._backend.decode(list(ids), skip_special_tokens=skip_special))
+
+    def detokenizer(self, *, skip_special: bool = True) -> Detokenizer:
+        """Returns a decoder for one sequence whose tokens come one by one.
+
+        Raises:
+            UnsupportedModelError: The tokenizer has a decoder that cannot be followed so.
+        """
+        return Detokenizer(self._backend, self._special_ids if skip_special else frozenset())
+
+    def save(self, directory: Path | str) -> None:
+        """Writes the tokenizer in files that `from_directory` and transformers read as the same.
+
+        Files: tokenizer.json, tokenizer_config.json, and generation_config.json (which holds the
+        tokens that end a generation) where the directory has none yet.
+        """
+        with self._lock:
+            write_parts(self._parts, Path(directory))
+
+    def _as_text(self, encoding: Encoding) -> list[int]:
+        """The ids of an encoding, with special tokens that ordinary text produced spelled out.
+
+        Unigram vocabularies list control tokens among the words, so their text can come out as
+        them even when special tokens are not looked for. Each is cut after its first character
+        then, which no vocabulary joins again.
+        """
+        ids: list[int] = []
+        for i, token in zip(encoding.ids, encoding.tokens, strict=True):
+            if i not in self._special_ids or i == self._unknown:
+                ids.append(i)
+            else:
+                for part in (token[:1], token[1:]):
+                    ids += [t.id for t in self._backend.model.tokenize(part)]
+        return ids
+
+
+def _known_ends(texts: Mapping[int, str]) -> frozenset[int]:
+    """Ids of special tokens, given by id, whose text is known to end a generation."""
+    names = _END_TOKENS & set(texts.values())
+    if {"<|return|>", "<|call|>"} <= names:
+        names -= {"<|end|>"}  # in gpt-oss it ends one message of several
+    return frozenset(i for i, text in texts.items() if text in names)
+
+
+def _template(backend: Backend) -> tuple[list[int], list[int]]:
+    """The tokens that the model expects before and after a text."""
+    for probe in ("a", " ", "0", "\n"):
+        encoding = backend.encode(probe)
+        ids, mask = encoding.ids, encoding.special_tokens_mask
+        if 0 in mask:
+            first, last = mask.index(0), len(mask) - mask[::-1].index(0)
+            return ids[:first], ids[last:]
+    return backend.encode("").ids, []
