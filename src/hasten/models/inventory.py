@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import TypeVar
 
 from hasten.errors import ModelFileError
 from hasten.models.config import ModelConfig
+from hasten.models.graph import Embed, Graph, Linear, RmsNorm
 from hasten.models.weights import StoredTensor
 
 __all__ = ["check_inventory", "tensor_shapes"]
@@ -17,31 +19,21 @@ _IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a Llama-family model, in the order it uses them."""
-    hidden, inner = config.hidden_size, config.intermediate_size
-    queries = config.num_heads * config.head_dim
-    keys = config.num_kv_heads * config.head_dim
-    matrices = {
-        "self_attn.q_proj": (queries, hidden),
-        "self_attn.k_proj": (keys, hidden),
-        "self_attn.v_proj": (keys, hidden),
-        "self_attn.o_proj": (hidden, queries),
-        "mlp.gate_proj": (inner, hidden),
-        "mlp.up_proj": (inner, hidden),
-        "mlp.down_proj": (hidden, inner),
-    }
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
-    for layer in range(config.num_layers):
-        prefix = f"model.layers.{layer}."
-        shapes[prefix + "input_layernorm.weight"] = (hidden,)
-        shapes[prefix + "post_attention_layernorm.weight"] = (hidden,)
-        for name, shape in matrices.items():
-            shapes[f"{prefix}{name}.weight"] = shape
-            if config.mlp_bias if name.startswith("mlp.") else config.attention_bias:
-                shapes[f"{prefix}{name}.bias"] = shape[:1]
-    shapes["model.norm.weight"] = (hidden,)
-    if not config.tie_embeddings:
-        shapes["lm_head.weight"] = (config.vocab_size, hidden)
+    """Name and shape of every tensor that the family's graph uses, in the order it uses them."""
+    family = import_module(f"hasten.models.architectures.{config.model_type}")
+    graph: Graph = family.build(config)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for op in graph.ops:
+        match op:
+            case Embed():
+                shapes[op.weight] = (config.vocab_size, op.width)
+            case RmsNorm():
+                shapes[op.weight] = (op.width,)
+            case Linear():
+                for name, rows in zip(op.weights, op.rows, strict=True):
+                    shapes[name] = (rows, op.columns)
+                for name, rows in zip(op.biases, op.rows, strict=False):
+                    shapes[name] = (rows,)
     return shapes
 
 

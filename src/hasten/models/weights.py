@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from typing import Any, Literal, TypeVar
 
@@ -200,9 +199,16 @@ def _finite(name: str, values: NDArray[_Float]) -> NDArray[_Float]:
     # In pieces, so that checking a large matrix does not need a mask of its size.
     flat = values.reshape(-1)
     step = 1 << 18
-    for start in range(0, math.prod(values.shape), step):
-        if not np.isfinite(flat[start : start + step]).all():
+    for start in range(0, flat.size, step):
+        if not _all_finite(flat[start : start + step]):
             raise ModelFileError(
                 f"tensor {name!r} holds NaN or infinite values", do="take an intact copy of it"
             )
     return values
+
+
+def _all_finite(values: NDArray[_Float]) -> bool:
+    if values.dtype == np.float16:
+        # NumPy tests float16 one by one; as integers it is ten times as fast.
+        return bool((values.view(np.uint16) & 0x7FFF).max() < 0x7C00)
+    return bool(np.isfinite(values).all())
