@@ -230,7 +230,8 @@ void bind_program(nb::module_& m) {
       .def("rope", &Program::rope, "source"_a, "heads"_a, "out"_a)
       .def("kv_write", &Program::kv_write, "key"_a, "value"_a, "layer"_a)
       .def("rope_kv_write", &Program::rope_kv_write, "qkv"_a, "heads"_a, "layer"_a, "out"_a)
-      .def("attention", &Program::attention, "query"_a, "heads"_a, "layer"_a, "out"_a)
+      .def("attention", &Program::attention, "query"_a, "heads"_a, "layer"_a, "out"_a,
+           "window"_a = 0, "A window of 0 lets a token see all positions before it.")
       .def("select", &Program::select, "source"_a, "out"_a)
       .def("run", &run_program, "tokens"_a, "positions"_a, "starts"_a, "block_tables"_a,
            "logit_rows"_a, "output"_a, "Computes the batch into output [rows, width].")

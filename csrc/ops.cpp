@@ -170,7 +170,9 @@ void AttentionOp::attend(const Step& step, const TokenRange& range, int kv_head,
     for (int h = head_begin; h < head_end; ++h) {
       args.query[args.queries] = row(*query, t) + h * dim;
       args.out[args.queries] = row(*out, t) + h * dim;
-      args.length[args.queries] = step.positions[t] + 1;
+      const int length = step.positions[t] + 1;
+      args.length[args.queries] = length;
+      args.first[args.queries] = window > 0 ? std::max(0, length - window) : 0;
       const bool last = t + 1 == range.end && h + 1 == head_end;
       if (++args.queries == kQueryTile || last) {
         kernels->attention(args);

@@ -80,6 +80,7 @@ struct AttentionOp final : Op {
   const KvCache* cache;
   const Buffer *query, *out;
   int heads, layer, score_stride;
+  int window;  // positions a token sees, 0 for all
   float scale;
   void run(const Step&, const Worker&) const override;
 

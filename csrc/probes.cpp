@@ -36,16 +36,16 @@ double rate(int threads, double (*probe)(long)) {
   return best;
 }
 
+// Four independent vectors, so that neither latency nor address arithmetic is the limit.
 std::uint64_t read_all(const std::uint8_t* data, std::size_t bytes) {
-  std::uint64_t sums[8] = {};
-  for (std::size_t i = 0; i + 64 <= bytes; i += 64) {
-    std::uint64_t words[8];
-    std::memcpy(words, data + i, 64);
-    for (int j = 0; j < 8; ++j) sums[j] ^= words[j];
+  using Vector [[gnu::vector_size(16)]] = std::uint64_t;
+  Vector sums[4] = {};
+  const auto* words = reinterpret_cast<const Vector*>(data);
+  for (std::size_t i = 0; i + 4 <= bytes / sizeof(Vector); i += 4) {
+    for (int j = 0; j < 4; ++j) sums[j] ^= words[i + j];
   }
-  std::uint64_t all = 0;
-  for (const std::uint64_t sum : sums) all ^= sum;
-  return all;
+  const Vector all = (sums[0] ^ sums[1]) ^ (sums[2] ^ sums[3]);
+  return all[0] ^ all[1];
 }
 
 }  // namespace

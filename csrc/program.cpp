@@ -221,16 +221,18 @@ void Program::rope_kv_write(int qkv, int heads, int layer, int out) {
   push(std::move(op));
 }
 
-void Program::attention(int query, int heads, int layer, int out) {
+void Program::attention(int query, int heads, int layer, int out, int window) {
   auto op = std::make_unique<AttentionOp>();
   op->kernels = kernels_;
   op->cache = &cache(layer);
   require(heads > 0 && heads % op->cache->kv_heads() == 0,
           "attention: query heads must be a multiple of kv heads");
+  require(window >= 0, "attention: a window cannot be negative");
   op->query = &float_buffer(query, heads * op->cache->head_dim());
   op->out = &float_buffer(out, heads * op->cache->head_dim());
   op->heads = heads;
   op->layer = layer;
+  op->window = window;
   op->score_stride = round_up(max_context_, kKvBlock);
   op->scale = 1.0f / std::sqrt(static_cast<float>(op->cache->head_dim()));
   push(std::move(op));

@@ -94,7 +94,7 @@ class Program {
   void rope(int in, int heads, int out);
   void kv_write(int key, int value, int layer);
   void rope_kv_write(int qkv, int heads, int layer, int out);
-  void attention(int query, int heads, int layer, int out);
+  void attention(int query, int heads, int layer, int out, int window);
   void select(int in, int out);
 
   // Checks the whole batch before it computes anything; throws std::invalid_argument.

@@ -49,41 +49,48 @@ void block_scores(const AttentionArgs& args, const std::uint8_t* block, const fl
   }
 }
 
-// Turns the scores of one query into weights that sum to 1; positions past `length` get 0.
-inline void softmax(float* scores, int length) {
+inline int block_floor(int position) { return position / kKvBlock * kKvBlock; }
+inline int block_ceil(int position) { return block_floor(position + kKvBlock - 1); }
+
+inline void fill(float* scores, int begin, int end, float value) {
+  for (int i = begin; i < end; ++i) scores[i] = value;
+}
+
+// Turns the scores of one query into weights that sum to 1; positions it does not see get 0.
+inline void softmax(float* scores, int first, int length) {
   using S = Simd;
-  const int padded = (length + kKvBlock - 1) / kKvBlock * kKvBlock;
-  for (int i = length; i < padded; ++i) scores[i] = scores[length - 1];
-  S::F largest = S::load(scores);
-  for (int i = S::width; i < padded; i += S::width) largest = S::max(largest, S::load(scores + i));
+  const int begin = block_floor(first), end = block_ceil(length);
+  fill(scores, begin, first, scores[length - 1]);
+  fill(scores, length, end, scores[length - 1]);
+  S::F largest = S::load(scores + begin);
+  for (int i = begin; i < end; i += S::width) largest = S::max(largest, S::load(scores + i));
   const S::F top = S::set1(S::reduce_max(largest));
-  for (int i = 0; i < padded; i += S::width) {
+  for (int i = begin; i < end; i += S::width) {
     S::store(scores + i, exp(S::sub(S::load(scores + i), top)));
   }
-  for (int i = length; i < padded; ++i) scores[i] = 0.0f;
+  fill(scores, begin, first, 0.0f);
+  fill(scores, length, end, 0.0f);
   S::F sum = S::zero();
-  for (int i = 0; i < padded; i += S::width) sum = S::add(sum, S::load(scores + i));
+  for (int i = begin; i < end; i += S::width) sum = S::add(sum, S::load(scores + i));
   const S::F inverse = S::set1(1.0f / S::reduce_add(sum));
-  for (int i = 0; i < padded; i += S::width) {
+  for (int i = begin; i < end; i += S::width) {
     S::store(scores + i, S::mul(S::load(scores + i), inverse));
   }
 }
 
 template <class Element, int Q>
 void weighted_values(const AttentionArgs& args, std::size_t values_offset,
-                     std::size_t scales_offset, int longest) {
+                     std::size_t scales_offset, int earliest, int longest) {
   using S = Simd;
-  const int blocks = (longest + kKvBlock - 1) / kKvBlock;
   for (int d = 0; d < args.padded_dim; d += kStep * S::width) {
     S::F sum[Q][kStep];
     for (int q = 0; q < Q; ++q) {
       for (int v = 0; v < kStep; ++v) sum[q][v] = S::zero();
     }
-    for (int b = 0; b < blocks; ++b) {
-      const std::uint8_t* block = args.cache + args.blocks[b] * args.block_stride;
+    for (int first = earliest; first < longest; first += kKvBlock) {
+      const std::uint8_t* block = args.cache + args.blocks[first / kKvBlock] * args.block_stride;
       const auto* values = reinterpret_cast<const Element*>(block + values_offset) + d;
       const auto* scales = reinterpret_cast<const float*>(block + scales_offset);
-      const int first = b * kKvBlock;
       const int count = longest - first < kKvBlock ? longest - first : kKvBlock;
       for (int i = 0; i < count; ++i) {
         S::F value[kStep];
@@ -112,9 +119,12 @@ void weighted_values(const AttentionArgs& args, std::size_t values_offset,
 template <class Element, int Q>
 void attend(const AttentionArgs& args) {
   const hasten::KvLayout layout = hasten::kv_layout(args.format, args.head_dim, args.padded_dim);
-  int longest = 0;
-  for (int q = 0; q < Q; ++q) longest = args.length[q] > longest ? args.length[q] : longest;
-  for (int position = 0; position < longest; position += kKvBlock) {
+  int earliest = block_floor(args.first[0]), longest = args.length[0];
+  for (int q = 1; q < Q; ++q) {
+    earliest = args.first[q] < earliest ? block_floor(args.first[q]) : earliest;
+    longest = args.length[q] > longest ? args.length[q] : longest;
+  }
+  for (int position = earliest; position < longest; position += kKvBlock) {
     const std::uint8_t* block =
         args.cache + args.blocks[position / kKvBlock] * args.block_stride;
     const auto* scales = reinterpret_cast<const float*>(block + layout.key_scales);
@@ -122,13 +132,12 @@ void attend(const AttentionArgs& args) {
   }
   for (int q = 0; q < Q; ++q) {
     float* scores = args.scores + q * args.score_stride;
-    softmax(scores, args.length[q]);
-    // A query that sees fewer positions than its neighbours must give the others no weight.
-    for (int i = (args.length[q] + kKvBlock - 1) / kKvBlock * kKvBlock; i < longest; ++i) {
-      scores[i] = 0.0f;
-    }
+    softmax(scores, args.first[q], args.length[q]);
+    // A query that sees fewer positions than its neighbours gives the others no weight.
+    fill(scores, earliest, block_floor(args.first[q]), 0.0f);
+    fill(scores, block_ceil(args.length[q]), longest, 0.0f);
   }
-  weighted_values<Element, Q>(args, layout.values, layout.value_scales, longest);
+  weighted_values<Element, Q>(args, layout.values, layout.value_scales, earliest, longest);
 }
 
 template <class Element>

@@ -55,7 +55,8 @@ struct LinearArgs {
 struct AttentionArgs {
   const float* query[kQueryTile];  // each [head_dim]
   float* out[kQueryTile];          // each [head_dim]
-  int length[kQueryTile];          // positions each query sees: 0 .. length - 1
+  int first[kQueryTile];           // each query sees the positions first .. length - 1
+  int length[kQueryTile];
   int queries;
   const std::int32_t* blocks;      // block table of the sequence
   const std::uint8_t* cache;       // of this layer and kv head, block 0

@@ -1,0 +1,216 @@
+"""Which format each weight matrix runs in, and its packing into the native executor's panels."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hasten import _native
+from hasten.errors import UsageError
+from hasten.kernels.quantization import BLOCK, QuantizedMatrix, quantize_rtn
+from hasten.models.weights import DenseTensor, StoredTensor
+from hasten.types import EngineOptions
+
+__all__ = ["MatrixFormat", "activation_group", "choose_formats", "pack_matrix", "parse_format"]
+
+Kind = Literal["f32", "bf16", "int8", "int4"]
+ALLOWED = "carried, f32, bf16, int8, int8:G, int4:G with G a multiple of 32"
+_HALF_PANEL = 16
+_FALLBACK = "int8:32"
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixFormat:
+    """How the native executor holds a matrix.
+
+    Attributes:
+        kind: Element type.
+        group: Columns that share a scale; 0 for float.
+        minimum: Int4 codes count from a minimum for each group rather than from -8.
+    """
+
+    kind: Kind
+    group: int = 0
+    minimum: bool = False
+
+    def __str__(self) -> str:
+        if self.group == 0:
+            return self.kind
+        return f"{self.kind}:{self.group}" + ("+min" if self.minimum else "")
+
+
+def choose_formats(
+    weights: Mapping[str, StoredTensor], names: Iterable[str], options: EngineOptions
+) -> dict[str, MatrixFormat]:
+    """The format of each matrix by the options.
+
+    `int4:G` leaves the embedding and the output projection at int8: they hold the vocabulary, where
+    4 bits cost most accuracy.
+
+    Raises:
+        UsageError: An unknown format, a group that does not fit, or an override that names no
+            matrix of the model.
+    """
+    chosen = {}
+    names = list(names)
+    unknown = sorted(set(options.overrides) - set(names))
+    if unknown:
+        raise UsageError(
+            f"override for {unknown[0]!r}, which is no matrix of this model",
+            allowed=f"full tensor names such as {names[-1]!r}",
+        )
+    for name in names:
+        wanted = options.overrides.get(name, options.weights)
+        if name not in options.overrides and wanted.startswith("int4") and "proj" not in name:
+            wanted = _FALLBACK
+        chosen[name] = _resolve(weights[name], wanted)
+    return chosen
+
+
+def parse_format(text: str) -> tuple[str, int | None]:
+    """Splits "int4:64" into ("int4", 64); the group is None where none was given.
+
+    Raises:
+        UsageError: Not a format.
+    """
+    match = re.fullmatch(r"(carried|f32|bf16|int8|int4)(?::(\d{1,6}))?", text)
+    if match is None:
+        raise UsageError(f"unknown weight format {text!r}", allowed=ALLOWED)
+    kind, group = match[1], match[2] and int(match[2])
+    if (group is not None and (kind not in ("int8", "int4") or group == 0 or group % BLOCK)) or (
+        kind == "int4" and group is None
+    ):
+        raise UsageError(f"weight format {text!r} has no usable group size", allowed=ALLOWED)
+    return kind, group or None
+
+
+def _resolve(tensor: StoredTensor, wanted: str) -> MatrixFormat:
+    kind, group = parse_format(wanted)
+    padded = -(-tensor.shape[1] // BLOCK) * BLOCK
+    if kind == "carried":
+        return _carried(tensor)
+    if kind == "f32":
+        return MatrixFormat("f32")
+    if kind == "bf16":
+        return MatrixFormat("bf16")
+    size = group or padded
+    if padded % size:
+        raise UsageError(
+            f"weight format {wanted!r} does not fit {tensor.name} with {tensor.shape[1]} columns",
+            allowed=f"groups that divide {padded}",
+        )
+    if kind == "int8":
+        return MatrixFormat("int8", size)
+    return MatrixFormat("int4", size, minimum=True)
+
+
+def _carried(tensor: StoredTensor) -> MatrixFormat:
+    """What the file holds, if a kernel runs it as it is."""
+    if isinstance(tensor, DenseTensor):
+        return MatrixFormat("f32" if tensor.encoding == "F32" else "bf16")
+    # The encodings whose blocks are known are not decoded just to be asked.
+    if tensor.encoding == "Q4_0":
+        return MatrixFormat("int4", BLOCK)
+    if tensor.encoding == "Q4_1":
+        return MatrixFormat("int4", BLOCK, minimum=True)
+    matrix = tensor.quantized()
+    if matrix is None:
+        return _resolve(tensor, _FALLBACK)
+    kind: Kind = "int8" if matrix.bits == 8 else "int4"
+    return MatrixFormat(kind, matrix.group, matrix.minimums is not None)
+
+
+def activation_group(form: MatrixFormat) -> int:
+    """Columns of activations that share a scale: as fine as the weights' groups, at most 64."""
+    if form.group == 0:
+        return 0
+    return 64 if form.group % 64 == 0 else BLOCK
+
+
+def pack_matrix(
+    tensors: Iterable[StoredTensor], form: MatrixFormat, *, gated: bool = False
+) -> _native.Matrix:
+    """Packs the rows of the tensors, one after another, into one matrix.
+
+    With `gated` the two tensors are gate and up, and each panel gets 16 rows of both.
+    """
+    pieces = list(tensors)
+    targets = _gated_rows(pieces[0].shape[0]) if gated else _stacked_rows(pieces)
+    rows = 2 * _round_up(pieces[0].shape[0], _HALF_PANEL) if gated else sum(map(len, targets))
+    matrix = _native.Matrix(form.kind, rows, pieces[0].shape[1], form.group, form.minimum)
+    for tensor, target in zip(pieces, targets, strict=True):
+        _place(matrix, tensor, form, target)
+    return matrix
+
+
+def pack_bias(biases: list[NDArray[np.float32]], *, gated: bool = False) -> NDArray[np.float32]:
+    """The biases at the rows where `pack_matrix` puts their weights, padded to whole panels."""
+    count = len(biases[0])
+    rows = 2 * _round_up(count, _HALF_PANEL) if gated else sum(map(len, biases))
+    packed = np.zeros(_round_up(rows, 2 * _HALF_PANEL), np.float32)
+    if gated:
+        for target, bias in zip(_gated_rows(count), biases, strict=True):
+            packed[target] = bias
+    else:
+        packed[:rows] = np.concatenate(biases)
+    return packed
+
+
+def _place(
+    matrix: _native.Matrix, tensor: StoredTensor, form: MatrixFormat, target: NDArray[np.int32]
+) -> None:
+    if form.group == 0:
+        if form.kind == "bf16" and isinstance(tensor, DenseTensor) and tensor.encoding == "BF16":
+            matrix.place_bf16(np.require(tensor.data, np.uint16, ["C", "A"]), target)
+        else:
+            matrix.place_float(tensor.to_float32(), target)
+        return
+    codes = _quantized(tensor, form)
+    scales = codes.scales.view(np.uint16)
+    if form.kind == "int8":
+        matrix.place_int8(np.ascontiguousarray(codes.codes.view(np.int8)), scales, target)
+        return
+    minimums = None if codes.minimums is None else codes.minimums.view(np.uint16)
+    matrix.place_int4(
+        np.ascontiguousarray(codes.codes.view(np.uint8)),
+        np.ascontiguousarray(scales),
+        None if minimums is None else np.ascontiguousarray(minimums),
+        target,
+    )
+
+
+def _quantized(tensor: StoredTensor, form: MatrixFormat) -> QuantizedMatrix:
+    """The file's own codes where they have this format, else rounded to nearest."""
+    carried = tensor.quantized()
+    if (
+        carried is not None
+        and carried.bits == (8 if form.kind == "int8" else 4)
+        and carried.group == form.group
+        and (carried.minimums is not None) == form.minimum
+    ):
+        return carried
+    return quantize_rtn(tensor.to_float32(), 8 if form.kind == "int8" else 4, form.group)
+
+
+def _stacked_rows(pieces: list[StoredTensor]) -> list[NDArray[np.int32]]:
+    targets = []
+    first = 0
+    for piece in pieces:
+        targets.append(np.arange(first, first + piece.shape[0], dtype=np.int32))
+        first += piece.shape[0]
+    return targets
+
+
+def _gated_rows(count: int) -> list[NDArray[np.int32]]:
+    index = np.arange(count, dtype=np.int32)
+    gate = index // _HALF_PANEL * 2 * _HALF_PANEL + index % _HALF_PANEL
+    return [gate, gate + np.int32(_HALF_PANEL)]
+
+
+def _round_up(value: int, step: int) -> int:
+    return -(-value // step) * step

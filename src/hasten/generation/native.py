@@ -1,0 +1,227 @@
+"""The native executor: binds a lowered graph to packed weights and runs it in C++."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hasten import _native
+from hasten.errors import UsageError
+from hasten.generation.formats import (
+    MatrixFormat,
+    activation_group,
+    choose_formats,
+    pack_bias,
+    pack_matrix,
+)
+from hasten.generation.lowering import lower
+from hasten.kernels.rope import rope_tables
+from hasten.machine import available_cores
+from hasten.models import architectures
+from hasten.models.graph import (
+    Add,
+    Attention,
+    Embed,
+    Graph,
+    KvWrite,
+    Linear,
+    Op,
+    Quantize,
+    RmsNorm,
+    Rope,
+    RopeKvWrite,
+    Select,
+    SiluMul,
+    weights_of,
+)
+from hasten.models.model import Model
+from hasten.models.rope import inverse_frequencies
+from hasten.types import Batch, EngineOptions
+
+__all__ = ["NativeExecutor", "choose_isa"]
+
+
+def choose_isa(wanted: str | None) -> str:
+    """The instruction set to run: the argument, else `HASTEN_ISA`, else the best there is.
+
+    Raises:
+        UsageError: It is unknown, or this machine does not have it.
+    """
+    available = _native.isas()
+    isa = wanted or os.environ.get("HASTEN_ISA") or available[0]
+    if isa not in available:
+        known = "not available on this machine" if isa in _native.compiled_isas() else "unknown"
+        raise UsageError(
+            f"instruction set {isa!r} is {known}",
+            allowed=", ".join(available),
+            do="set --isa or HASTEN_ISA to one of these, or to nothing for the best",
+        )
+    return isa
+
+
+class NativeExecutor:
+    """Runs batches in one C++ call each, without the GIL.
+
+    Args:
+        model: Whose weights to pack.
+        options: Formats, threads, instruction set, fusion.
+        blocks: KV blocks to hold.
+        context: Positions of the longest sequence.
+
+    Raises:
+        UsageError: An option that does not fit the model or the machine.
+    """
+
+    def __init__(self, model: Model, options: EngineOptions, blocks: int, context: int) -> None:
+        config = model.config
+        self.threads = options.threads or available_cores()
+        self.isa = choose_isa(options.isa)
+        graph = architectures.build(config)
+        formats = choose_formats(model.weights, weights_of(graph.ops), options)
+        names = {name: str(form) for name, form in formats.items()}
+        groups = {name: activation_group(form) for name, form in formats.items()}
+        self.graph = lower(graph, names, groups, options.fuse)
+        self.formats = names
+        self._vocabulary = config.vocab_size
+        self._program = _native.Program(
+            self.threads, self.isa, options.chunk, options.chunk, context
+        )
+        cache = _native.KvCache(
+            options.kv, config.num_layers, blocks, config.num_kv_heads, config.head_dim
+        )
+        self._program.set_cache(cache)
+        frequencies = inverse_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+        self._program.set_rope(*rope_tables(frequencies, context))
+        weight_bytes = _Binder(self._program, model, self.graph, formats).bind()
+        self.memory = {
+            "weights": weight_bytes,
+            "kv_cache": cache.nbytes,
+            "buffers": self._program.buffer_bytes,
+        }
+
+    def run(self, batch: Batch) -> NDArray[np.float32]:
+        """See `Executor.run`."""
+        logits = np.empty((len(batch.logit_rows), self._vocabulary), np.float32)
+        self._program.run(
+            batch.tokens,
+            batch.positions,
+            batch.starts,
+            batch.block_tables,
+            batch.logit_rows,
+            logits,
+        )
+        return logits
+
+
+class _Binder:
+    """Gives each value of a lowered graph a buffer, each matrix its panels, each op its call."""
+
+    def __init__(
+        self,
+        program: _native.Program,
+        model: Model,
+        graph: Graph,
+        formats: dict[str, MatrixFormat],
+    ) -> None:
+        self._program = program
+        self._weights = model.weights
+        self._graph = graph
+        self._formats = formats
+        self._buffers: dict[str, int] = {}
+        self._free: dict[tuple[int, int, bool], list[int]] = {}
+        self._kinds: dict[int, tuple[int, int, bool]] = {}
+        self._selected: set[str] = set()
+        self._matrices: dict[tuple[str, ...], _native.Matrix] = {}
+        self._reads = Counter(name for op in graph.ops for name in graph.inputs(op))
+
+    def bind(self) -> int:
+        """Adds all ops to the program; returns the bytes of the weights."""
+        for op in self._graph.ops:
+            self._bind(op)
+            for name in self._graph.inputs(op):
+                self._reads[name] -= 1
+                if self._reads[name] == 0:
+                    self._release(name, op)
+        return sum(matrix.nbytes for matrix in self._matrices.values())
+
+    def _bind(self, op: Op) -> None:
+        program, buffers = self._program, self._buffers
+        match op:
+            case Embed():
+                program.embed(self._matrix((op.weight,)), self._place(op.out, op.width))
+            case RmsNorm():
+                out = self._place(op.out, op.width, op.group, op.source)
+                weight = self._weights[op.weight].to_float32()
+                program.rms_norm(buffers[op.source], weight, op.eps, out)
+            case Quantize():
+                out = self._place(op.out, op.width, op.group, op.source)
+                program.quantize(buffers[op.source], out)
+            case Linear():
+                self._bind_linear(op)
+            case Rope():
+                out = self._place(op.out, op.width)
+                program.rope(buffers[op.source], op.heads, out)
+            case KvWrite():
+                program.kv_write(buffers[op.key], buffers[op.value], op.layer)
+            case RopeKvWrite():
+                out = self._place(op.out, op.width)
+                program.rope_kv_write(buffers[op.source], op.heads, op.layer, out)
+            case Attention():
+                out = self._place(op.out, op.width)
+                program.attention(buffers[op.source], op.heads, op.layer, out, op.window or 0)
+            case SiluMul():
+                out = self._place(op.out, op.width)
+                program.silu_mul(buffers[op.gate], buffers[op.up], out)
+            case Add():
+                program.add(buffers[op.a], buffers[op.b], self._place(op.out, op.width))
+            case Select():
+                self._selected.add(op.out)
+                program.select(buffers[op.source], self._place(op.out, op.width))
+
+    def _bind_linear(self, op: Linear) -> None:
+        gated = op.epilogue == "silu_mul"
+        if op.residual is not None:
+            out = self._buffers[op.out] = self._buffers[op.residual]
+        elif op.out == self._graph.output:
+            out = self._program.add_output(op.width)
+        else:
+            out = self._place(op.out, op.width, 0, op.source)
+        bias = None
+        if op.biases:
+            biases = [self._weights[name].to_float32() for name in op.biases]
+            bias = pack_bias(biases, gated=gated)
+        matrix = self._matrix(op.weights, gated=gated)
+        self._program.linear(self._buffers[op.source], matrix, out, bias, op.epilogue)
+
+    def _matrix(self, names: tuple[str, ...], *, gated: bool = False) -> _native.Matrix:
+        """Packs a matrix once, even where embedding and output projection share it."""
+        if names not in self._matrices:
+            tensors = [self._weights[name] for name in names]
+            self._matrices[names] = pack_matrix(tensors, self._formats[names[0]], gated=gated)
+        return self._matrices[names]
+
+    def _place(self, name: str, width: int, group: int = 0, source: str | None = None) -> int:
+        """A buffer for a value: one that is no longer read, or a new one."""
+        if source in self._selected:
+            self._selected.add(name)
+        selected = name in self._selected
+        kind = (width, group, selected)
+        free = self._free.setdefault(kind, [])
+        if free:
+            index = free.pop()
+        elif group:
+            index = self._program.add_quantized_buffer(width, group, selected)
+        else:
+            index = self._program.add_buffer(width, selected)
+        self._kinds[index] = kind
+        self._buffers[name] = index
+        return index
+
+    def _release(self, name: str, op: Op) -> None:
+        in_place = isinstance(op, Linear) and name == op.residual
+        if not in_place:
+            index = self._buffers[name]
+            self._free[self._kinds[index]].append(index)

@@ -1,0 +1,120 @@
+"""The reference executor: a model's graph, op by op, in NumPy float32. Slow, and the meaning."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hasten.generation.kvcache import KV_BLOCK
+from hasten.kernels.activation import silu_mul
+from hasten.kernels.attention import attention
+from hasten.kernels.linear import linear
+from hasten.kernels.norm import rms_norm
+from hasten.kernels.rope import rope_tables, rotate
+from hasten.models import architectures
+from hasten.models.graph import (
+    Add,
+    Attention,
+    Embed,
+    KvWrite,
+    Linear,
+    Op,
+    RmsNorm,
+    Rope,
+    Select,
+    SiluMul,
+)
+from hasten.models.model import Model
+from hasten.models.rope import inverse_frequencies
+from hasten.types import Batch
+
+__all__ = ["ReferenceExecutor"]
+
+Array = NDArray[np.float32]
+
+
+class ReferenceExecutor:
+    """Runs the graph as the architecture file wrote it, all weights float32.
+
+    Args:
+        model: Whose weights to use.
+        blocks: KV blocks to hold.
+        context: Positions of the longest sequence.
+    """
+
+    isa = "numpy"
+    threads = 1
+
+    def __init__(self, model: Model, blocks: int, context: int) -> None:
+        config = model.config
+        self._graph = architectures.build(config)
+        self._weights = {name: tensor.to_float32() for name, tensor in model.weights.items()}
+        shape = (config.num_layers, blocks, KV_BLOCK, config.num_kv_heads, config.head_dim)
+        self._keys = np.zeros(shape, np.float32)
+        self._values = np.zeros(shape, np.float32)
+        frequencies = inverse_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+        self._cosine, self._sine = rope_tables(frequencies, context)
+        self.formats = {name: "f32" for name, value in self._weights.items() if value.ndim == 2}
+        self.memory = {
+            "weights": sum(value.nbytes for value in self._weights.values()),
+            "kv_cache": self._keys.nbytes + self._values.nbytes,
+            "buffers": 0,
+        }
+
+    def run(self, batch: Batch) -> Array:
+        """See `Executor.run`."""
+        values: dict[str, Array] = {}
+        for op in self._graph.ops:
+            if isinstance(op, KvWrite):
+                self._write(batch, op.layer, values[op.key], values[op.value])
+            else:
+                values[op.out] = self._compute(op, values, batch)
+        return values[self._graph.output]
+
+    def _compute(self, op: Op, values: dict[str, Array], batch: Batch) -> Array:
+        weights = self._weights
+        match op:
+            case Embed():
+                return weights[op.weight][batch.tokens]
+            case RmsNorm():
+                return rms_norm(values[op.source], weights[op.weight], op.eps)
+            case Linear():
+                bias = weights[op.biases[0]] if op.biases else None
+                return linear(values[op.source], weights[op.weights[0]], bias)
+            case Rope():
+                heads = values[op.source].reshape(-1, op.heads, op.width // op.heads)
+                rows = batch.positions
+                rotated = rotate(heads, self._cosine[rows], self._sine[rows])
+                return rotated.reshape(-1, op.width)
+            case Attention():
+                return self._attend(batch, op, values[op.source])
+            case SiluMul():
+                return silu_mul(values[op.gate], values[op.up])
+            case Add():
+                return values[op.a] + values[op.b]
+            case Select():
+                return values[op.source][batch.logit_rows]
+        raise TypeError(f"the reference executor runs graphs without fusions, found {op}")
+
+    def _write(self, batch: Batch, layer: int, key: Array, value: Array) -> None:
+        shape = (-1, *self._keys.shape[3:])
+        owner = np.repeat(np.arange(len(batch.starts) - 1), np.diff(batch.starts))
+        blocks = batch.block_tables[owner, batch.positions // KV_BLOCK]
+        slots = batch.positions % KV_BLOCK
+        self._keys[layer, blocks, slots] = key.reshape(shape)
+        self._values[layer, blocks, slots] = value.reshape(shape)
+
+    def _attend(self, batch: Batch, op: Attention, query: Array) -> Array:
+        dim = op.width // op.heads
+        out = np.empty_like(query)
+        for sequence, table in enumerate(batch.block_tables):
+            rows = slice(batch.starts[sequence], batch.starts[sequence + 1])
+            positions = batch.positions[rows]
+            used = table[: positions[-1] // KV_BLOCK + 1]
+            shape = (-1, *self._keys.shape[3:])
+            keys = self._keys[op.layer, used].reshape(shape)[: positions[-1] + 1]
+            values = self._values[op.layer, used].reshape(shape)[: positions[-1] + 1]
+            heads = query[rows].reshape(-1, op.heads, dim)
+            result = attention(heads, keys, values, positions, op.window)
+            out[rows] = result.reshape(-1, op.width)
+        return out

@@ -1,0 +1,56 @@
+"""Tokens of one request to text: whole characters only, and nothing past a stop string."""
+
+from __future__ import annotations
+
+from hasten.models.detokenizer import Detokenizer
+
+__all__ = ["TextStream"]
+
+
+class TextStream:
+    """Joins a request's text and watches for its stop strings.
+
+    Args:
+        detokenizer: Turns tokens into whole characters; None for models without a tokenizer, whose
+            text is always empty.
+        stop: Output ends before the first of these.
+    """
+
+    def __init__(self, detokenizer: Detokenizer | None, stop: tuple[str, ...]) -> None:
+        self._detokenizer = detokenizer
+        self._stop = stop
+        self._pending = ""
+        self.stopped = False
+
+    def push(self, token: int) -> str:
+        """The text that became final with this token; sets `stopped` at a stop string."""
+        if self._detokenizer is None:
+            return ""
+        self._pending += self._detokenizer.push(token)
+        return self._release(hold=True)
+
+    def finish(self) -> str:
+        """The text that was still held back."""
+        if self._detokenizer is None or self.stopped:
+            return ""
+        self._pending += self._detokenizer.flush()
+        return self._release(hold=False)
+
+    def _release(self, *, hold: bool) -> str:
+        found = [at for at in (self._pending.find(stop) for stop in self._stop) if at >= 0]
+        if found:
+            self.stopped = True
+            text, self._pending = self._pending[: min(found)], ""
+            return text
+        held = self._possible_stop() if hold else 0
+        cut = len(self._pending) - held
+        text, self._pending = self._pending[:cut], self._pending[cut:]
+        return text
+
+    def _possible_stop(self) -> int:
+        """Length of the longest end of the text that a stop string could begin with."""
+        longest = max((len(stop) for stop in self._stop), default=0)
+        for length in range(min(longest - 1, len(self._pending)), 0, -1):
+            if any(stop.startswith(self._pending[-length:]) for stop in self._stop):
+                return length
+        return 0
