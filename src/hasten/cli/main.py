@@ -108,6 +108,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("\ninterrupted", err=True)
         return INTERRUPTED
+    except ImportError as error:
+        if "_native" not in str(error):
+            raise
+        return _fail(f"the C++ extension cannot be loaded ({error}); install Hasten again", 1)
     except MemoryError:
         return _fail("out of memory; use a smaller --max-context or model", 1)
     except BrokenPipeError:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 
+from hasten.errors import UsageError
+from hasten.generation.formats import MatrixFormat, choose_formats
+from hasten.kernels.quantization import BLOCK
 from hasten.models.config import ModelConfig
 from hasten.models.weights import StoredTensor
+from hasten.types import EngineOptions
 
 __all__ = [
     "DEFAULT_CONTEXT",
@@ -16,11 +21,11 @@ __all__ = [
     "WEIGHT_FORMATS",
     "Encoding",
     "Footprint",
+    "fitting_formats",
     "kv_bytes_per_token",
+    "matrix_bytes",
     "measure_footprint",
     "product_matrices",
-    "running_format",
-    "weight_bytes",
 ]
 
 KV_FORMATS = ("f32", "bf16", "int8")
@@ -104,10 +109,11 @@ def measure_footprint(config: ModelConfig, weights: Mapping[str, StoredTensor]) 
         context=context,
         memory_bytes={
             name: {
-                kv: sum(weight_bytes(tensor, name) for tensor in held) + context * cache[kv]
+                kv: sum(matrix_bytes(tensor.shape, forms[tensor.name]) for tensor in held)
+                + context * cache[kv]
                 for kv in KV_FORMATS
             }
-            for name in WEIGHT_FORMATS
+            for name, forms in fitting_formats(weights).items()
         },
     )
 
@@ -127,37 +133,37 @@ def product_matrices(
     return layers, weights[EMBEDDING if config.tie_embeddings else OUTPUT]
 
 
-def weight_bytes(tensor: StoredTensor, weights: str) -> int:
-    """Bytes of a matrix in a format of `EngineOptions.weights`.
+def matrix_bytes(shape: tuple[int, ...], form: MatrixFormat) -> int:
+    """Bytes of a matrix [rows, columns] in a format: codes or floats, scales and minimums."""
+    rows, columns = shape
+    if form.group == 0:
+        return rows * columns * ELEMENT_BYTES[form.kind]
+    padded = -(-columns // BLOCK) * BLOCK
+    codes = padded if form.kind == "int8" else padded // 2
+    scale_bytes = 4 if form.minimum else 2
+    return rows * (codes + scale_bytes * (padded // form.group))
 
-    Groups that do not divide the columns of a matrix are counted as if they did.
+
+def fitting_formats(
+    weights: Mapping[str, StoredTensor], names: Iterable[str] = WEIGHT_FORMATS
+) -> dict[str, dict[str, MatrixFormat]]:
+    """The format of every matrix under each of `EngineOptions.weights` that fits the model.
+
+    Returns:
+        For each format name, the formats by tensor; names whose groups fit no matrix are left out.
     """
-    rows, columns = tensor.shape
-    kind, _, group = running_format(tensor, weights).partition(":")
-    if kind in ("f32", "bf16"):
-        return rows * columns * ELEMENT_BYTES[kind]
-    padded = -(-columns // 32) * 32
-    groups = -(-padded // int(group)) if group else 1
-    if kind == "int8":
-        return rows * (padded + 2 * groups)
-    scale_bytes = 2 if tensor.encoding == "Q4_0" and weights == "carried" else 4
-    return rows * (padded // 2 + scale_bytes * groups)
+    matrices = [name for name, tensor in weights.items() if len(tensor.shape) == 2]
+    found = {}
+    for name in names:
+        with suppress(UsageError):
+            found[name] = choose_formats(weights, matrices, EngineOptions(weights=name))
+    return found
 
 
 def kv_bytes_per_token(config: ModelConfig, kv: str) -> int:
     """Bytes that one position takes in the KV cache of all layers."""
     head = config.head_dim * ELEMENT_BYTES[kv] + (KV_SCALE_BYTES if kv == "int8" else 0)
     return config.num_layers * 2 * config.num_kv_heads * head
-
-
-def running_format(tensor: StoredTensor, weights: str) -> str:
-    """The format a matrix runs in: what the file carries if a kernel takes it, else as asked."""
-    if weights != "carried":
-        return weights
-    if tensor.encoding.startswith("int"):
-        return tensor.encoding
-    kernels = {"F32": "f32", "BF16": "bf16", "Q4_0": "int4:32", "Q4_1": "int4:32"}
-    return kernels.get(tensor.encoding, "int8:32" if tensor.encoding == "Q8_0" else "int8")
 
 
 def _part_of(name: str) -> str:

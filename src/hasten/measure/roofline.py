@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from hasten.generation.formats import MatrixFormat
 from hasten.machine import Rates
 from hasten.measure.footprint import (
     WEIGHT_FORMATS,
+    fitting_formats,
     kv_bytes_per_token,
+    matrix_bytes,
     product_matrices,
-    running_format,
-    weight_bytes,
 )
 from hasten.models.config import ModelConfig
 from hasten.models.weights import StoredTensor
@@ -69,7 +70,7 @@ def expect(
         config: Architecture.
         weights: All tensors.
         rates: What this machine was measured to reach.
-        formats: As in `EngineOptions.weights`.
+        formats: As in `EngineOptions.weights`; those that do not fit the model are left out.
         kv: Format of the KV cache.
         context: Positions that a decoded token attends to.
         prompt: Length of the prompt that is prefilled.
@@ -78,18 +79,17 @@ def expect(
     kv_read = context * kv_bytes_per_token(config, kv)
     scores = 2 * config.num_layers * config.num_heads * config.head_dim * prompt
     found = []
-    for name in formats:
-        size = sum(weight_bytes(tensor, name) for tensor in (*layers, output))
-        layer_time = sum(_product_time(tensor, name, rates) for tensor in layers)
-        output_time = _product_time(output, name, rates)
+    for name, forms in fitting_formats(weights, formats).items():
+        size = sum(matrix_bytes(tensor.shape, forms[tensor.name]) for tensor in (*layers, output))
+        layer_time = sum(_product_time(tensor, forms, rates) for tensor in layers)
+        output_time = _product_time(output, forms, rates)
         decode = max((size + kv_read) / rates.bandwidth, layer_time + output_time)
         prefill = layer_time + output_time / prompt + scores / rates.fp32
         found.append(Expectation(name, size, 1 / decode, 1 / prefill))
     return found
 
 
-def _product_time(tensor: StoredTensor, weights: str, rates: Rates) -> float:
+def _product_time(tensor: StoredTensor, forms: Mapping[str, MatrixFormat], rates: Rates) -> float:
     """Seconds of one token's product with a matrix, at the measured rate."""
     rows, columns = tensor.shape
-    rate = rates.fp32 if running_format(tensor, weights) in ("f32", "bf16") else rates.int8
-    return 2 * rows * columns / rate
+    return 2 * rows * columns / (rates.int8 if forms[tensor.name].group else rates.fp32)

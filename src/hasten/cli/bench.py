@@ -1,0 +1,213 @@
+"""`hasten bench`: latency, throughput and memory of a model in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hasten.cli.console import format_bytes, print_table, progress, remark, write_json
+from hasten.cli.engine import open_engine, prompt_ids
+from hasten.cli.options import (
+    FiniteFloat,
+    engine_options,
+    json_option,
+    model_argument,
+    seed_option,
+)
+from hasten.types import EngineOptions
+
+if TYPE_CHECKING:
+    from hasten.generation import Engine
+    from hasten.measure.load import LoadResult
+    from hasten.measure.report import BenchReport
+    from hasten.measure.workload import Workload
+
+__all__ = ["command"]
+
+REQUESTS = 44  # the least that bounds a p90 at 99 % confidence
+INTERRUPTED = 130
+
+
+@click.command(
+    epilog="Examples:\n\n"
+    "\b\n"
+    "  hasten bench smollm2\n"
+    "  hasten bench model.gguf --input-len 512 --output-len 32 --json report.json\n"
+    "  hasten bench ./artefact --prompt-file prompts.jsonl --duration 60\n\n"
+    'A line of a prompt file is {"prompt": "text", "max_tokens": 64}; max_tokens may be missing.'
+)
+@model_argument
+@click.option(
+    "--input-len",
+    type=click.IntRange(1, 2**24),
+    default=128,
+    show_default=True,
+    help="Tokens of a synthetic prompt.",
+)
+@click.option(
+    "--output-len",
+    type=click.IntRange(1, 2**24),
+    default=64,
+    show_default=True,
+    help="Tokens to generate.",
+)
+@click.option(
+    "--requests",
+    type=click.IntRange(1, 10**6),
+    help=f"Requests to measure  [default: {REQUESTS}, or all of the prompt file]",
+)
+@click.option(
+    "--warmup",
+    type=click.IntRange(0, 10**6),
+    default=2,
+    show_default=True,
+    help="Requests to make first and not to count.",
+)
+@click.option(
+    "--duration", type=FiniteFloat(0.0, min_open=True), help="Send no request after these seconds."
+)
+@click.option(
+    "--prompt-file",
+    type=click.Path(path_type=Path),
+    help="Prompts as JSON Lines instead of synthetic ones.",
+)
+@click.option(
+    "--ignore-eos/--honour-eos",
+    default=True,
+    help="Generate the whole length, or end where the model does  [default: ignore-eos]",
+)
+@seed_option("Chooses where in the text synthetic prompts begin.", default=0)
+@engine_options
+@json_option
+def command(
+    model: str,
+    input_len: int,
+    output_len: int,
+    requests: int | None,
+    warmup: int,
+    duration: float | None,
+    prompt_file: Path | None,
+    ignore_eos: bool,
+    seed: int,
+    engine: EngineOptions,
+    json_path: str | None,
+) -> int:
+    """Measure MODEL with one request at a time, each sent when the previous one has ended.
+
+    Synthetic prompts are pieces of English text, all different, of exactly --input-len tokens.
+    Definitions of all figures are in the report (--json). Ctrl-C reports what was measured so far.
+    """
+    from hasten.measure.corpus import default_corpus
+    from hasten.measure.workload import read_prompts, synthetic
+
+    with open_engine(model, engine) as running:
+        if prompt_file is None:
+            workload = synthetic(
+                running.model.tokenizer,
+                default_corpus(),
+                input_tokens=input_len,
+                output_tokens=output_len,
+                requests=requests or REQUESTS,
+                warmup=warmup,
+                seed=seed,
+            )
+        else:
+            workload = read_prompts(
+                prompt_file,
+                _chat_encoder(running),
+                output_tokens=output_len,
+                warmup=warmup,
+                limit=requests,
+            )
+        report, result = _measure(running, workload, ignore_eos, duration)
+    if json_path != "-":
+        _print(report)
+    if json_path is not None:
+        write_json(report.as_dict(), json_path)
+    if result.interrupted:
+        return INTERRUPTED
+    return 0 if report.requests["completed"] else 1
+
+
+def _chat_encoder(engine: Engine) -> Callable[[str], list[int]]:
+    """Turn a prompt of a file into tokens as `hasten run` does."""
+
+    def encode(text: str) -> list[int]:
+        return prompt_ids(engine.model, [{"role": "user", "content": text}], raw=False)
+
+    return encode
+
+
+def _measure(
+    engine: Engine, workload: Workload, ignore_eos: bool, duration: float | None
+) -> tuple[BenchReport, LoadResult]:
+    """Run the load and gather what belongs in the report."""
+    from hasten.machine import detect_machine
+    from hasten.measure.interference import between, read_cpu_times
+    from hasten.measure.load import run_closed_loop
+    from hasten.measure.memory import peak_rss, reset_peak_rss
+    from hasten.measure.report import build_report
+
+    was_reset = reset_peak_rss()
+    before = read_cpu_times()
+    with progress("requests", len(workload.items)) as show_done:
+        result = run_closed_loop(
+            engine, workload, ignore_eos=ignore_eos, duration=duration, on_progress=show_done
+        )
+    interference = between(before, read_cpu_times())
+    report = build_report(
+        target=_describe(engine),
+        workload=workload,
+        machine=detect_machine(),
+        result=result,
+        peak=peak_rss(was_reset=was_reset),
+        interference=interference,
+    )
+    return report, result
+
+
+def _describe(engine: Engine) -> dict[str, object]:
+    """Say what was measured, so that it can be measured again."""
+    options = engine.options
+    return {
+        "kind": "in-process",
+        "model": engine.model.name,
+        "path": str(engine.model.path),
+        "sha256": engine.model.digest(),
+        "executor": options.executor,
+        "weights": options.weights,
+        "formats": sorted(set(engine.formats.values())),
+        "kv": options.kv,
+        "isa": engine.isa,
+        "threads": engine.threads,
+        "fuse": options.fuse,
+        "max_context": options.max_context,
+        "memory_bytes": dict(engine.memory),
+    }
+
+
+def _print(report: BenchReport) -> None:
+    """Show a report on the terminal."""
+    from hasten.measure.statistics import PERCENTILES
+
+    target = report.target
+    requests = report.requests
+    print_table(
+        ["ms", "n", "mean", *(f"p{percent}" for percent in PERCENTILES), "max"],
+        report.latency_rows(),
+        title=f"{target['model']}, {target['weights']} weights, {target['kv']} KV, "
+        f"{target['isa']}, {target['threads']} threads; {requests['completed']} completed, "
+        f"{requests['failed']} failed, {requests['truncated']} truncated",
+    )
+    click.echo()
+    rows = [
+        [name.replace("_per_s", "/s").replace("_", " "), "-" if rate is None else f"{rate:.2f}"]
+        for name, rate in report.rates.items()
+    ]
+    rows.append(["peak RSS", format_bytes(report.peak.size_bytes)])
+    print_table(["", ""], rows)
+    for note in report.notes:
+        remark(f"note: {note}")
