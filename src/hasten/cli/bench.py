@@ -11,13 +11,14 @@ import click
 from hasten.cli.console import format_bytes, print_table, progress, remark, write_json
 from hasten.cli.engine import open_engine, prompt_ids
 from hasten.cli.options import (
+    EngineChoice,
     FiniteFloat,
-    engine_options,
+    engine_choice,
     json_option,
     model_argument,
     seed_option,
 )
-from hasten.types import EngineOptions
+from hasten.errors import CapacityError
 
 if TYPE_CHECKING:
     from hasten.generation import Engine
@@ -80,7 +81,7 @@ INTERRUPTED = 130
     help="Generate the whole length, or end where the model does  [default: ignore-eos]",
 )
 @seed_option("Chooses where in the text synthetic prompts begin.", default=0)
-@engine_options
+@engine_choice
 @json_option
 def command(
     model: str,
@@ -92,7 +93,7 @@ def command(
     prompt_file: Path | None,
     ignore_eos: bool,
     seed: int,
-    engine: EngineOptions,
+    engine: EngineChoice,
     json_path: str | None,
 ) -> int:
     """Measure MODEL with one request at a time, each sent when the previous one has ended.
@@ -105,6 +106,7 @@ def command(
 
     with open_engine(model, engine) as running:
         if prompt_file is None:
+            _check_fit(input_len, output_len, running.context)
             workload = synthetic(
                 running.model.tokenizer,
                 default_corpus(),
@@ -130,6 +132,15 @@ def command(
     if result.interrupted:
         return INTERRUPTED
     return 0 if report.requests["completed"] else 1
+
+
+def _check_fit(input_len: int, output_len: int, context: int) -> None:
+    """Refuse lengths of which every request would fail or end early."""
+    if input_len + output_len > context:
+        raise CapacityError(
+            f"{input_len} input and {output_len} output tokens do not fit the context of {context}",
+            do="lower --input-len or --output-len, or raise --max-context",
+        )
 
 
 def _chat_encoder(engine: Engine) -> Callable[[str], list[int]]:

@@ -1,6 +1,6 @@
 """What goes to the terminal: tables to stdout, progress and remarks to stderr, JSON where asked.
 
-rich is imported when a table or a bar is first drawn, so that `hasten run` never pays for it.
+rich is imported when a bar is first drawn, so that `hasten run` never pays for it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ import click
 from hasten.errors import UsageError
 
 __all__ = ["format_bytes", "format_rate", "print_table", "progress", "remark", "write_json"]
-
-PLAIN_WIDTH = 160  # columns where the output is not a terminal and nothing says how wide it is
 
 
 def remark(message: str) -> None:
@@ -66,34 +64,17 @@ def print_table(
         left: How many of the first columns are aligned left; the others, figures, are aligned
             right.
     """
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(
-        box=None,
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        show_header=any(columns),
-        header_style="bold",
-        pad_edge=False,
-        padding=(0, 2, 0, 0),
-    )
-    for index, heading in enumerate(columns):
-        table.add_column(
-            heading,
-            justify="left" if index < left else "right",
-            overflow="fold",
-            no_wrap=index >= left,
-        )
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    terminal = sys.stdout.isatty()
-    console = Console(
-        file=sys.stdout, highlight=False, width=None if terminal else PLAIN_WIDTH, emoji=False
-    )
-    console.print(table)
+    heading = [columns] if any(columns) else []
+    widths = [max(map(len, cells)) for cells in zip(*heading, *rows, strict=True)]
+    if title is not None:
+        click.secho(title, bold=True)
+    for cells in (*heading, *rows):
+        aligned = [
+            cell.ljust(width) if index < left else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        line = "  ".join(aligned).rstrip()
+        click.secho(line, bold=True) if cells is columns else click.echo(line)
 
 
 @contextmanager

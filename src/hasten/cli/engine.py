@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hasten.cli.options import EngineChoice
 from hasten.errors import UsageError
-from hasten.types import EngineOptions, FinishReason, SamplingParams
+from hasten.types import FinishReason, SamplingParams
 
 if TYPE_CHECKING:
     from hasten.generation import Engine
@@ -71,12 +72,13 @@ class Answer:
 
 
 @contextmanager
-def open_engine(name: str, options: EngineOptions) -> Iterator[Engine]:
+def open_engine(name: str, choice: EngineChoice) -> Iterator[Engine]:
     """Load a model and run an engine on it while the block runs."""
     from hasten.generation import Engine
     from hasten.models import load_model
 
-    with Engine(load_model(name), options) as engine:
+    model = load_model(name)
+    with Engine(model, choice.for_model(model)) as engine:
         yield engine
 
 

@@ -120,7 +120,7 @@ def _print_model(model: Model, footprint: Footprint, text: Mapping[str, object])
     """Show what a model is."""
     config = model.config
     window = "" if config.sliding_window is None else f", sliding window {config.sliding_window}"
-    parts = ", ".join(f"{name} {_millions(n)}" for name, n in footprint.parameters.items())
+    parts = ", ".join(f"{name} {_count(n)}" for name, n in footprint.parameters.items())
     encodings = ", ".join(
         f"{name} {one.tensors} tensors {format_bytes(one.size_bytes)}"
         for name, one in footprint.encodings.items()
@@ -140,7 +140,7 @@ def _print_model(model: Model, footprint: Footprint, text: Mapping[str, object])
                 f"{config.num_kv_heads} KV heads of {config.head_dim}"
             ),
         ),
-        ("parameters", f"{_millions(footprint.total_parameters)}: {parts}"),
+        ("parameters", f"{_count(footprint.total_parameters)}: {parts}"),
         ("stored", f"{format_bytes(footprint.file_bytes)}: {encodings}"),
         ("context", f"{config.max_position} positions{window}"),
         ("tokenizer", tokenizer),
@@ -187,5 +187,5 @@ def _print_limits(rates: Rates, expected: Sequence[Expectation], context: int, p
     click.echo(f"prefill of {prompt} tokens = {FORMULAS['prefill_tokens_per_s']}")
 
 
-def _millions(count: int) -> str:
-    return f"{count / 1e6:.1f} M"
+def _count(number: int) -> str:
+    return f"{number / 1e6:.1f} M" if number >= 1e5 else f"{number / 1e3:.1f} k"

@@ -1,6 +1,6 @@
 """Options that several commands share, each checked where it is read.
 
-A command decorated with `engine_options` receives one `engine: EngineOptions`, one decorated with
+A command decorated with `engine_choice` receives one `engine: EngineChoice`, one decorated with
 `sampling_options` one `sampling: SamplingParams`; so a new field is added here once.
 """
 
@@ -9,19 +9,24 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from hasten.types import EngineOptions, KvFormat, SamplingParams
+from hasten.types import EngineOptions, SamplingParams
+
+if TYPE_CHECKING:
+    from hasten.models import Model
 
 __all__ = [
     "WEIGHT_FORMATS",
+    "EngineChoice",
     "FiniteFloat",
     "check_weight_format",
-    "engine_options",
+    "engine_choice",
     "json_option",
     "model_argument",
     "sampling_options",
@@ -48,8 +53,12 @@ class FiniteFloat(click.FloatRange):
         return number
 
 
-def check_weight_format(ctx: click.Context, param: click.Parameter, value: str) -> str:
+def check_weight_format(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> str | None:
     """Callback of an option that names a weight format as `EngineOptions.weights` describes it."""
+    if value is None:
+        return None
     match = re.fullmatch(r"carried|f32|bf16|int8|int[48]:([0-9]{1,6})", value)
     group = match and match.group(1)
     if match is None or (group is not None and (int(group) == 0 or int(group) % 32)):
@@ -106,31 +115,30 @@ def seed_option(help_text: str, default: int | None = None) -> Callable[[Command
     )
 
 
-def engine_options(command: Command) -> Command:
-    """Add the options that say how a model runs; the command receives `engine: EngineOptions`."""
+@dataclass(frozen=True, slots=True)
+class EngineChoice:
+    """What the user said about how a model runs; what they left open, its recipe may say.
+
+    Attributes:
+        given: Fields of `EngineOptions`; None where the user said nothing.
+    """
+
+    given: Mapping[str, Any]
+
+    def for_model(self, model: Model) -> EngineOptions:
+        """The options for a model: the user's, else its recipe's, else the defaults."""
+        from hasten.generation import engine_options
+
+        return engine_options(model, **self.given)
+
+
+def engine_choice(command: Command) -> Command:
+    """Add the options that say how a model runs; the command receives `engine: EngineChoice`."""
 
     @functools.wraps(command)
-    def with_engine(
-        *args: object,
-        executor: Literal["native", "reference"],
-        weights: str,
-        kv: KvFormat,
-        threads: int | None,
-        isa: str | None,
-        fuse: bool,
-        max_context: int | None,
-        **kwargs: object,
-    ) -> object:
-        engine = EngineOptions(
-            executor=executor,
-            weights=weights,
-            kv=kv,
-            threads=threads,
-            isa=isa,
-            fuse=fuse,
-            max_context=max_context,
-        )
-        return command(*args, engine=engine, **kwargs)
+    def with_engine(*args: object, **kwargs: object) -> object:
+        given = {name: kwargs.pop(name) for name in _ENGINE_FIELDS}
+        return command(*args, engine=EngineChoice(given), **kwargs)
 
     return _apply(with_engine, _ENGINE_OPTIONS)
 
@@ -170,26 +178,24 @@ def _apply(command: Command, options: tuple[Callable[[Command], Command], ...]) 
     return command
 
 
+_ENGINE_FIELDS = ("weights", "kv", "threads", "isa", "executor", "fuse", "max_context")
+
 _ENGINE_OPTIONS: tuple[Callable[[Command], Command], ...] = (
     click.option(
         "--weights",
         callback=check_weight_format,
-        default="carried",
         metavar="FORMAT",
-        show_default=True,
-        help=f"Format of the matrices: {WEIGHT_FORMATS}.",
+        help=f"Format of the matrices: {WEIGHT_FORMATS}  [default: the recipe's, or carried]",
     ),
     click.option(
         "--kv",
         type=click.Choice(["f32", "bf16", "int8"]),
-        default="bf16",
-        show_default=True,
-        help="Format of the KV cache.",
+        help="Format of the KV cache  [default: the recipe's, or bf16]",
     ),
     click.option(
         "--threads",
         type=click.IntRange(1, 1024),
-        help="Worker threads  [default: the cores under the quota]",
+        help="Worker threads  [default: the recipe's, or the cores under the quota]",
     ),
     click.option(
         "--isa",
@@ -199,15 +205,12 @@ _ENGINE_OPTIONS: tuple[Callable[[Command], Command], ...] = (
     click.option(
         "--executor",
         type=click.Choice(["native", "reference"]),
-        default="native",
-        show_default=True,
-        help="C++ kernels, or NumPy in float32.",
+        help="C++ kernels, or NumPy in float32  [default: native]",
     ),
     click.option(
         "--fuse/--no-fuse",
-        default=True,
-        show_default=True,
-        help="Run the fused graph, or op by op.",
+        default=None,
+        help="Run the fused graph, or op by op  [default: fuse]",
     ),
     click.option(
         "--max-context",

@@ -8,9 +8,15 @@ import click
 
 from hasten.cli.console import remark, write_json
 from hasten.cli.engine import Answer, generate, open_engine, prompt_ids, show, why_short
-from hasten.cli.options import engine_options, json_option, model_argument, sampling_options
+from hasten.cli.options import (
+    EngineChoice,
+    engine_choice,
+    json_option,
+    model_argument,
+    sampling_options,
+)
 from hasten.errors import UsageError
-from hasten.types import EngineOptions, SamplingParams
+from hasten.types import SamplingParams
 
 __all__ = ["command"]
 
@@ -30,7 +36,7 @@ MAX_STDIN_CHARACTERS = 64 << 20
 @click.option("--system", metavar="TEXT", help="System message of the chat.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without chat template.")
 @sampling_options
-@engine_options
+@engine_choice
 @click.option("--stats", is_flag=True, help="Print times and rates to stderr.")
 @json_option
 def command(
@@ -39,7 +45,7 @@ def command(
     system: str | None,
     raw: bool,
     sampling: SamplingParams,
-    engine: EngineOptions,
+    engine: EngineChoice,
     stats: bool,
     json_path: str | None,
 ) -> None:

@@ -9,15 +9,17 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 from hasten.errors import UsageError
+from hasten.generation.engine import DEFAULT_CONTEXT
 from hasten.generation.formats import MatrixFormat, choose_formats
+from hasten.generation.kvcache import KV_BLOCK, kv_bytes_per_block
 from hasten.kernels.quantization import BLOCK
 from hasten.models.config import ModelConfig
 from hasten.models.weights import StoredTensor
 from hasten.types import EngineOptions
 
 __all__ = [
-    "DEFAULT_CONTEXT",
     "KV_FORMATS",
+    "PARTS",
     "WEIGHT_FORMATS",
     "Encoding",
     "Footprint",
@@ -30,13 +32,10 @@ __all__ = [
 
 KV_FORMATS = ("f32", "bf16", "int8")
 WEIGHT_FORMATS = ("carried", "f32", "bf16", "int8", "int8:32", "int4:32", "int4:64")
-DEFAULT_CONTEXT = 8192
-"""What `EngineOptions.max_context` falls back to where the model allows more."""
-
+PARTS = ("embedding", "attention", "feed-forward", "norms", "output")
 EMBEDDING = "model.embed_tokens.weight"
 OUTPUT = "lm_head.weight"
-KV_SCALE_BYTES = 4
-ELEMENT_BYTES = {"f32": 4, "bf16": 2, "int8": 1}
+FLOAT_BYTES = {"f32": 4, "bf16": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,7 @@ class Footprint:
     """What a model takes.
 
     Attributes:
-        parameters: Numbers of weights: "embedding", "attention", "feed-forward", "norms", "output".
+        parameters: Numbers of weights by part, in the order of `PARTS`.
         encodings: What the file stores, by the name of the encoding.
         kv_bytes_per_token: By format of the KV cache.
         context: Positions that `memory_bytes` counts.
@@ -96,7 +95,7 @@ def measure_footprint(config: ModelConfig, weights: Mapping[str, StoredTensor]) 
     context = min(config.max_position, DEFAULT_CONTEXT)
     cache = {kv: kv_bytes_per_token(config, kv) for kv in KV_FORMATS}
     return Footprint(
-        parameters=dict(parameters),
+        parameters={part: parameters[part] for part in PARTS if parameters[part]},
         encodings={
             name: Encoding(
                 tensors=len(tensors),
@@ -137,7 +136,7 @@ def matrix_bytes(shape: tuple[int, ...], form: MatrixFormat) -> int:
     """Bytes of a matrix [rows, columns] in a format: codes or floats, scales and minimums."""
     rows, columns = shape
     if form.group == 0:
-        return rows * columns * ELEMENT_BYTES[form.kind]
+        return rows * columns * FLOAT_BYTES[form.kind]
     padded = -(-columns // BLOCK) * BLOCK
     codes = padded if form.kind == "int8" else padded // 2
     scale_bytes = 4 if form.minimum else 2
@@ -162,8 +161,8 @@ def fitting_formats(
 
 def kv_bytes_per_token(config: ModelConfig, kv: str) -> int:
     """Bytes that one position takes in the KV cache of all layers."""
-    head = config.head_dim * ELEMENT_BYTES[kv] + (KV_SCALE_BYTES if kv == "int8" else 0)
-    return config.num_layers * 2 * config.num_kv_heads * head
+    block = kv_bytes_per_block(kv, config.num_layers, config.num_kv_heads, config.head_dim)
+    return block // KV_BLOCK
 
 
 def _part_of(name: str) -> str:
