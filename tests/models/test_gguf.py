@@ -190,7 +190,7 @@ def test_a_small_file_cannot_ask_for_much_memory(read):
 
 
 def test_names_encodings_that_exist_but_are_not_read(read):
-    with pytest.raises(UnsupportedModelError, match="IQ4_XS.*allowed.*Q4_K"):
+    with pytest.raises(UnsupportedModelError, match=r"IQ4_XS.*allowed.*Q4_K"):
         read(raw_gguf(tensors=[tensor_info("a", (256,), kind=23)]))
 
 

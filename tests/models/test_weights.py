@@ -1,0 +1,135 @@
+"""Stored tensors: float32 values and codes taken over as they are."""
+
+import gguf
+import numpy as np
+import pytest
+
+from hasten.errors import ModelFileError
+from hasten.kernels.quantization import QuantizedMatrix, dequantize, quantize_rtn
+from hasten.models.ggml_blocks import GGML_TYPES
+from hasten.models.weights import DenseTensor, GgmlTensor, QuantizedTensor
+
+KINDS = {kind.name: kind for kind in GGML_TYPES.values()}
+
+
+def ggml_tensor(encoding, shape=(6, 256), seed=0, order=None):
+    """A tensor that the gguf package quantised, and its values as that package decodes them."""
+    values = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+    number = gguf.GGMLQuantizationType[encoding]
+    rows = gguf.quants.quantize(values, number).view(np.uint8).reshape(shape[0], -1)
+    expected = gguf.quants.dequantize(rows, number)
+    tensor = GgmlTensor("w", shape, KINDS[encoding], rows, order)
+    return tensor, expected if order is None else expected[order]
+
+
+@pytest.mark.parametrize("encoding", ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q8_0"])
+@pytest.mark.parametrize("order", [None, np.array([3, 1, 0, 2, 5, 4])], ids=["plain", "ordered"])
+def test_ggml_values(encoding, order):
+    tensor, expected = ggml_tensor(encoding, order=order)
+    assert (tensor.shape, tensor.encoding) == ((6, 256), encoding)
+    assert np.array_equal(tensor.to_float32(), expected)
+
+
+@pytest.mark.parametrize("encoding", ["Q4_0", "Q4_1", "Q8_0"])
+@pytest.mark.parametrize("order", [None, np.array([3, 1, 0, 2, 5, 4])], ids=["plain", "ordered"])
+@pytest.mark.parametrize("columns", [32, 96, 256])
+def test_ggml_codes_are_taken_over_exactly(encoding, order, columns):
+    tensor, expected = ggml_tensor(encoding, (6, columns), order=order)
+    matrix = tensor.quantized()
+    assert (matrix.bits, matrix.group) == (8 if encoding == "Q8_0" else 4, 32)
+    assert matrix.shape == (6, columns)
+    assert (matrix.minimums is None) == (encoding != "Q4_1")
+    assert matrix.codes.flags.c_contiguous
+    assert np.array_equal(dequantize(matrix), expected)
+
+
+@pytest.mark.parametrize("encoding", ["F32", "F16", "BF16", "Q5_0", "Q5_1"])
+def test_other_encodings_have_no_codes(encoding):
+    assert ggml_tensor(encoding)[0].quantized() is None
+
+
+def test_q8_0_with_the_code_minus_128_has_no_codes_but_values():
+    """Clamping it would change the model, so the codes are not handed out."""
+    tensor, _ = ggml_tensor("Q8_0")
+    rows = np.array(tensor._rows)
+    rows[2, 2 + 5] = 0x80  # the sixth code of the third row
+    changed = GgmlTensor("w", (6, 256), KINDS["Q8_0"], rows)
+    assert changed.quantized() is None
+    scale = rows[2, :2].view(np.float16).astype(np.float32)
+    assert changed.to_float32()[2, 5] == scale * -128
+
+
+@pytest.mark.parametrize("encoding", ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0"])
+@pytest.mark.parametrize("bits", [0x7C00, 0xFC00, 0x7E01], ids=["inf", "-inf", "nan"])
+def test_refuses_values_that_are_not_finite(encoding, bits):
+    tensor, _ = ggml_tensor(encoding)
+    rows = np.array(tensor._rows)
+    high = {"F32": 0x7F80, "BF16": 0x7F80}.get(encoding, bits)
+    rows[1, 2 if encoding in ("F32", "Q4_1") else 0 :][:2] = np.array([high], "<u2").view(np.uint8)
+    changed = GgmlTensor("w", (6, 256), KINDS[encoding], rows)
+    with pytest.raises(ModelFileError, match=r"'w' holds NaN or infinite"):
+        changed.to_float32()
+    if encoding.startswith("Q"):
+        with pytest.raises(ModelFileError, match=r"'w' holds NaN or infinite"):
+            changed.quantized()
+
+
+def test_dense_values():
+    values = np.random.default_rng(0).standard_normal((5, 7)).astype(np.float32)
+    halves = DenseTensor("w", "F16", values.astype(np.float16))
+    assert np.array_equal(halves.to_float32(), values.astype(np.float16).astype(np.float32))
+    bits = (values.view(np.uint32) >> 16).astype(np.uint16)
+    brain = DenseTensor("w", "BF16", bits)
+    assert np.array_equal(brain.to_float32().view(np.uint32) >> 16, bits)
+    assert (brain.nbytes, brain.shape, brain.quantized()) == (70, (5, 7), None)
+    assert np.shares_memory(DenseTensor("w", "F32", values).to_float32(), values)
+    with pytest.raises(TypeError):
+        DenseTensor("w", "BF16", values)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("encoding", ["F32", "F16", "BF16"])
+def test_refuses_dense_values_that_are_not_finite(encoding, value):
+    values = np.zeros((1000, 700), np.float32)  # three pieces of the check
+    values[-1, -1] = value
+    stored = {
+        "F32": values,
+        "F16": values.astype(np.float16),
+        "BF16": (values.view(np.uint32) >> 16).astype(np.uint16),
+    }[encoding]
+    with pytest.raises(ModelFileError, match="NaN or infinite"):
+        DenseTensor("w", encoding, stored).to_float32()
+
+
+def test_values_at_odd_addresses_come_out_aligned():
+    buffer = np.zeros(4 * 6 + 1, np.uint8)
+    unaligned = buffer[1:].view(np.float32).reshape(2, 3)
+    assert not unaligned.flags.aligned
+    found = DenseTensor("w", "F32", unaligned).to_float32()
+    assert found.flags.aligned
+    assert found.flags.c_contiguous
+
+
+@pytest.mark.parametrize(("bits", "group"), [(4, 32), (8, 64), (8, None)])
+def test_quantised_values(bits, group):
+    values = np.random.default_rng(0).standard_normal((5, 100)).astype(np.float32)
+    matrix = quantize_rtn(values, bits, group if bits == 8 else 32)
+    tensor = QuantizedTensor("w", matrix)
+    assert (tensor.shape, tensor.encoding) == ((5, 100), matrix.format)
+    assert tensor.quantized() is matrix
+    assert tensor.nbytes == matrix.nbytes
+    assert np.array_equal(tensor.to_float32(), dequantize(matrix))
+
+
+def test_refuses_bad_quantised_content():
+    codes = np.zeros((2, 32), np.int8)
+    scales = np.ones((2, 1), np.float16)
+    bad = np.array([[1], [np.inf]], np.float16)
+    with pytest.raises(ModelFileError, match="NaN or infinite"):
+        QuantizedTensor("w", QuantizedMatrix(8, (2, 32), 32, codes, bad)).to_float32()
+    nibbles = np.zeros((2, 16), np.uint8)
+    with pytest.raises(ModelFileError, match="NaN or infinite"):
+        QuantizedTensor("w", QuantizedMatrix(4, (2, 32), 32, nibbles, scales, bad)).quantized()
+    codes[1, 3] = -128
+    with pytest.raises(ModelFileError, match="-128"):
+        QuantizedTensor("w", QuantizedMatrix(8, (2, 32), 32, codes, scales)).quantized()
