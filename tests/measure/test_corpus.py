@@ -5,11 +5,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hasten.errors import UsageError
-from hasten.measure.corpus import LEAST_SCORED, Corpus, cut_windows, default_corpus, read_corpus
+from hasten.measure.corpus import (
+    LEAST_SCORED,
+    Corpus,
+    cut_windows,
+    default_corpus,
+    leading_tokens,
+    read_corpus,
+)
 
 
-def encode(text):
-    return [ord(character) for character in text]
+class CharacterTokenizer:
+    """A token a character, between fixed special tokens."""
+
+    def __init__(self, before=(), after=()):
+        self.before = list(before)
+        self.after = list(after)
+
+    def encode(self, text, *, add_special=True, parse_special=True):
+        ids = [ord(character) for character in text]
+        return [*self.before, *ids, *self.after] if add_special else ids
+
+
+PLAIN = CharacterTokenizer()
 
 
 @given(
@@ -20,17 +38,18 @@ def encode(text):
 )
 def test_windows_hold_the_text_once_and_in_order(length, tokens, context, prefix):
     text = "".join(chr(97 + i % 26) for i in range(length))
+    tokenizer = CharacterTokenizer(prefix)
     taken, step = min(length, tokens), context - len(prefix)
     # Every token of a window is scored but the first, be it text or prefix.
     scored = taken + (len(prefix) - 1) * -(-taken // step)
     if scored < LEAST_SCORED:
         with pytest.raises(UsageError, match=f"gives {scored} tokens"):
-            cut_windows(Corpus("t", text), encode, tokens=tokens, context=context, prefix=prefix)
+            cut_windows(Corpus("t", text), tokenizer, tokens=tokens, context=context)
         return
-    windows = cut_windows(Corpus("t", text), encode, tokens=tokens, context=context, prefix=prefix)
+    windows = cut_windows(Corpus("t", text), tokenizer, tokens=tokens, context=context)
     assert all(len(window) <= context and window[: len(prefix)] == prefix for window in windows.ids)
     joined = [token for window in windows.ids for token in window[len(prefix) :]]
-    wanted = encode(text)[:tokens]
+    wanted = PLAIN.encode(text)[:tokens]
     # A last window of a single token has nothing to score and is left out.
     assert joined in (wanted, wanted[:-1])
     assert windows.scored == sum(len(window) - 1 for window in windows.ids)
@@ -38,12 +57,12 @@ def test_windows_hold_the_text_once_and_in_order(length, tokens, context, prefix
 
 def test_too_short_a_text_says_how_much_there_is():
     with pytest.raises(UsageError, match=r"gives 99 tokens to score.*at least 128"):
-        cut_windows(Corpus("note", "x" * 100), encode, tokens=4096, context=512)
+        cut_windows(Corpus("note", "x" * 100), PLAIN, tokens=4096, context=512)
 
 
 def test_a_context_filled_by_special_tokens_is_refused():
     with pytest.raises(UsageError, match="leaves no text"):
-        cut_windows(Corpus("t", "x" * 500), encode, tokens=400, context=2, prefix=(1,))
+        cut_windows(Corpus("t", "x" * 500), CharacterTokenizer([1]), tokens=400, context=2)
 
 
 def test_the_halves_are_apart_and_whole():
@@ -57,9 +76,9 @@ def test_the_halves_are_apart_and_whole():
 
 def test_the_digest_is_of_the_tokens():
     text = Corpus("t", "abc" * 200)
-    one = cut_windows(text, encode, tokens=300, context=64)
-    assert cut_windows(text, encode, tokens=300, context=64).digest == one.digest
-    assert cut_windows(text, encode, tokens=301, context=64).digest != one.digest
+    one = cut_windows(text, PLAIN, tokens=300, context=64)
+    assert cut_windows(text, PLAIN, tokens=300, context=64).digest == one.digest
+    assert cut_windows(text, PLAIN, tokens=301, context=64).digest != one.digest
 
 
 @pytest.mark.parametrize(
@@ -78,3 +97,8 @@ def test_a_missing_text_and_a_directory_are_refused(tmp_path):
         read_corpus(tmp_path / "none.txt")
     with pytest.raises(UsageError, match="directory"):
         read_corpus(tmp_path)
+
+
+@pytest.mark.parametrize(("before", "after"), [((), ()), ((1,), ()), ((1, 2), (3,)), ((), (3,))])
+def test_leading_tokens_are_those_before_the_text(before, after):
+    assert leading_tokens(CharacterTokenizer(before, after)) == before

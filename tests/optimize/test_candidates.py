@@ -8,7 +8,10 @@ from hasten.optimize.candidates import (
     Candidate,
     matrix_bytes,
     original,
+    running_format,
     thread_counts,
+    vocabulary_candidates,
+    vocabulary_matrices,
     why_unfit,
 )
 
@@ -22,13 +25,24 @@ def test_predicted_bytes_are_those_of_the_quantised_matrix(bits, group, shape):
     values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     matrix = quantize_rtn(values, bits, group)
     name = f"int{bits}" if group is None else f"int{bits}:{group}"
-    assert matrix_bytes(name, [shape]) == matrix.nbytes
+    assert matrix_bytes(running_format(name), [shape]) == matrix.nbytes
 
 
-def test_dense_bytes_and_what_only_the_file_knows():
+def test_dense_bytes_and_int4_without_minimums():
     assert matrix_bytes("f32", [(2, 64), (3, 32)]) == (128 + 96) * 4
     assert matrix_bytes("bf16", [(2, 64)]) == 256
-    assert matrix_bytes("carried", [(2, 64)]) is None
+    assert matrix_bytes("int4:32", [(2, 64)]) == 64 + 2 * 2 * 2
+    with pytest.raises(ValueError, match="carried"):
+        matrix_bytes("carried", [(2, 64)])
+
+
+def test_vocabulary_candidates_override_the_matrices_with_a_row_a_token():
+    shapes = {"embed": (100, 64), "up": (128, 64), "lm_head": (100, 64)}
+    names = vocabulary_matrices(shapes, 100)
+    (found,) = vocabulary_candidates(2, ["carried"], names)
+    assert found.overrides == (("embed", "int4:32"), ("lm_head", "int4:32"))
+    assert found.label == "carried, vocabulary int4:32, KV bf16, 2 threads"
+    assert vocabulary_candidates(2, ["carried"], []) == []
 
 
 def test_a_group_that_does_not_divide_the_columns_is_named():

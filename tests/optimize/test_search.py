@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up import MadeUpLaboratory
 
-from hasten.optimize.candidates import FORMATS
+from hasten.optimize.candidates import FORMATS, uniform_candidates
 from hasten.optimize.gate import Budget
 from hasten.optimize.search import Search, SearchPlan
 
@@ -15,7 +15,11 @@ MIB = 1 << 20
 
 
 def search(laboratory, budget=None, **plan):
-    plan = {"threads": 2, "formats": tuple(laboratory.table), **plan}
+    plan = {
+        "threads": 2,
+        "candidates": tuple(uniform_candidates(2, list(laboratory.table))),
+        **plan,
+    }
     made = Search(laboratory, budget or Budget(), SearchPlan(**plan), lambda *_: None)
     return made, made.run()
 
@@ -48,7 +52,7 @@ def test_whatever_the_figures_the_winner_is_inside_the_budget_and_not_slower(
     made = Search(
         laboratory,
         budget,
-        SearchPlan(threads=threads, formats=tuple(table)),
+        SearchPlan(threads=threads, candidates=tuple(uniform_candidates(threads, list(table)))),
         lambda _, share: shares.append(share),
     )
     winner = made.run()
@@ -178,12 +182,9 @@ def test_a_stopped_search_knows_its_best_so_far():
             raise KeyboardInterrupt
 
     laboratory = Interrupted({"carried": (0.3, 0.001, 94 * MIB), "int4:64": (0.2, 0.3, MIB)})
-    made = Search(
-        laboratory,
-        Budget(),
-        SearchPlan(threads=2, formats=tuple(laboratory.table)),
-        lambda *_: None,
-    )
+    candidates = tuple(uniform_candidates(2, list(laboratory.table)))
+    plan = SearchPlan(threads=2, candidates=candidates)
+    made = Search(laboratory, Budget(), plan, lambda *_: None)
     assert made.best_so_far() is made.original
     with pytest.raises(KeyboardInterrupt):
         made.run()

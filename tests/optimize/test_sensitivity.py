@@ -68,5 +68,5 @@ def test_a_mixture_keeps_earlier_overrides_and_says_what_it_is():
     base = mix(BASE, "int8", [Part("x", ("x1", "x2"))])
     both = mix(base, "int4:32", [Part("y", ("a",))])
     assert dict(both.overrides) == {"a": "int4:32", "x1": "int8", "x2": "int8"}
-    assert both.mixed == "carried with int4:32 in 1 part"
+    assert both.mixed == "carried with int8 in 1 part with int4:32 in 1 part"
     assert both.kv == BASE.kv

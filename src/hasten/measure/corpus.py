@@ -6,16 +6,36 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from hasten.errors import UsageError
 
-__all__ = ["LEAST_SCORED", "Corpus", "Windows", "cut_windows", "default_corpus", "read_corpus"]
+__all__ = [
+    "LEAST_SCORED",
+    "Corpus",
+    "TextEncoder",
+    "Windows",
+    "cut_windows",
+    "default_corpus",
+    "leading_tokens",
+    "read_corpus",
+]
 
 MAX_TEXT_BYTES = 64 << 20
 LEAST_SCORED = 128
 """Fewer scored tokens than this say nothing about a model; the call is refused."""
 
 _CHARACTERS_A_TOKEN = 8
+
+
+class TextEncoder(Protocol):
+    """What cutting windows needs of a tokenizer."""
+
+    def encode(
+        self, text: str, *, add_special: bool = True, parse_special: bool = True
+    ) -> list[int]:
+        """Text to token ids."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,34 +120,27 @@ def read_corpus(path: Path) -> Corpus:
     return Corpus(path.name, text)
 
 
-def cut_windows(
-    corpus: Corpus,
-    encode: Callable[[str], Sequence[int]],
-    *,
-    tokens: int,
-    context: int,
-    prefix: Sequence[int] = (),
-) -> Windows:
+def cut_windows(corpus: Corpus, tokenizer: TextEncoder, *, tokens: int, context: int) -> Windows:
     """Cuts the beginning of a text into windows.
 
     Args:
         corpus: The text.
-        encode: Text to token ids, without special tokens.
+        tokenizer: Turns text into tokens; text that looks like a special token stays text.
         tokens: Tokens of text to take at most; the text may hold fewer.
         context: Tokens a window holds, prefix included.
-        prefix: What stands before each window (BOS, where the model was trained with one).
 
     Raises:
-        UsageError: The context is too short for the prefix, or the text gives fewer than 128
+        UsageError: The context is too short, or the text gives fewer than 128
             tokens to score.
     """
+    prefix = leading_tokens(tokenizer)
     step = context - len(prefix)
     if step < 2:
         raise UsageError(
             f"context {context} leaves no text after {len(prefix)} special tokens",
             allowed=f"at least {len(prefix) + 2}",
         )
-    ids = _encode_start(corpus.text, encode, tokens)
+    ids = _encode_start(corpus.text, lambda text: _encode_plain(tokenizer, text), tokens)
     windows = tuple(
         (*prefix, *ids[start : start + step])
         for start in range(0, len(ids), step)
@@ -141,6 +154,20 @@ def cut_windows(
             do="give a longer text or more --tokens",
         )
     return found
+
+
+def leading_tokens(tokenizer: TextEncoder) -> tuple[int, ...]:
+    """What the tokenizer puts before every text (BOS, where the model was trained with one)."""
+    plain = _encode_plain(tokenizer, "a")
+    whole = tokenizer.encode("a", add_special=True, parse_special=False)
+    for count in range(len(whole) - len(plain) + 1):
+        if whole[count : count + len(plain)] == plain:
+            return tuple(whole[:count])
+    return ()
+
+
+def _encode_plain(tokenizer: TextEncoder, text: str) -> list[int]:
+    return tokenizer.encode(text, add_special=False, parse_special=False)
 
 
 def _encode_start(text: str, encode: Callable[[str], Sequence[int]], tokens: int) -> list[int]:

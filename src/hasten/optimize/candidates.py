@@ -16,8 +16,11 @@ __all__ = [
     "matrix_bytes",
     "matrix_shapes",
     "original",
+    "running_format",
     "thread_counts",
     "uniform_candidates",
+    "vocabulary_candidates",
+    "vocabulary_matrices",
     "why_unfit",
 ]
 
@@ -27,7 +30,8 @@ MatrixShapes = Mapping[str, tuple[int, int]]
 FORMATS = ("carried", "int8:32", "int8:64", "int8", "int4:32", "int4:64", "int4:128", "bf16")
 QUICK_FORMATS = ("carried", "int8:32", "int4:32", "int4:64")
 
-_GROUPED = re.compile(r"int([48])(?::(\d+))?")
+_GROUPED = re.compile(r"int([48])(?::(\d+))?(\+min)?")
+_FLOAT_BYTES = {"f32": 4, "bf16": 2}
 
 
 class _Stored(Protocol):
@@ -97,6 +101,27 @@ def uniform_candidates(threads: int, formats: Sequence[str]) -> list[Candidate]:
     return [Candidate(name, "bf16", threads) for name in formats]
 
 
+def vocabulary_candidates(
+    threads: int, formats: Sequence[str], names: Iterable[str]
+) -> list[Candidate]:
+    """Candidates whose embedding and output projection take 4 bits too.
+
+    An engine keeps those two at int8 where the others become int4, since 4 bits cost most there;
+    they also are the largest matrices of a small model, so it is worth measuring.
+
+    Args:
+        threads: Worker threads.
+        formats: Formats of the other matrices.
+        names: The matrices that hold the vocabulary.
+    """
+    overrides = tuple(sorted((name, "int4:32") for name in names))
+    return [
+        Candidate(name, "bf16", threads, overrides, f"{name}, vocabulary int4:32")
+        for name in formats
+        if overrides
+    ]
+
+
 def thread_counts(cores: int) -> list[int]:
     """Fewer threads worth trying: halves of the cores, down to one."""
     counts = []
@@ -115,6 +140,11 @@ def matrix_shapes(weights: Mapping[str, _Stored]) -> dict[str, tuple[int, int]]:
     }
 
 
+def vocabulary_matrices(shapes: MatrixShapes, vocab_size: int) -> list[str]:
+    """Names of the matrices with a row a token: embedding and output projection."""
+    return [name for name, (rows, _) in shapes.items() if rows == vocab_size]
+
+
 def why_unfit(weights: str, shapes: MatrixShapes) -> str | None:
     """Says which matrix's columns a group size does not divide, or None when all fit."""
     match = _GROUPED.fullmatch(weights)
@@ -128,18 +158,27 @@ def why_unfit(weights: str, shapes: MatrixShapes) -> str | None:
     return None
 
 
-def matrix_bytes(weights: str, shapes: Iterable[tuple[int, int]]) -> int | None:
-    """Bytes of matrices in a format, or None for "carried", which only the file knows."""
+def matrix_bytes(running: str, shapes: Iterable[tuple[int, int]]) -> int:
+    """Bytes of matrices in a format as an engine names it ("f32", "int8:64", "int4:32+min").
+
+    Raises:
+        ValueError: No such format.
+    """
     cells = [(rows, -(-columns // BLOCK) * BLOCK) for rows, columns in shapes]
-    if weights in ("f32", "bf16"):
-        return sum(rows * columns for rows, columns in cells) * (4 if weights == "f32" else 2)
-    match = _GROUPED.fullmatch(weights)
+    if running in _FLOAT_BYTES:
+        return sum(rows * columns for rows, columns in cells) * _FLOAT_BYTES[running]
+    match = _GROUPED.fullmatch(running)
     if match is None:
-        return None
-    bits = int(match[1])
-    total = 0
-    for rows, columns in cells:
-        group = int(match[2] or columns)
-        # A float16 scale a group, and for int4 a float16 minimum beside it.
-        total += rows * columns * bits // 8 + rows * (columns // group) * (4 if bits == 4 else 2)
-    return total
+        raise ValueError(f"no format of a matrix: {running!r}")
+    # A float16 scale a group, and where there is one a float16 minimum beside it.
+    per_group = 4 if match[3] else 2
+    return sum(
+        rows * columns * int(match[1]) // 8
+        + rows * (columns // int(match[2] or columns)) * per_group
+        for rows, columns in cells
+    )
+
+
+def running_format(weights: str) -> str:
+    """How an engine names what a candidate's format becomes; int4 then has minimums."""
+    return f"{weights}+min" if weights.startswith("int4") else weights

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from hasten.errors import HastenError
 from hasten.measure.accuracy import Accuracy, Reference, summarize
 from hasten.measure.corpus import Windows
+from hasten.measure.interference import between, read_cpu_times
 from hasten.measure.load import run_closed_loop
 from hasten.measure.metrics import Record
 from hasten.measure.statistics import interleave
@@ -21,35 +22,15 @@ from hasten.measure.workload import Item, Workload
 from hasten.optimize.candidates import Candidate, MatrixShapes, original, why_unfit
 from hasten.optimize.sensitivity import Part, bytes_saved, parts_of
 from hasten.optimize.speed import Duel, RequestShape, Timings, timings
-from hasten.types import Output, SamplingParams
 
-__all__ = ["EngineLaboratory", "Material", "RunningEngine"]
+if TYPE_CHECKING:
+    from hasten.generation import Engine
+
+__all__ = ["EngineLaboratory", "Material"]
 
 
-class RunningEngine(Protocol):
-    """What the laboratory needs of `hasten.generation.Engine`."""
-
-    @property
-    def memory(self) -> Mapping[str, int]:
-        """Bytes of "weights", "kv_cache" and "buffers"."""
-        ...
-
-    @property
-    def formats(self) -> Mapping[str, str]:
-        """The format that each tensor runs in."""
-        ...
-
-    def score(self, token_ids: Sequence[int], /) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Logits of each position."""
-        ...
-
-    def generate(self, prompt: Sequence[int], sampling: SamplingParams, /) -> Iterator[Output]:
-        """One request."""
-        ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *_: object) -> None: ...
+_MOST_SHARED = 0.1
+"""Share of the processor that others may use in a race before the report says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +68,7 @@ class EngineLaboratory:
 
     def __init__(
         self,
-        open_engine: Callable[[Candidate], RunningEngine],
+        open_engine: Callable[[Candidate], Engine],
         *,
         shapes: MatrixShapes,
         vocab_size: int,
@@ -103,6 +84,7 @@ class EngineLaboratory:
         self._threads = threads
         self._memory_limit = memory_limit
         self._seed = seed
+        self.remarks: list[str] = []
         self._began = time.perf_counter()
         self._screened: dict[Candidate, Accuracy] = {}
         self._memory: dict[Candidate, Mapping[str, int]] = {}
@@ -143,10 +125,17 @@ class EngineLaboratory:
     def race(self, candidates: Sequence[Candidate], rounds: int) -> dict[Candidate, Duel]:
         """Times candidates in interleaved rounds; the first is the original."""
         found: dict[Candidate, Duel] = {}
+        began = read_cpu_times()
         for heat in self._heats(candidates[1:]):
             measured = self._run_heat(candidates[0], heat, rounds)
             before = measured[candidates[0]]
             found |= {one: Duel(before, after) for one, after in measured.items()}
+        shared = between(began, read_cpu_times())
+        if shared is not None and shared.others + shared.steal > _MOST_SHARED:
+            self.remarks.append(
+                f"others used {shared.others + shared.steal:.0%} of the processor during a race of"
+                f" {rounds} rounds"
+            )
         return found
 
     def memory(self, candidate: Candidate) -> Mapping[str, int]:
@@ -163,11 +152,16 @@ class EngineLaboratory:
         saved = bytes_saved(parts, self._shapes, self._formats[base], coarse)
         return [(part, saved[part.name]) for part in parts]
 
+    @property
+    def shape(self) -> RequestShape:
+        """Lengths of the timed request."""
+        return self._material.shape
+
     def seconds(self) -> float:
         """Seconds since the laboratory was made."""
         return time.perf_counter() - self._began
 
-    def answers(self, engine: RunningEngine) -> NDArray[np.float32]:
+    def answers(self, engine: Engine) -> NDArray[np.float32]:
         """Logits of an engine on the first calibration window, to compare two engines bit by bit.
 
         Returns:
@@ -176,11 +170,11 @@ class EngineLaboratory:
         window = self._material.calibration.ids[0]
         return np.concatenate([logits.copy() for _, logits in engine.score(window)])
 
-    def open(self, candidate: Candidate) -> RunningEngine:
+    def open(self, candidate: Candidate) -> Engine:
         """Opens a candidate; the caller closes it."""
         return self._open(candidate)
 
-    def _open(self, candidate: Candidate) -> RunningEngine:
+    def _open(self, candidate: Candidate) -> Engine:
         engine = self._open_engine(candidate)
         self._memory[candidate] = dict(engine.memory)
         self._formats[candidate] = dict(engine.formats)
@@ -228,13 +222,13 @@ class EngineLaboratory:
         shape = self._material.shape
         return {one: timings(shape, records[one.label]) for one in engines}
 
-    def _timer(self, engine: RunningEngine, rounds: int) -> Callable[[], Record]:
+    def _timer(self, engine: Engine, rounds: int) -> Callable[[], Record]:
         """A function that times the next prompt each time it is called."""
         prompts = self._material.prompts[1:]
         turns = iter(prompts[index % len(prompts)] for index in range(rounds))
         return lambda: self._time(engine, next(turns))
 
-    def _time(self, engine: RunningEngine, prompt: tuple[int, ...]) -> Record:
+    def _time(self, engine: Engine, prompt: tuple[int, ...]) -> Record:
         item = Item(prompt, self._material.shape.output_tokens)
         result = run_closed_loop(engine, Workload("race", None, (), (item,)))
         if result.interrupted:

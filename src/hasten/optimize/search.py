@@ -4,7 +4,8 @@ It knows nothing of engines: a `Laboratory` measures, so the decisions can be te
 figures. Phases, cheap refusals first:
 
 1. *Screen* every weight format for accuracy on the calibration text.
-2. *Probe* the speed of those that may pass, in a short interleaved race with the original.
+2. *Probe* the speed of all of them in a short interleaved race with the original: what is
+   refused for its accuracy too, so that the report shows what the budget costs.
 3. *Mix*: where a format was refused for its accuracy and is smaller than the fastest that passed,
    measure how sensitive each layer is to it and give it to the layers that bear it.
 4. *Vary* KV format and threads of the leader.
@@ -23,7 +24,7 @@ from typing import Literal, Protocol
 
 from hasten.measure.accuracy import Accuracy
 from hasten.measure.statistics import Interval
-from hasten.optimize.candidates import Candidate, original, thread_counts, uniform_candidates
+from hasten.optimize.candidates import Candidate, original, thread_counts
 from hasten.optimize.gate import Budget
 from hasten.optimize.sensitivity import Part, largest_admitted, measure_parts
 from hasten.optimize.speed import Duel, Timings, speedup
@@ -86,16 +87,16 @@ class SearchPlan:
 
     Attributes:
         threads: Threads of the original and of the candidates.
-        formats: Weight formats to try.
+        candidates: What to try first; KV formats, threads and mixtures follow from the best.
         probe_rounds: Rounds of the first race.
         final_rounds: Rounds of the last race.
-        finalists: Weight formats that reach the last race.
+        finalists: Of these, how many reach the last race.
         mixed_seconds: Time for mixed precision; 0 leaves it out.
         seed: Of bootstrap intervals.
     """
 
     threads: int
-    formats: tuple[str, ...]
+    candidates: tuple[Candidate, ...]
     probe_rounds: int = 3
     final_rounds: int = 11
     finalists: int = 3
@@ -165,8 +166,8 @@ class Search:
 
     def run(self) -> Trial:
         """Searches and returns the winner, which may be the original."""
-        for name in self._plan.formats:
-            self._add(*uniform_candidates(self._plan.threads, [name]))
+        for candidate in self._plan.candidates:
+            self._add(candidate)
         self._screen_all()
         self._probe()
         self._mix()
@@ -187,12 +188,10 @@ class Search:
             self._screen(trial)
 
     def _probe(self) -> None:
-        contenders = self._open()
-        self._tell("probe", "the candidates inside the budget", 0)
-        if not contenders:
-            return
-        self._race(contenders, self._plan.probe_rounds)
-        for trial in contenders:
+        measured = [trial for trial in self.trials if trial.screened is not None]
+        self._tell("probe", f"{len(measured)} candidates", 0)
+        self._race(measured, self._plan.probe_rounds)
+        for trial in self._open():
             # A few rounds only tell a clear loss; the last race decides the rest.
             if trial.speedup is not None and trial.speedup.high < 1:
                 trial.refuse(_not_faster(trial))
@@ -241,6 +240,7 @@ class Search:
             trial
             for trial in self.trials
             if trial.status == "refused"
+            and not trial.candidate.overrides
             and trial.screened is not None
             and not self._budget.admits(trial.screened)
             and (trial.weights_bytes or 0) < most

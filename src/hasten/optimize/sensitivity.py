@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from hasten.optimize.candidates import Candidate, MatrixShapes, matrix_bytes
+from hasten.optimize.candidates import Candidate, MatrixShapes, matrix_bytes, running_format
 
 __all__ = ["Part", "Sensitivity", "largest_admitted", "measure_parts", "mix", "parts_of"]
 
@@ -92,7 +92,9 @@ def mix(base: Candidate, coarse: str, parts: Sequence[Part]) -> Candidate:
     """The base with some parts in the coarser format."""
     overrides = dict(base.overrides)
     overrides.update({name: coarse for part in parts for name in part.tensors})
-    what = f"{base.weights} with {coarse} in {len(parts)} part{'s' * (len(parts) != 1)}"
+    what = (
+        f"{base.mixed or base.weights} with {coarse} in {len(parts)} part{'s' * (len(parts) != 1)}"
+    )
     return replace(base, overrides=tuple(sorted(overrides.items())), mixed=what)
 
 
@@ -130,7 +132,7 @@ def bytes_saved(
     """
     saved = {}
     for part in parts:
-        now = sum(matrix_bytes(before[name], [shapes[name]]) or 0 for name in part.tensors)
-        then = matrix_bytes(coarse, [shapes[name] for name in part.tensors]) or 0
+        now = sum(matrix_bytes(before[name], [shapes[name]]) for name in part.tensors)
+        then = matrix_bytes(running_format(coarse), [shapes[name] for name in part.tensors])
         saved[part.name] = now - then
     return saved

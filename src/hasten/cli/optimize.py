@@ -1,0 +1,213 @@
+"""`hasten optimize`: make a model faster within an accuracy budget, and prove it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hasten.cli.console import print_table, remark, write_json
+from hasten.cli.options import (
+    WEIGHT_FORMATS,
+    FiniteFloat,
+    check_weight_format,
+    json_option,
+    model_argument,
+    seed_option,
+)
+
+if TYPE_CHECKING:
+    from hasten.optimize.search import Search
+
+__all__ = ["command"]
+
+
+def _check_formats(
+    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
+) -> tuple[str, ...]:
+    for value in values:
+        check_weight_format(ctx, param, value)
+    return tuple(dict.fromkeys(values))
+
+
+@click.command(
+    epilog="Examples:\n\n"
+    "\b\n"
+    "hasten optimize smollm2 -o fast-smollm2\n"
+    "hasten optimize model.gguf -o fast --budget-kl 0.05 --quick\n"
+    "hasten optimize ./llama -o fast --weights int4:32 --weights int8:64 --text our-mails.txt\n\n"
+    "Without a --budget option the model may lose at most 1 % perplexity, 0.02 nats of KL and 7 % "
+    "of its likeliest tokens; with one or more, only what they name is checked. Each must hold for "
+    "the upper end of its 95 % interval."
+)
+@model_argument
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    required=True,
+    help="Where to write the artefact, its recipe and its report; replaces an older artefact.",
+)
+@click.option("--budget-kl", type=FiniteFloat(0, 100), help="Most KL divergence, nats a token.")
+@click.option("--budget-perplexity", type=FiniteFloat(0, 1e6), help="Most rise of perplexity, %.")
+@click.option("--budget-top1", type=FiniteFloat(0, 100), help="Most changed likeliest tokens, %.")
+@click.option("--quick", is_flag=True, help="Fewer candidates, tokens and rounds.")
+@click.option(
+    "--weights",
+    "formats",
+    multiple=True,
+    callback=_check_formats,
+    metavar="FORMAT",
+    help=f"Try only these formats: {WEIGHT_FORMATS}; may be given several times.",
+)
+@click.option(
+    "--input-len",
+    type=click.IntRange(1, 2**20),
+    default=128,
+    show_default=True,
+    help="Prompt tokens of the request whose latency is minimised.",
+)
+@click.option(
+    "--output-len",
+    type=click.IntRange(2, 2**20),
+    default=64,
+    show_default=True,
+    help="Output tokens of that request.",
+)
+@click.option(
+    "--text",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Running text in UTF-8, half to search on, half for the proof"
+    "  [default: Python's language reference]",
+)
+@click.option(
+    "--tokens",
+    type=click.IntRange(128, 2**24),
+    help="Tokens of the proof  [default: 4096, with --quick 2048]",
+)
+@click.option("--threads", type=click.IntRange(1, 1024), help="Most threads  [default: all cores]")
+@seed_option("Of prompts, orders and intervals.", default=0)
+@json_option
+def command(
+    model: str,
+    output: Path,
+    budget_kl: float | None,
+    budget_perplexity: float | None,
+    budget_top1: float | None,
+    quick: bool,
+    formats: tuple[str, ...],
+    input_len: int,
+    output_len: int,
+    text: Path | None,
+    tokens: int | None,
+    threads: int | None,
+    seed: int,
+    json_path: str | None,
+) -> None:
+    """Find the fastest way to run MODEL that keeps its accuracy, and write it as an artefact.
+
+    Weight formats, mixed precision, KV formats and thread counts are measured on this machine,
+    interleaved with the model in float32; what loses too much or gains nothing is refused, with
+    its figures. If nothing is better, the artefact is the original.
+    """
+    from hasten.machine import available_cores
+    from hasten.measure.corpus import default_corpus, read_corpus
+    from hasten.models import load_model
+    from hasten.optimize.gate import Budget
+    from hasten.optimize.pipeline import optimize, prepare_material, prepare_plan
+    from hasten.optimize.publish import check_destination
+    from hasten.optimize.speed import RequestShape
+
+    check_destination(output)
+    limits = {"perplexity_percent": budget_perplexity, "kl": budget_kl, "top1_percent": budget_top1}
+    given = any(limit is not None for limit in limits.values())
+    source = load_model(model)
+    material = prepare_material(
+        source,
+        default_corpus() if text is None else read_corpus(text),
+        RequestShape(input_len, output_len),
+        tokens=tokens,
+        quick=quick,
+        seed=seed,
+    )
+    cores = threads or available_cores()
+    plan = prepare_plan(source, threads=cores, formats=formats, quick=quick, seed=seed)
+    with _progress() as tell:
+        recipe = optimize(
+            source,
+            output,
+            budget=Budget(**limits) if given else Budget(),
+            material=material,
+            plan=plan,
+            progress=tell,
+            stopped=_tell_best,
+            arguments=sys.argv[1:],
+        )
+    if json_path != "-":
+        _show(recipe, output)
+    if json_path is not None:
+        write_json(recipe, json_path)
+
+
+def _tell_best(search: Search) -> None:
+    best = search.best_so_far()
+    if best is search.original or best.speedup is None:
+        remark("stopped; nothing better than the original was found yet, nothing was written")
+        return
+    remark(
+        f"stopped; nothing was written. Best so far: {best.candidate.label},"
+        f" {best.speedup.estimate:.1f} times as fast as the original, not yet proved"
+    )
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, float], None]]:
+    """Shows what is being done and about how long it will still take, on stderr."""
+    began = time.perf_counter()
+
+    def left(share: float) -> str:
+        elapsed = time.perf_counter() - began
+        if not 0.03 < share < 1:
+            return f"{elapsed:4.0f} s"
+        return f"{elapsed:4.0f} s, about {elapsed * (1 - share) / share:.0f} s left"
+
+    if not sys.stderr.isatty():
+        yield lambda doing, share: remark(f"[{left(share)}] {doing}")
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    # Redrawn only when something is told: a bar that redraws itself takes time from what is timed.
+    columns = (BarColumn(bar_width=24), TextColumn("{task.fields[left]}  {task.description}"))
+    with Progress(
+        *columns, console=Console(stderr=True), transient=True, auto_refresh=False
+    ) as bar:
+        task = bar.add_task("", total=1.0, left="")
+
+        def tell(doing: str, share: float) -> None:
+            bar.update(task, completed=share, description=doing, left=left(share))
+            bar.refresh()
+
+        yield tell
+
+
+def _show(recipe: Mapping[str, Any], output: Path) -> None:
+    from hasten.optimize.report import before_and_after, candidate_table, headline
+
+    print_table(["", "before", "after", "change"], before_and_after(recipe), title="")
+    click.echo()
+    print_table(["candidate", "verdict", "speed", "KL", "top-1"], candidate_table(recipe), left=2)
+    click.echo()
+    for line in recipe["remarks"]:
+        remark(f"note: {line}")
+    click.echo(headline(recipe))
+    click.echo(f"Artefact: {output}   report: {output / 'report.html'}")
+    click.echo(f'Next: hasten run {shlex.quote(str(output))} "Hello"')

@@ -1,0 +1,222 @@
+"""From a model to its artefact: prepare, search, stage, check, publish."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hasten.errors import CapacityError
+from hasten.generation import Engine, engine_options
+from hasten.machine import detect_machine, memory_limit
+from hasten.measure.corpus import Corpus, cut_windows
+from hasten.measure.workload import synthetic
+from hasten.models import Model, load_model
+from hasten.optimize.candidates import (
+    FORMATS,
+    QUICK_FORMATS,
+    Candidate,
+    matrix_shapes,
+    uniform_candidates,
+    vocabulary_candidates,
+    vocabulary_matrices,
+)
+from hasten.optimize.gate import Budget
+from hasten.optimize.laboratory import EngineLaboratory, Material
+from hasten.optimize.publish import (
+    artefact_settings,
+    check_same,
+    fresh_process_peak,
+    publish,
+    staged,
+)
+from hasten.optimize.recipe import Evidence
+from hasten.optimize.search import Progress, Search, SearchPlan, Trial
+from hasten.optimize.speed import RequestShape
+
+__all__ = ["optimize", "prepare_material", "prepare_plan"]
+
+_CONTEXT = 512
+_EVALUATION_TOKENS = {False: 4096, True: 2048}
+_CALIBRATION_TOKENS = {False: 1024, True: 512}
+_PROMPTS = 8
+_MOST_FOR_ORIGINAL = 0.7  # of the memory; candidates and kept logits need the rest
+
+
+def prepare_material(
+    model: Model, corpus: Corpus, shape: RequestShape, *, tokens: int | None, quick: bool, seed: int
+) -> Material:
+    """Cuts texts and prompts: the search sees the first half of the corpus, the proof the second.
+
+    Args:
+        model: Whose tokenizer cuts them.
+        corpus: Running text.
+        shape: Lengths of the timed request.
+        tokens: Tokens of the proof, None for 4096 (2048 if quick).
+        quick: Smaller samples.
+        seed: Chooses the prompts.
+
+    Raises:
+        CapacityError: The request does not fit the model's context.
+        UsageError: The text is too short.
+    """
+    longest = model.config.max_position
+    if shape.input_tokens + shape.output_tokens > longest:
+        raise CapacityError(
+            f"a request of {shape} does not fit the model's context of {longest}",
+            do="give a smaller --input-len or --output-len",
+        )
+    first, second = corpus.halves()
+    context = min(_CONTEXT, longest)
+    wanted = _EVALUATION_TOKENS[quick] if tokens is None else tokens
+    prompts = synthetic(
+        model.tokenizer,
+        first,
+        input_tokens=shape.input_tokens,
+        output_tokens=shape.output_tokens,
+        requests=_PROMPTS,
+        warmup=1,
+        seed=seed,
+    )
+    return Material(
+        calibration=cut_windows(
+            first, model.tokenizer, tokens=_CALIBRATION_TOKENS[quick], context=context
+        ),
+        evaluation=cut_windows(second, model.tokenizer, tokens=wanted, context=context),
+        prompts=tuple(item.prompt for item in (*prompts.warmup, *prompts.items)),
+        shape=shape,
+    )
+
+
+def prepare_plan(
+    model: Model, *, threads: int, formats: Sequence[str], quick: bool, seed: int
+) -> SearchPlan:
+    """What to try, and how long to measure.
+
+    Args:
+        model: The original.
+        threads: Threads of the original and of most candidates.
+        formats: Weight formats to try; empty for the usual ones.
+        quick: Fewer candidates and rounds, no mixed precision.
+        seed: Of intervals and orders.
+    """
+    usual = QUICK_FORMATS if quick else FORMATS
+    candidates = uniform_candidates(threads, formats or usual)
+    if not formats:
+        names = vocabulary_matrices(matrix_shapes(model.weights), model.config.vocab_size)
+        candidates += vocabulary_candidates(threads, ["carried"], names)
+    if quick:
+        return SearchPlan(
+            threads, tuple(candidates), final_rounds=7, finalists=2, mixed_seconds=0, seed=seed
+        )
+    return SearchPlan(threads, tuple(candidates), seed=seed)
+
+
+def optimize(
+    model: Model,
+    output: Path,
+    *,
+    budget: Budget,
+    material: Material,
+    plan: SearchPlan,
+    progress: Progress,
+    stopped: Callable[[Search], None],
+    arguments: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Searches and writes the artefact; nothing appears at `output` before it is complete.
+
+    Args:
+        model: The original.
+        output: Directory of the artefact.
+        budget: What may be lost.
+        material: What candidates are measured on.
+        plan: What to try.
+        progress: Told what is being done.
+        stopped: Told of the search if Ctrl-C ends it; the KeyboardInterrupt goes on.
+        arguments: The command line after `hasten`, for the recipe.
+
+    Returns:
+        The recipe.
+    """
+    shapes = matrix_shapes(model.weights)
+    limit = memory_limit()
+    _check_memory(model, limit)
+    request = material.shape.input_tokens + material.shape.output_tokens
+    context = min(max(request, material.evaluation.context), model.config.max_position)
+
+    def open_engine(candidate: Candidate) -> Engine:
+        return Engine(model, candidate.options(context))
+
+    laboratory = EngineLaboratory(
+        open_engine,
+        shapes=shapes,
+        vocab_size=model.config.vocab_size,
+        material=material,
+        threads=plan.threads,
+        memory_limit=limit,
+        seed=plan.seed,
+    )
+    progress("opening the original in float32", 0.0)
+    with laboratory:
+        search = Search(laboratory, budget, plan, progress)
+        try:
+            winner = search.run()
+            seconds = laboratory.seconds()
+            progress("writing the artefact", 1.0)
+            with staged(model, winner.candidate, output) as place:
+                _verify(place, laboratory, winner, context)
+                evidence = Evidence(
+                    model=model,
+                    winner=winner,
+                    original=search.original,
+                    trials=search.trials,
+                    remarks=[*search.remarks, *laboratory.remarks],
+                    budget=budget,
+                    material=material,
+                    machine=detect_machine(),
+                    memory=_memory(place, model, laboratory, search.original, winner),
+                    seed=plan.seed,
+                    seconds=seconds,
+                    arguments=arguments,
+                )
+                return publish(place, output, evidence, str(output))
+        except KeyboardInterrupt:
+            stopped(search)
+            raise
+
+
+def _verify(place: Path, laboratory: EngineLaboratory, winner: Trial, context: int) -> None:
+    """Runs the staged artefact as users will, and holds its logits to the winner's."""
+    with laboratory.open(winner.candidate) as measured:
+        expected = laboratory.answers(measured)
+    artefact = load_model(str(place))
+    with Engine(artefact, engine_options(artefact, max_context=context)) as engine:
+        check_same(expected, laboratory.answers(engine))
+
+
+def _memory(
+    place: Path, model: Model, laboratory: EngineLaboratory, original: Trial, winner: Trial
+) -> dict[str, dict[str, int]]:
+    """What engines hold, and the peak of fresh processes, of the original and of the artefact."""
+    runs = {
+        "before": (original.candidate, model.path, original.candidate.settings()),
+        "after": (winner.candidate, place, artefact_settings(winner.candidate)),
+    }
+    found = {}
+    for name, (candidate, path, settings) in runs.items():
+        found[name] = dict(laboratory.memory(candidate))
+        peak = fresh_process_peak(path, settings, laboratory.shape)
+        if peak is not None:
+            found[name]["peak_rss"] = peak
+    return found
+
+
+def _check_memory(model: Model, limit: int) -> None:
+    shapes = matrix_shapes(model.weights).values()
+    needed = 4 * sum(rows * columns for rows, columns in shapes)
+    if needed > limit * _MOST_FOR_ORIGINAL:
+        raise CapacityError(
+            f"{model.name} in float32, to compare with, takes {needed / 2**30:.1f} GiB and this"
+            f" process may use {limit / 2**30:.1f} GiB",
+            do="optimise it on a machine with more memory; the artefact may run here",
+        )

@@ -1,0 +1,166 @@
+"""The recipe: everything needed to repeat an optimisation, and what it found.
+
+It is one JSON object, `recipe.json` of the artefact. The report is drawn from it alone.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from hasten import __version__
+from hasten.errors import ModelFileError
+from hasten.machine import Machine
+from hasten.measure.accuracy import ACCURACY_FORMULAS
+from hasten.measure.corpus import Windows
+from hasten.models import Model
+from hasten.optimize.gate import Budget
+from hasten.optimize.laboratory import Material
+from hasten.optimize.search import Trial
+from hasten.optimize.speed import SPEED_FORMULAS
+
+__all__ = ["SCHEMA", "Evidence", "build_recipe", "check_recipe"]
+
+SCHEMA = "hasten.recipe/1"
+
+_FORMULAS = {
+    **SPEED_FORMULAS,
+    **ACCURACY_FORMULAS,
+    "gate": "the upper end of the 95 % interval of every loss is inside the budget",
+    "weights_bytes": "bytes of weights as the engine holds them",
+    "peak_rss_bytes": "largest resident memory of a fresh process that runs the request once",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a search measured, and on what.
+
+    Attributes:
+        model: The original.
+        winner: The chosen trial, which may be the original.
+        original: The original's trial.
+        trials: All candidates, in the order they were proposed.
+        remarks: What the search has to say beside the figures.
+        budget: What could be lost.
+        material: Texts and request.
+        machine: Where it was measured.
+        memory: Bytes of "weights", "kv_cache" and "buffers" of the original and of the winner.
+        seed: Of intervals, prompts and order.
+        seconds: How long the search took.
+        arguments: The command line after `hasten`.
+    """
+
+    model: Model
+    winner: Trial
+    original: Trial
+    trials: Sequence[Trial]
+    remarks: Sequence[str]
+    budget: Budget
+    material: Material
+    machine: Machine
+    memory: Mapping[str, Mapping[str, int]]
+    seed: int
+    seconds: float
+    arguments: Sequence[str]
+
+
+def build_recipe(
+    evidence: Evidence, passes: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Makes the recipe.
+
+    Args:
+        evidence: What was measured.
+        passes: Parameters of each pass that was applied, in order.
+        settings: `EngineOptions` fields with which the artefact is to run.
+    """
+    model, winner, original = evidence.model, evidence.winner, evidence.original
+    return {
+        "schema": SCHEMA,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": ["hasten", *evidence.arguments],
+        "versions": {
+            "hasten": __version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        "source": {
+            "name": model.name,
+            "path": str(model.path.absolute()),
+            "digest": model.digest(),
+        },
+        "passes": [dict(one) for one in passes],
+        "settings": dict(settings),
+        "request": {
+            "input_tokens": evidence.material.shape.input_tokens,
+            "output_tokens": evidence.material.shape.output_tokens,
+        },
+        "before": _figures(original, evidence.memory["before"]),
+        "after": _figures(winner, evidence.memory["after"]),
+        "speedup": None if winner.speedup is None else winner.speedup.as_dict(),
+        "accuracy": None if winner.proved is None else winner.proved.as_dict(),
+        "budget": evidence.budget.as_dict(),
+        "texts": {
+            "calibration": _text(evidence.material.calibration),
+            "evaluation": _text(evidence.material.evaluation),
+        },
+        "chosen": winner.candidate.label,
+        "candidates": [_trial(trial) for trial in (original, *evidence.trials)],
+        "remarks": list(evidence.remarks),
+        "machine": evidence.machine.as_dict(),
+        "seed": evidence.seed,
+        "search_seconds": evidence.seconds,
+        "formulas": _FORMULAS,
+    }
+
+
+def check_recipe(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Gives the recipe back if this version can read it.
+
+    Raises:
+        ModelFileError: It is of another schema, or lacks a part.
+    """
+    schema = recipe.get("schema")
+    if schema != SCHEMA:
+        raise ModelFileError(f"recipe of schema {schema!r}", allowed=SCHEMA)
+    needed = ("source", "settings", "before", "after", "budget", "candidates", "texts", "chosen")
+    missing = [name for name in needed if name not in recipe]
+    if missing:
+        raise ModelFileError(f"the recipe has no {missing[0]!r}", do="make the artefact again")
+    return recipe
+
+
+def _figures(trial: Trial, memory: Mapping[str, int]) -> dict[str, Any]:
+    timed = {} if trial.timings is None else trial.timings.as_dict()
+    return {"settings": trial.candidate.settings(), **timed, "memory": dict(memory)}
+
+
+def _text(windows: Windows) -> dict[str, Any]:
+    return {
+        "name": windows.name,
+        "digest": windows.digest,
+        "tokens": windows.scored,
+        "windows": len(windows.ids),
+        "context": windows.context,
+    }
+
+
+def _trial(trial: Trial) -> dict[str, Any]:
+    accuracy = trial.accuracy
+    return {
+        "label": trial.candidate.label,
+        "settings": trial.candidate.settings(),
+        "status": trial.status,
+        "reason": trial.reason,
+        "weights_bytes": trial.weights_bytes,
+        "timings": None if trial.timings is None else trial.timings.as_dict(),
+        "speedup": None if trial.speedup is None else trial.speedup.as_dict(),
+        "accuracy": None if accuracy is None else accuracy.as_dict(),
+        "accuracy_text": "evaluation" if trial.proved is not None else "calibration",
+    }

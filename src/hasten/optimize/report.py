@@ -1,0 +1,244 @@
+"""The report of an optimisation: one HTML page that opens offline, drawn from the recipe alone."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hasten.optimize.chart import Point, draw_chart
+from hasten.optimize.recipe import check_recipe
+
+__all__ = ["before_and_after", "candidate_table", "headline", "render_report"]
+
+_STATUS = {
+    "original": "the original",
+    "chosen": "chosen",
+    "passed": "inside the budget",
+    "refused": "refused",
+    "open": "not decided",
+}
+
+Row = tuple[str, str, str, str]
+
+
+def render_report(recipe: Mapping[str, Any], directory: str) -> str:
+    """Renders the page.
+
+    Args:
+        recipe: Content of recipe.json.
+        directory: How the user calls the artefact, for the commands to type.
+
+    Raises:
+        ModelFileError: The recipe is of another schema or lacks a part.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    check_recipe(recipe)
+    environment = Environment(
+        loader=PackageLoader("hasten.optimize", "."), autoescape=True, undefined=StrictUndefined
+    )
+    quoted = shlex.quote(directory)
+    return environment.get_template("report.html.jinja").render(
+        recipe=recipe,
+        headline=headline(recipe),
+        rows=before_and_after(recipe),
+        chart=_chart(recipe),
+        candidates=_candidate_rows(recipe),
+        machine=_machine(recipe["machine"]),
+        texts=recipe["texts"],
+        commands={
+            "run": f'hasten run {quoted} "Hello"',
+            "prove": f"hasten eval {quoted}",
+            "measure": f"hasten bench {quoted}",
+            "again": shlex.join(recipe["command"]),
+        },
+        source=recipe["source"],
+    )
+
+
+def headline(recipe: Mapping[str, Any]) -> str:
+    """One sentence: how much faster, at what cost."""
+    accuracy, ratio = recipe["accuracy"], recipe["speedup"]
+    name = recipe["source"]["name"]
+    if accuracy is None or ratio is None:
+        return f"{name} stays as it is: no candidate was both faster and inside the budget."
+    rise = (accuracy["perplexity_ratio"]["estimate"] - 1) * 100
+    agreement = accuracy["top1_agreement"]["estimate"] * 100
+    return (
+        f"{name} answers {ratio['estimate']:.1f} times as fast, at {rise:+.2f} % perplexity;"
+        f" {agreement:.1f} % of its likeliest tokens stay the same."
+    )
+
+
+def before_and_after(recipe: Mapping[str, Any]) -> list[Row]:
+    """Rows of (figure, before, after, change) for the terminal and the page."""
+    before, after = recipe["before"], recipe["after"]
+    rows = [
+        _ratio_row("latency of the request, ms", before, after, "e2e_ms", lower=True),
+        _ratio_row("time to first token, ms", before, after, "ttft_ms", lower=True),
+        _ratio_row("time per output token, ms", before, after, "tpot_ms", lower=True),
+        _ratio_row("prefill, tokens/s", before, after, "prefill_tokens_per_s"),
+        _ratio_row("decode, tokens/s", before, after, "decode_tokens_per_s"),
+    ]
+    memories = [
+        ("weights in memory, MiB", "weights"),
+        ("KV cache in memory, MiB", "kv_cache"),
+        ("peak memory of a fresh process, MiB", "peak_rss"),
+    ]
+    for title, key in memories:
+        first, second = before["memory"].get(key), after["memory"].get(key)
+        if first is not None and second is not None:
+            change = f"{second / first:.2f} ×" if first else ""
+            rows.append((title, f"{first / 2**20:.1f}", f"{second / 2**20:.1f}", change))
+    return rows + _accuracy_rows(recipe["accuracy"])
+
+
+def _ratio_row(
+    title: str,
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    key: str,
+    *,
+    lower: bool = False,
+) -> Row:
+    first, second = before.get(key), after.get(key)
+    if first is None or second is None:
+        return (title, "–", "–", "")
+    better = first / second if lower else second / first
+    digits = 2 if min(first, second) < 10 else 1 if min(first, second) < 100 else 0
+    return (title, f"{first:.{digits}f}", f"{second:.{digits}f}", f"{better:.2f} × faster")
+
+
+def _accuracy_rows(accuracy: Mapping[str, Any] | None) -> list[Row]:
+    if accuracy is None:
+        return []
+    ratio = accuracy["perplexity_ratio"]
+    return [
+        (
+            "perplexity",
+            f"{accuracy['reference_perplexity']['estimate']:.3f}",
+            f"{accuracy['perplexity']['estimate']:.3f}",
+            _span(ratio, lambda value: f"{(value - 1) * 100:+.2f}", " %"),
+        ),
+        (
+            "KL divergence, nats a token",
+            "0",
+            f"{accuracy['kl_divergence']['estimate']:.4f}",
+            _span(accuracy["kl_divergence"], lambda value: f"{value:.4f}", ""),
+        ),
+        (
+            "same likeliest token, %",
+            "100",
+            f"{accuracy['top1_agreement']['estimate'] * 100:.2f}",
+            _span(accuracy["top1_agreement"], lambda value: f"{value * 100:.2f}", " %"),
+        ),
+    ]
+
+
+def _span(interval: Mapping[str, float], show: Callable[[float], str], unit: str) -> str:
+    return f"{show(interval['low'])} to {show(interval['high'])}{unit}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Scale:
+    """A loss that may stand on the chart's axis: its name, and how to get it from the recipe."""
+
+    title: str
+    figure: str
+    convert: Callable[[float], float]
+
+    def loss(self, accuracy: Mapping[str, Any]) -> tuple[float, float, float] | None:
+        interval = accuracy[self.figure]
+        if interval["estimate"] is None:
+            return None
+        low, high = sorted((self.convert(interval["low"]), self.convert(interval["high"])))
+        return self.convert(interval["estimate"]), low, high
+
+
+_SCALES = {
+    "kl": _Scale("KL divergence, nats a token", "kl_divergence", lambda value: value),
+    "perplexity_percent": _Scale(
+        "rise of perplexity, %", "perplexity_ratio", lambda value: (value - 1) * 100
+    ),
+    "top1_percent": _Scale(
+        "changed likeliest tokens, %", "top1_agreement", lambda value: (1 - value) * 100
+    ),
+}
+
+
+def _scale(budget: Mapping[str, float | None]) -> tuple[_Scale, float]:
+    """The first criterion with a limit, KL before others, and the limit."""
+    for name, scale in _SCALES.items():
+        limit = budget.get(name)
+        if limit is not None and limit > 0:
+            return scale, limit
+    return _SCALES["kl"], 0.02
+
+
+def _chart(recipe: Mapping[str, Any]) -> str:
+    scale, limit = _scale(recipe["budget"])
+    points = []
+    for number, one in enumerate(recipe["candidates"]):
+        speed, accuracy = one["speedup"], one["accuracy"]
+        loss = scale.loss(accuracy) if accuracy else None
+        if one["status"] == "original":
+            loss, speed = (0.0, 0.0, 0.0), {"estimate": 1.0, "low": 1.0, "high": 1.0}
+        if speed is None or loss is None or not all(map(math.isfinite, loss)):
+            continue
+        ends = (speed["estimate"], speed["low"], speed["high"])
+        label = f"{number}: {one['label']}, {ends[0]:.2f} ×, {scale.title} {loss[0]:.4g}"
+        points.append(Point(number, one["status"], label, ends, loss))
+    return draw_chart(points, limit=limit, loss_title=scale.title)
+
+
+def candidate_table(recipe: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Rows of (candidate, verdict, speed, KL, top-1 agreement) for the terminal."""
+    rows: list[tuple[str, ...]] = []
+    for one in _candidate_rows(recipe):
+        refused = one["status"] == "refused"
+        verdict = f"refused: {one['reason']}" if refused else one["verdict"]
+        rows.append((one["label"], verdict, one["speed"], one["losses"][1], one["losses"][2]))
+    return rows
+
+
+def _candidate_rows(recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [_candidate_row(number, one) for number, one in enumerate(recipe["candidates"])]
+
+
+def _candidate_row(number: int, one: Mapping[str, Any]) -> dict[str, Any]:
+    accuracy, speed = one["accuracy"], one["speedup"]
+    size = one["weights_bytes"]
+    losses = ["–", "–", "–"]
+    if accuracy is not None and accuracy["kl_divergence"]["estimate"] is not None:
+        losses = [
+            f"{(accuracy['perplexity_ratio']['estimate'] - 1) * 100:+.2f} %"
+            if accuracy["perplexity_ratio"]["estimate"] is not None
+            else "–",
+            f"{accuracy['kl_divergence']['estimate']:.4f}",
+            f"{accuracy['top1_agreement']['estimate'] * 100:.1f} %",
+        ]
+    return {
+        "number": number,
+        "label": one["label"],
+        "status": one["status"],
+        "verdict": _STATUS.get(one["status"], one["status"]),
+        "reason": one["reason"],
+        "speed": "–" if speed is None else f"{speed['estimate']:.2f} ×",
+        "size": "–" if size is None else f"{size / 2**20:.0f}",
+        "losses": losses,
+        "screened_only": accuracy is not None and one["accuracy_text"] == "calibration",
+    }
+
+
+def _machine(machine: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
+    gib = machine["memory_limit_bytes"] / 2**30
+    return [
+        ("processor", f"{machine['cpu']} ({machine['architecture']})"),
+        ("cores", str(machine["cores"])),
+        ("memory", f"{gib:.1f} GiB"),
+        ("system", str(machine["kernel"])),
+        ("Python, Hasten", f"{machine['python']}, {machine['hasten']}"),
+    ]
