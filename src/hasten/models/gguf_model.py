@@ -86,6 +86,8 @@ def _text_parts(metadata: Mapping[str, Any]) -> TextParts:
     def save(target: Path) -> None:
         if "tokenizer.ggml.model" in metadata:
             tokenizer().save(target)
+        if (template := chat_template()) is not None:
+            template.save(target)
 
     return TextParts(tokenizer, chat_template, save)
 

@@ -47,6 +47,7 @@ _TEXT_FILES = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
+    "additional_chat_templates/tool_use.jinja",
 )
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -126,7 +127,9 @@ def directory_text_parts(directory: Path) -> TextParts:
 
     def save(target: Path) -> None:
         for path in text_files(directory):
-            shutil.copyfile(path, target / path.name)
+            copy = target / path.relative_to(directory)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, copy)
 
     return TextParts(tokenizer, chat_template, save)
 
