@@ -17,7 +17,7 @@ from hasten.errors import HastenError
 __all__ = ["COMMANDS", "cli", "main"]
 
 INTERRUPTED = 130  # 128 + SIGINT, what a shell reports for a program ended by Ctrl-C
-BROKEN_PIPE = 141  # 128 + SIGPIPE
+BROKEN_PIPE = 1  # as click itself ends where it meets the closed pipe first
 
 
 class Entry(NamedTuple):
@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         return _fail(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("\ninterrupted", err=True)
+        click.echo("interrupted", err=True)
         return INTERRUPTED
     except ImportError as error:
         if "_native" not in str(error):
