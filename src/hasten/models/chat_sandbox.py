@@ -393,8 +393,9 @@ def _instrument(template: nodes.Template) -> nodes.Template:
             statements = getattr(node, field, None)
             if isinstance(statements, list):
                 charged = [new for old in statements for new in (_charge(old), old)]
-                # A loop without a body turns as well.
-                setattr(node, field, charged or [_charge(node)])
+                if field == "body" and not charged:  # a loop without a body turns as well
+                    charged = [_charge(node)]
+                setattr(node, field, charged)
     return template
 
 

@@ -19,6 +19,7 @@ from hasten.models.tokenizer_files import Parts, backend_errors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
+    from tokenizers.normalizers import Normalizer
 
 __all__ = ["build", "special_ids"]
 
@@ -189,7 +190,7 @@ def _byte_level(vocabulary: _Vocabulary) -> tuple[Backend, bool, bool]:
 
 
 def _sentencepiece_bpe(vocabulary: _Vocabulary) -> Backend:
-    from tokenizers import Tokenizer, decoders, models, normalizers
+    from tokenizers import Tokenizer, models
 
     unknown = vocabulary.unknown()
     merges = vocabulary.merges()
@@ -201,16 +202,7 @@ def _sentencepiece_bpe(vocabulary: _Vocabulary) -> Backend:
         byte_fallback=bool(vocabulary.marked(_BYTE)),
     )
     backend = Tokenizer(model)
-    # SentencePiece prepends a space whether or not the text begins with one, and so do llama.cpp
-    # and the tokenizer.json of Llama 2, TinyLlama and Mistral. (transformers' LlamaTokenizer, which
-    # its GGUF reader uses, does not prepend where the text begins with a space.)
-    spaces = [normalizers.Replace(" ", _SPACE)]
-    prefix = vocabulary.flag("add_space_prefix", True)
-    backend.normalizer = normalizers.Sequence(
-        [normalizers.Prepend(_SPACE), *spaces] if prefix else spaces
-    )
-    steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    backend.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefix else steps)
+    _add_sentencepiece_rules(backend, vocabulary, [])
     return backend
 
 
@@ -236,7 +228,7 @@ def _merges_from_scores(vocabulary: _Vocabulary) -> list[tuple[str, str]]:
 
 
 def _unigram(vocabulary: _Vocabulary) -> Backend:
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import Regex, Tokenizer, models, normalizers
 
     model = models.Unigram(
         list(zip(vocabulary.tokens, vocabulary.scores().tolist(), strict=True)),
@@ -244,19 +236,37 @@ def _unigram(vocabulary: _Vocabulary) -> Backend:
         byte_fallback=bool(vocabulary.marked(_BYTE)),
     )
     backend = Tokenizer(model)
-    steps: list[Any] = []
+    steps: list[Normalizer] = []
     if (charsmap := vocabulary.get("precompiled_charsmap")) is not None:
         steps.append(normalizers.Precompiled(np.asarray(charsmap).astype(np.uint8).tobytes()))
     if vocabulary.flag("remove_extra_whitespaces", True):
         # SentencePiece removes spaces only; normalizers.Strip would take line ends too.
-        steps.append(normalizers.Replace(Regex("^ +| +$"), ""))
+        steps.append(normalizers.Replace(Regex(r"\A +| +\z"), ""))
         steps.append(normalizers.Replace(Regex(" {2,}"), " "))
-    if steps:
-        backend.normalizer = normalizers.Sequence(steps)
-    scheme = "always" if vocabulary.flag("add_space_prefix", True) else "never"
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, scheme)
-    backend.decoder = decoders.Metaspace(_SPACE, scheme)
+    _add_sentencepiece_rules(backend, vocabulary, steps)
     return backend
+
+
+def _add_sentencepiece_rules(
+    backend: Backend, vocabulary: _Vocabulary, normalization: Sequence[Normalizer]
+) -> None:
+    """Spells spaces as U+2581, one more at the start, and undoes that when decoding.
+
+    SentencePiece prepends a space whether or not the text begins with one, and so do llama.cpp and
+    the tokenizer.json of Llama 2, TinyLlama and Mistral. (transformers' LlamaTokenizer, which its
+    GGUF reader uses, does not prepend where the text begins with a space.)
+    """
+    from tokenizers import decoders, normalizers
+
+    prefix = vocabulary.flag("add_space_prefix", True)
+    spelling = [normalizers.Replace(" ", _SPACE)]
+    if prefix:
+        spelling.insert(0, normalizers.Prepend(_SPACE))
+    backend.normalizer = normalizers.Sequence([*normalization, *spelling])
+    steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    if prefix:
+        steps.append(decoders.Strip(" ", 1, 0))
+    backend.decoder = decoders.Sequence(steps)
 
 
 def _add_marked_tokens(backend: Backend, vocabulary: _Vocabulary) -> None:
