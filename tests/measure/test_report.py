@@ -60,7 +60,10 @@ def test_every_metric_and_rate_has_a_formula(target, make_workload):
 
 def test_a_percentile_that_is_left_out_is_explained(target, make_workload):
     notes = report_of(target, make_workload(50)).notes
-    assert "e2e: n = 50 is too small a sample: p95 needs 90, p99 needs 459" in notes
+    assert (
+        "ttft, tpot, e2e, model_latency: n = 50 is too small a sample: p95 needs 90, p99 needs 459"
+    ) in notes
+    assert "itl: n = 100 is too small a sample: p99 needs 459" in notes
 
 
 def test_no_completed_request_is_invalid(target, make_workload):

@@ -150,11 +150,13 @@ def _remarks(
 ) -> list[str]:
     """Say what else a reader must know."""
     remarks = [*_reasons(result)]
+    small: dict[str, list[str]] = {}
     for name, summary in metrics.items():
         missing = [percent for percent, value in summary.percentiles.items() if value is None]
         if summary.n and missing:
             needs = ", ".join(f"p{p} needs {minimum_samples(p / 100)}" for p in missing)
-            remarks.append(f"{name}: n = {summary.n} is too small a sample: {needs}")
+            small.setdefault(f"n = {summary.n} is too small a sample: {needs}", []).append(name)
+    remarks += [f"{', '.join(names)}: {why}" for why, names in small.items()]
     per_event = tokens_per_event(result.records)
     if per_event is not None:
         remarks.append(f"itl: an output event carried {per_event:.2f} tokens on average")
