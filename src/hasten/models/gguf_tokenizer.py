@@ -259,7 +259,7 @@ def _add_sentencepiece_rules(
     from tokenizers import decoders, normalizers
 
     prefix = vocabulary.flag("add_space_prefix", True)
-    spelling = [normalizers.Replace(" ", _SPACE)]
+    spelling: list[Normalizer] = [normalizers.Replace(" ", _SPACE)]
     if prefix:
         spelling.insert(0, normalizers.Prepend(_SPACE))
     backend.normalizer = normalizers.Sequence([*normalization, *spelling])

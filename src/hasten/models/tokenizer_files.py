@@ -152,7 +152,7 @@ def _declared_tokens(directory: Path, backend: Backend) -> list[AddedToken]:
             AddedToken(f["content"], **{k: bool(f[k]) for k in _TOKEN_FLAGS if k in f})
             for f in fields
         ]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise ModelFileError(
             f"{directory / 'tokenizer_config.json'}: added_tokens_decoder is not valid ({error!r})"
         ) from error
