@@ -1,0 +1,79 @@
+"""The side of the benchmark: a peer as a child process that answers calls."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+__all__ = ["PeerError", "PeerProcess"]
+
+WORKERS = Path(__file__).resolve().parent / "workers"
+
+
+class PeerError(Exception):
+    """A peer that is missing, has failed or has died."""
+
+
+class PeerProcess:
+    """One peer; see workers/protocol.py for what it understands.
+
+    Args:
+        kind: Worker to run.
+        python: Interpreter that has the peer installed.
+    """
+
+    def __init__(self, kind: str, python: Path) -> None:
+        self.description: dict[str, Any] = {}
+        self._kind = kind
+        self._process = subprocess.Popen(
+            [str(python), str(WORKERS / f"{kind}_worker.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+        )
+        self._usage = psutil.Process(self._process.pid)
+
+    def call(self, name: str, **arguments: Any) -> Any:
+        """Makes a call and waits for its answer.
+
+        Raises:
+            PeerError: The call failed or the process has died.
+        """
+        try:
+            print(json.dumps({"call": name, **arguments}), file=self._process.stdin, flush=True)
+        except BrokenPipeError:
+            answer = ""
+        else:
+            answer = self._process.stdout.readline()
+        if not answer:
+            last = self._process.communicate()[1].strip().rpartition("\n")[2]
+            raise PeerError(f"{self._kind} ended with status {self._process.wait()}: {last}")
+        document = json.loads(answer)
+        if "error" in document:
+            raise PeerError(f"{self._kind}: {document['error']}")
+        return document["ok"]
+
+    def cpu_seconds(self) -> float:
+        """Processor time it has used."""
+        times = self._usage.cpu_times()
+        return times.user + times.system
+
+    def memory_bytes(self) -> int:
+        """Memory it holds alone (without pages that it shares or has only mapped from files)."""
+        return self._usage.memory_full_info().uss
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.stdin.close()
+        try:
+            self._process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+        self._process.stderr.close()
