@@ -64,6 +64,9 @@ def test_names_what_is_wrong_with_a_path(tmp_path):
         ("nowhere", ModelFileError, "'nowhere' does not exist; allowed: 'smollm2'"),
         ("", ModelFileError, "config.json"),
         ("a/b/c", ModelFileError, "does not exist"),
+        ("a\0b", ModelFileError, "does not exist"),
+        ("x" * 5000, ModelFileError, "File name too long"),
+        ("~nobody-of-this-name/model", ModelFileError, "home directory"),
         ("models/absent.gguf", ModelFileError, "does not exist"),
         (tmp_path / "absent", ModelFileError, "does not exist"),
         (tmp_path / "empty", ModelFileError, "neither config.json nor"),
@@ -106,13 +109,29 @@ def test_hub_names_come_from_the_cache(cache):
         find_model("org/tiny")
 
 
+def test_names_that_the_hub_does_not_allow(cache):
+    with pytest.raises(ModelFileError, match="'org/na--me' does not exist"):
+        find_model("org/na--me")
+
+
+def test_a_refused_connection_is_one_line(cache, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    api = huggingface_hub.HfApi("http://127.0.0.1:9")
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: api)
+    with pytest.raises(ModelFileError, match=r"could not be downloaded \(.*refused"):
+        find_model("org/absent")
+
+
 def test_hub_names_without_cache_and_network(cache):
     with pytest.raises(ModelFileError, match=r"'org/absent' is no local path.*check the name") as e:
         find_model("org/absent")
     assert "\n" not in str(e.value)
 
 
-@pytest.mark.parametrize("name", ["../evil", "org/..", "/org/name", "org/name/x", "org/na me"])
+@pytest.mark.parametrize(
+    "name", ["../evil", "org/..", "/org/name", "org/name/x", "org/na me", "a\n/b"]
+)
 def test_only_plain_names_reach_the_hub(cache, monkeypatch, name):
     def forbidden(*_, **__):
         raise AssertionError("the Hub was asked")
@@ -126,6 +145,12 @@ def test_the_hub_needs_its_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(MissingDependencyError, match=r"hasten\[hub\]"):
         find_model("org/name")
+
+
+def repository_of(files):
+    """What `HfApi` says of a repository with these files."""
+    siblings = [SimpleNamespace(rfilename=file) for file in files]
+    return SimpleNamespace(model_info=lambda name: SimpleNamespace(siblings=siblings))
 
 
 @pytest.mark.parametrize(
@@ -145,7 +170,7 @@ def test_only_the_needed_files_are_downloaded(tmp_path, monkeypatch, files, weig
         asked.extend(allow_patterns)
         return str(write_directory(tmp_path / "snapshot"))
 
-    api = SimpleNamespace(list_repo_files=lambda name: files)
+    api = repository_of(files)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: api)
     find_model("org/name")
@@ -167,7 +192,7 @@ def test_names_repositories_that_hold_no_single_model(monkeypatch, files, error,
     def download(name, **options):
         raise huggingface_hub.errors.LocalEntryNotFoundError("absent")
 
-    api = SimpleNamespace(list_repo_files=lambda name: files)
+    api = repository_of(files)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: api)
     with pytest.raises(error, match=words):

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from hasten.errors import (
+    HastenError,
     MissingDependencyError,
     ModelFileError,
     UnsupportedModelError,
@@ -40,11 +41,15 @@ def find_model(model: str | Path) -> tuple[str, Path]:
     """
     if str(model) == "smollm2":
         return "smollm2", _installed_smollm2()
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return path.resolve().name, _in_directory(path)
-    if path.exists():
-        return path.stem, _checked_file(path)
+    try:
+        path = Path(model).expanduser()
+        if path.is_dir():
+            return path.resolve().name, _in_directory(path)
+        if path.exists():
+            return path.stem, _checked_file(path)
+    except (OSError, RuntimeError) as error:  # no permission, a name too long, ~ of nobody
+        reason = getattr(error, "strerror", None) or error
+        raise ModelFileError(f"model {str(model)!r}: {reason}") from error
     if _HUB_NAME.fullmatch(str(model)) and path.suffix not in (".gguf", ".onnx", ".safetensors"):
         return str(model), _from_hub(str(model))
     raise ModelFileError(f"model {str(model)!r} does not exist", allowed=_FORMS)
@@ -96,7 +101,7 @@ def _from_hub(name: str) -> Path:
     """A snapshot from the local cache, else downloaded."""
     try:
         from huggingface_hub import HfApi, snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
     except ImportError as error:
         raise MissingDependencyError(
             f"{name!r} is no local path, and the Hub needs the package huggingface_hub",
@@ -108,11 +113,17 @@ def _from_hub(name: str) -> Path:
             return _in_directory(cached)
     except LocalEntryNotFoundError:
         pass
+    except HFValidationError as error:
+        raise ModelFileError(f"model {name!r} does not exist", allowed=_FORMS) from error
     try:
-        files = HfApi().list_repo_files(name)
+        files = [file.rfilename for file in HfApi().model_info(name).siblings or []]
         patterns = [*_SMALL_FILES, *_weight_files(name, files)]
         return _in_directory(Path(snapshot_download(name, allow_patterns=patterns)))
-    except (HfHubHTTPError, OSError) as error:
+    except HastenError:
+        raise
+    # Besides its own, huggingface_hub passes on the errors of its HTTP library, which has changed
+    # with its versions (requests, httpx, httpx2).
+    except Exception as error:
         reason = str(error).strip().splitlines()
         raise ModelFileError(
             f"{name!r} is no local path, not in the Hub's cache, and could not be downloaded "
