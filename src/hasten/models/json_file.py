@@ -20,12 +20,14 @@ def read_json_object(path: Path) -> dict[str, Any]:
         ModelFileError: The file cannot be read, is too large, or holds no JSON object.
     """
     try:
-        with path.open("rb") as file:
-            content = file.read(_MAX_BYTES + 1)
+        size = path.stat().st_size
+        if not path.is_file() or size > _MAX_BYTES:
+            raise ModelFileError(
+                f"{path}: not a file of at most {_MAX_BYTES} bytes", allowed="a small JSON file"
+            )
+        content = path.read_bytes()
     except OSError as error:
         raise ModelFileError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if len(content) > _MAX_BYTES:
-        raise ModelFileError(f"{path}: larger than {_MAX_BYTES} bytes")
     return parse_json_object(content, str(path))
 
 
