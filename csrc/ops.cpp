@@ -143,8 +143,9 @@ void RopeKvWriteOp::run(const Step& step, const Worker& worker) const {
 void AttentionOp::run(const Step& step, const Worker& worker) const {
   const int kv_heads = cache->kv_heads(), group = heads / kv_heads;
   const int pairs = static_cast<int>(step.ranges.size()) * kv_heads;
-  // Query heads share the keys they read, unless that leaves threads without work.
-  const int split = pairs < 4 * worker.threads ? group : 1;
+  // Query heads share the keys they read, unless that leaves threads without work: keys cost more
+  // to load and convert than to multiply.
+  const int split = pairs < worker.threads ? group : 1;
   worker.share(pairs * split, 1, [&](int item, int) {
     const int pair = item / split, part = item % split;
     const int first = pair % kv_heads * group + part * (group / split);

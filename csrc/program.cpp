@@ -59,6 +59,7 @@ int Program::add_quantized_buffer(int width, int group, bool selected) {
   buffer->selected = selected;
   buffer->group = group;
   QuantizedView& view = buffer->quantized;
+  view.rows = static_cast<int>(rows);
   view.padded = padded;
   view.group = group;
   view.groups = padded / group;

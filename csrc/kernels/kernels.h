@@ -33,13 +33,14 @@ struct MatrixView {
   std::size_t panel_bytes;
 };
 
-// Activations of several tokens as int8 codes with a scale per group of columns.
+// Activations of several tokens as int8 codes with a scale per group of columns. What belongs to a
+// group lies side by side for neighbouring tokens, as a tile reads it.
 struct QuantizedView {
-  std::int8_t* codes;     // [tokens][padded]
-  float* scales;          // [tokens][groups]
-  float* sums;            // [tokens][groups]: scale * (sum of codes), for minimums
-  std::int32_t* totals;   // [tokens][groups]: sum of codes, for constant zero points
-  int padded, group, groups;
+  std::int8_t* codes;     // [rows][padded]
+  float* scales;          // [groups][rows]
+  float* sums;            // [groups][rows]: scale * (sum of codes), for minimums
+  std::int32_t* totals;   // [groups][rows]: sum of codes, for constant zero points
+  int rows, padded, group, groups;
 };
 
 struct LinearArgs {

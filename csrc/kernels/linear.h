@@ -78,120 +78,113 @@ void float_tile(const LinearArgs& args, int panel, int token) {
   finish_tile<M>(args, panel, token, tile);
 }
 
-// The activations of M tokens, at column and group of the moment.
-template <int M>
-struct Activations {
-  const std::int8_t* codes[M];
-  const float* scales[M];
-  const float* sums[M];
-  const std::int32_t* totals[M];
-
-  Activations(const hasten::QuantizedView& q, int token) {
-    for (int m = 0; m < M; ++m) {
-      const std::ptrdiff_t row = token + m;
-      codes[m] = q.codes + row * q.padded;
-      scales[m] = q.scales + row * q.groups;
-      sums[m] = q.sums + row * q.groups;
-      totals[m] = q.totals + row * q.groups;
-    }
-  }
-  void advance(int columns) {
-    for (int m = 0; m < M; ++m) codes[m] += columns;
-  }
-};
-
 constexpr int kInt4Zero = 8, kInt8Zero = 128;
 
-template <int M, bool Minimum>
+// Subtracts the zero point's share of the sums: zero * (sum of the token's codes).
+template <int M>
+void subtract_zero(Simd::I (&sum)[M], int zero, const std::int32_t* totals) {
+  for (int m = 0; m < M; ++m) {
+    sum[m] = Simd::sub_int(sum[m], Simd::set1_int(zero * totals[m]));
+  }
+}
+
+// `Blocks` times 32 columns share an activation scale.
+template <int M, int Blocks, bool Minimum>
 void int4_tile(const LinearArgs& args, int panel, int token) {
   using S = Simd;
   const hasten::MatrixView& weight = args.weight;
+  const hasten::QuantizedView& q = args.q;
+  const int groups = q.groups, parts = weight.group / q.group;
+  const std::ptrdiff_t stride = q.padded;
   const std::uint8_t* w = weight.data + panel * weight.panel_bytes;
-  Activations<M> x(args.q, token);
+  const std::int8_t* codes = q.codes + token * stride;
   Tile<M> tile;
   for (int m = 0; m < M; ++m) {
     for (int v = 0; v < kVectors; ++v) tile[m][v] = S::zero();
   }
-  const int parts = weight.group / args.q.group;     // activation groups in a weight group
-  const int blocks = args.q.group / hasten::kBlock;  // dot primitives in an activation group
-  for (int g = 0; g < args.q.groups; ) {
-    const auto* scales = reinterpret_cast<const std::uint16_t*>(w);
-    const auto* minimums = scales + kPanelRows;
+  for (int g = 0; g < groups;) {
+    const auto* row_scales = reinterpret_cast<const std::uint16_t*>(w);
+    const auto* minimums = row_scales + kPanelRows;
     w += kPanelRows * (Minimum ? 4 : 2);
     for (int part = 0; part < parts; ++part, ++g) {
+      const std::ptrdiff_t index = static_cast<std::ptrdiff_t>(g) * q.rows + token;
+      const float *scales = q.scales + index, *sums = q.sums + index;
       for (int p = 0; p < kPairs; ++p) {
         S::I low[M], high[M];
-        for (int m = 0; m < M; ++m) {
-          low[m] = high[m] = S::set1_int(Minimum ? 0 : -kInt4Zero * x.totals[m][g]);
+        S::template dot_int4<M, Blocks>(w + p * 4 * S::width, codes, stride, low, high);
+        if constexpr (!Minimum) {
+          subtract_zero<M>(low, kInt4Zero, q.totals + index);
+          subtract_zero<M>(high, kInt4Zero, q.totals + index);
         }
-        const std::int8_t* codes[M];
-        for (int m = 0; m < M; ++m) codes[m] = x.codes[m];
-        for (int b = 0; b < blocks; ++b) {
-          S::template dot_int4<M>(w + b * 512 + p * 4 * S::width, codes, low, high);
-          for (int m = 0; m < M; ++m) codes[m] += hasten::kBlock;
+        const S::F low_scale = S::load_half(row_scales + p * S::width);
+        const S::F high_scale = S::load_half(row_scales + (p + kPairs) * S::width);
+        S::F low_minimum, high_minimum;
+        if constexpr (Minimum) {
+          low_minimum = S::load_half(minimums + p * S::width);
+          high_minimum = S::load_half(minimums + (p + kPairs) * S::width);
         }
-        const S::F low_scale = S::load_half(scales + p * S::width);
-        const S::F high_scale = S::load_half(scales + (p + kPairs) * S::width);
         for (int m = 0; m < M; ++m) {
-          const S::F scale = S::set1(x.scales[m][g]);
-          S::F& a = tile[m][p];
-          S::F& b = tile[m][p + kPairs];
+          const S::F scale = S::set1(scales[m]);
+          S::F a = tile[m][p], b = tile[m][p + kPairs];
           a = S::fma(S::to_float(low[m]), S::mul(low_scale, scale), a);
           b = S::fma(S::to_float(high[m]), S::mul(high_scale, scale), b);
-        }
-        if constexpr (Minimum) {
-          const S::F low_minimum = S::load_half(minimums + p * S::width);
-          const S::F high_minimum = S::load_half(minimums + (p + kPairs) * S::width);
-          for (int m = 0; m < M; ++m) {
-            const S::F sum = S::set1(x.sums[m][g]);
-            tile[m][p] = S::fma(low_minimum, sum, tile[m][p]);
-            tile[m][p + kPairs] = S::fma(high_minimum, sum, tile[m][p + kPairs]);
+          if constexpr (Minimum) {
+            const S::F sum = S::set1(sums[m]);
+            a = S::fma(low_minimum, sum, a);
+            b = S::fma(high_minimum, sum, b);
           }
+          tile[m][p] = a;
+          tile[m][p + kPairs] = b;
         }
       }
-      w += blocks * 512;
-      x.advance(args.q.group);
+      w += Blocks * 512;
+      codes += Blocks * hasten::kBlock;
     }
   }
   finish_tile<M>(args, panel, token, tile);
 }
 
-template <int M>
+template <int M, int Blocks>
 void int8_tile(const LinearArgs& args, int panel, int token) {
   using S = Simd;
   const hasten::MatrixView& weight = args.weight;
+  const hasten::QuantizedView& q = args.q;
+  const int groups = q.groups, parts = weight.group / q.group;
+  const std::ptrdiff_t stride = q.padded;
   const std::uint8_t* w = weight.data + panel * weight.panel_bytes;
-  Activations<M> x(args.q, token);
+  const std::int8_t* codes = q.codes + token * stride;
   Tile<M> tile;
   for (int m = 0; m < M; ++m) {
     for (int v = 0; v < kVectors; ++v) tile[m][v] = S::zero();
   }
-  const int parts = weight.group / args.q.group;
-  const int blocks = args.q.group / hasten::kBlock;
-  for (int g = 0; g < args.q.groups; ) {
-    const auto* scales = reinterpret_cast<const std::uint16_t*>(w);
+  for (int g = 0; g < groups;) {
+    const auto* row_scales = reinterpret_cast<const std::uint16_t*>(w);
     w += kPanelRows * 2;
     for (int part = 0; part < parts; ++part, ++g) {
+      const std::ptrdiff_t index = static_cast<std::ptrdiff_t>(g) * q.rows + token;
+      const float* scales = q.scales + index;
       for (int v = 0; v < kVectors; ++v) {
         S::I sum[M];
-        for (int m = 0; m < M; ++m) sum[m] = S::set1_int(-kInt8Zero * x.totals[m][g]);
-        const std::int8_t* codes[M];
-        for (int m = 0; m < M; ++m) codes[m] = x.codes[m];
-        for (int b = 0; b < blocks; ++b) {
-          S::template dot_int8<M>(w + b * 1024 + v * 4 * S::width, codes, sum);
-          for (int m = 0; m < M; ++m) codes[m] += hasten::kBlock;
-        }
-        const S::F row_scale = S::load_half(scales + v * S::width);
+        S::template dot_int8<M, Blocks>(w + v * 4 * S::width, codes, stride, sum);
+        subtract_zero<M>(sum, kInt8Zero, q.totals + index);
+        const S::F row_scale = S::load_half(row_scales + v * S::width);
         for (int m = 0; m < M; ++m) {
-          const S::F scale = S::mul(row_scale, S::set1(x.scales[m][g]));
+          const S::F scale = S::mul(row_scale, S::set1(scales[m]));
           tile[m][v] = S::fma(S::to_float(sum[m]), scale, tile[m][v]);
         }
       }
-      w += blocks * 1024;
-      x.advance(args.q.group);
+      w += Blocks * 1024;
+      codes += Blocks * hasten::kBlock;
     }
   }
   finish_tile<M>(args, panel, token, tile);
+}
+
+template <int M, int Blocks>
+void integer_tile(const LinearArgs& args, int panel, int token) {
+  if (args.weight.format == Format::int8) return int8_tile<M, Blocks>(args, panel, token);
+  return args.weight.minimum ? int4_tile<M, Blocks, true>(args, panel, token)
+                             : int4_tile<M, Blocks, false>(args, panel, token);
 }
 
 template <int M>
@@ -199,10 +192,10 @@ void one_tile(const LinearArgs& args, int panel, int token) {
   switch (args.weight.format) {
     case Format::f32: return float_tile<float, M>(args, panel, token);
     case Format::bf16: return float_tile<std::uint16_t, M>(args, panel, token);
-    case Format::int8: return int8_tile<M>(args, panel, token);
+    case Format::int8:
     case Format::int4:
-      return args.weight.minimum ? int4_tile<M, true>(args, panel, token)
-                                 : int4_tile<M, false>(args, panel, token);
+      return args.q.group == 64 ? integer_tile<M, 2>(args, panel, token)
+                                : integer_tile<M, 1>(args, panel, token);
   }
 }
 

@@ -12,20 +12,20 @@ double int8_probe(long rounds) {
   alignas(64) std::uint8_t w[1024];
   alignas(64) std::int8_t x[M][32];
   for (int i = 0; i < 1024; ++i) w[i] = static_cast<std::uint8_t>(i * 37);
-  const std::int8_t* a[M];
   for (int m = 0; m < M; ++m) {
     for (int i = 0; i < 32; ++i) x[m][i] = static_cast<std::int8_t>(i * 11 + m);
-    a[m] = x[m];
   }
-  S::I low[M], high[M];
-  for (int m = 0; m < M; ++m) low[m] = high[m] = S::zero_int();
+  S::I sum[M];
+  for (int m = 0; m < M; ++m) sum[m] = S::zero_int();
   for (long r = 0; r < rounds; ++r) {
     asm volatile("" ::: "memory");  // or the compiler computes one round and multiplies
-    S::template dot_int4<M>(w, a, low, high);
+    S::I low[M], high[M];
+    S::template dot_int4<M, 1>(w, x[0], 32, low, high);
+    for (int m = 0; m < M; ++m) sum[m] = S::add_int(sum[m], S::add_int(low[m], high[m]));
   }
-  std::int32_t sum = 0;
-  for (int m = 0; m < M; ++m) sum += S::reduce_add_int(low[m]) + S::reduce_add_int(high[m]);
-  volatile std::int32_t keep = sum;
+  std::int32_t total = 0;
+  for (int m = 0; m < M; ++m) total += S::reduce_add_int(sum[m]);
+  volatile std::int32_t keep = total;
   (void)keep;
   return static_cast<double>(rounds) * M * 32 * 2 * S::width;
 }

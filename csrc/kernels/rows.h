@@ -46,16 +46,16 @@ inline void quantize_group(const float* x, const hasten::QuantizedView& q, std::
 void quantize(const float* x, int n, const hasten::QuantizedView& q, int token) {
   constexpr int kLargestGroup = 64;
   std::int8_t* codes = q.codes + static_cast<std::ptrdiff_t>(token) * q.padded;
-  const std::ptrdiff_t first = static_cast<std::ptrdiff_t>(token) * q.groups;
   for (int g = 0; g < q.groups; ++g) {
     const int begin = g * q.group;
+    const std::ptrdiff_t index = static_cast<std::ptrdiff_t>(g) * q.rows + token;
     const int present = n - begin;
     if (present >= q.group) {
-      quantize_group(x + begin, q, codes + begin, first + g);
+      quantize_group(x + begin, q, codes + begin, index);
     } else {
       alignas(64) float padded[kLargestGroup] = {};
       for (int i = 0; i < present; ++i) padded[i] = x[begin + i];
-      quantize_group(padded, q, codes + begin, first + g);
+      quantize_group(padded, q, codes + begin, index);
     }
   }
 }

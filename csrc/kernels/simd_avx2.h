@@ -3,8 +3,9 @@
 
 #include <immintrin.h>
 
+#include <cstddef>
 #include <cstdint>
-#include <cstring>
+#include <utility>
 
 namespace {
 
@@ -77,64 +78,89 @@ struct Simd {
     return _mm_cvtsi128_si32(_mm_add_epi32(pair, _mm_shuffle_epi32(pair, 0xb1)));
   }
 
+  // 4 bytes at p + Offset to every lane. Volatile assembly with a constant offset, or GCC hoists the
+  // broadcasts (or their addresses) of a whole group out of the loop over rows and spills them.
+  template <int Offset>
   static I broadcast4(const std::int8_t* p) {
-    std::int32_t four;
-    std::memcpy(&four, p, 4);
-    return _mm256_set1_epi32(four);
+    I v;
+    asm volatile("vpbroadcastd %c2(%1), %0"
+                 : "=x"(v)
+                 : "r"(p), "i"(Offset), "m"(*reinterpret_cast<const Codes*>(p)));
+    return v;
+  }
+  // sum16 += products of 4 unsigned by 4 signed bytes in pairs. The addition is assembly, because
+  // GCC would rather add up all products of a sum in a tree, which spills every one of them.
+  static void dot4(I& sum16, I w, I a) {
+    const I products = _mm256_maddubs_epi16(w, a);
+    asm("vpaddw %1, %0, %0" : "+x"(sum16) : "x"(products));
   }
 
-  // 32 columns of int4 codes against M tokens. `w` points at the 32 bytes of the first 4 columns,
-  // 4 further columns follow every 64 bytes. Adds to `low` (rows of the low nibbles) and `high`.
-  // Sums of 8 products of pairs stay below 15 * 127 * 16 = 30480, so 16 bits hold them.
-  template <int M>
-  static void dot_int4(const std::uint8_t* w, const std::int8_t* const (&a)[M], I (&low)[M],
-                       I (&high)[M]) {
-    const I mask = _mm256_set1_epi8(15);
-    I low16[M], high16[M];
-    for (int m = 0; m < M; ++m) low16[m] = high16[m] = _mm256_setzero_si256();
-#pragma GCC unroll 8
-    for (int k = 0; k < 8; ++k) {
-      const I both = _mm256_loadu_si256(reinterpret_cast<const I*>(w + 64 * k));
-      const I lo = _mm256_and_si256(both, mask);
-      const I hi = _mm256_and_si256(_mm256_srli_epi16(both, 4), mask);
-#pragma GCC unroll 8
+  // Int4 codes of `Blocks` times 32 columns against M tokens, whose codes lie `stride` apart. `w`
+  // points at the 32 bytes of the first 4 columns, 4 further columns follow every 64 bytes. Yields
+  // the sums of the rows of the low and of the high nibbles. Sums of 8 products of pairs stay below
+  // 15 * 127 * 16 = 30480, so 16 bits hold them.
+  template <int M, int Blocks>
+  static void dot_int4(const std::uint8_t* w, const std::int8_t* a, std::ptrdiff_t stride,
+                       I (&low)[M], I (&high)[M]) {
+    const I mask = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+    for (int b = 0; b < Blocks; ++b) {
+      I low16[M], high16[M];
+      nibble_sums<M, 64>(w + 512 * b, a + 32 * b, stride, mask, low16, high16);
       for (int m = 0; m < M; ++m) {
-        const I x = broadcast4(a[m] + 4 * k);
-        low16[m] = _mm256_add_epi16(low16[m], _mm256_maddubs_epi16(lo, x));
-        high16[m] = _mm256_add_epi16(high16[m], _mm256_maddubs_epi16(hi, x));
+        const I lo = _mm256_madd_epi16(low16[m], ones), hi = _mm256_madd_epi16(high16[m], ones);
+        low[m] = b == 0 ? lo : _mm256_add_epi32(low[m], lo);
+        high[m] = b == 0 ? hi : _mm256_add_epi32(high[m], hi);
       }
-    }
-    const I ones = _mm256_set1_epi16(1);
-    for (int m = 0; m < M; ++m) {
-      low[m] = _mm256_add_epi32(low[m], _mm256_madd_epi16(low16[m], ones));
-      high[m] = _mm256_add_epi32(high[m], _mm256_madd_epi16(high16[m], ones));
     }
   }
 
   // The same for int8 codes + 128, 4 further columns every 128 bytes. A byte is split into its two
-  // nibbles so that maddubs cannot saturate.
-  template <int M>
-  static void dot_int8(const std::uint8_t* w, const std::int8_t* const (&a)[M], I (&sum)[M]) {
+  // nibbles so that the 16-bit sums cannot overflow.
+  template <int M, int Blocks>
+  static void dot_int8(const std::uint8_t* w, const std::int8_t* a, std::ptrdiff_t stride,
+                       I (&sum)[M]) {
     const I mask = _mm256_set1_epi8(15);
-    I low16[M], high16[M];
-    for (int m = 0; m < M; ++m) low16[m] = high16[m] = _mm256_setzero_si256();
-#pragma GCC unroll 8
-    for (int k = 0; k < 8; ++k) {
-      const I both = _mm256_loadu_si256(reinterpret_cast<const I*>(w + 128 * k));
-      const I lo = _mm256_and_si256(both, mask);
-      const I hi = _mm256_and_si256(_mm256_srli_epi16(both, 4), mask);
-#pragma GCC unroll 8
+    const I ones = _mm256_set1_epi16(1), sixteens = _mm256_set1_epi16(16);
+    for (int b = 0; b < Blocks; ++b) {
+      I low16[M], high16[M];
+      nibble_sums<M, 128>(w + 1024 * b, a + 32 * b, stride, mask, low16, high16);
       for (int m = 0; m < M; ++m) {
-        const I x = broadcast4(a[m] + 4 * k);
-        low16[m] = _mm256_add_epi16(low16[m], _mm256_maddubs_epi16(lo, x));
-        high16[m] = _mm256_add_epi16(high16[m], _mm256_maddubs_epi16(hi, x));
+        const I both = _mm256_add_epi32(_mm256_madd_epi16(low16[m], ones),
+                                        _mm256_madd_epi16(high16[m], sixteens));
+        sum[m] = b == 0 ? both : _mm256_add_epi32(sum[m], both);
       }
     }
-    const I ones = _mm256_set1_epi16(1), sixteens = _mm256_set1_epi16(16);
+  }
+
+ private:
+  struct Codes { std::int8_t bytes[32]; };
+
+  template <int M, int Step>
+  static void nibble_sums(const std::uint8_t* w, const std::int8_t* a, std::ptrdiff_t stride,
+                          I mask, I (&low)[M], I (&high)[M]) {
+    const std::int8_t* rows[M];
+    for (int m = 0; m < M; ++m) rows[m] = a + m * stride;
+    [&]<int... K>(std::integer_sequence<int, K...>) {
+      (add_columns<M, K>(w + Step * K, rows, mask, low, high), ...);
+    }(std::make_integer_sequence<int, 8>());
+  }
+
+  // Columns 4 K .. 4 K + 3; the first of them set the sums.
+  template <int M, int K>
+  static void add_columns(const std::uint8_t* w, const std::int8_t* const (&a)[M], I mask,
+                          I (&low)[M], I (&high)[M]) {
+    const I both = _mm256_loadu_si256(reinterpret_cast<const I*>(w));
+    const I lo = _mm256_and_si256(both, mask);
+    const I hi = _mm256_and_si256(_mm256_srli_epi16(both, 4), mask);
     for (int m = 0; m < M; ++m) {
-      const I low = _mm256_madd_epi16(low16[m], ones);
-      const I high = _mm256_madd_epi16(high16[m], sixteens);
-      sum[m] = _mm256_add_epi32(sum[m], _mm256_add_epi32(low, high));
+      const I x = broadcast4<4 * K>(a[m]);
+      if constexpr (K == 0) {
+        low[m] = _mm256_maddubs_epi16(lo, x);
+        high[m] = _mm256_maddubs_epi16(hi, x);
+      } else {
+        dot4(low[m], lo, x);
+        dot4(high[m], hi, x);
+      }
     }
   }
 };

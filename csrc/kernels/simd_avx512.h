@@ -1,18 +1,16 @@
 // Primitives for AVX-512 (F, BW, VL, DQ, VNNI): 16 float lanes.
 //
-// With HASTEN_SIMDE the intrinsics come from SIMDe's emulation, so that this path can be tested on
-// machines without AVX-512.
+// With HASTEN_SIMDE the intrinsics are emulated, so that this path can be tested on machines without
+// AVX-512.
 #pragma once
 
 #ifdef HASTEN_SIMDE
-#define SIMDE_ENABLE_NATIVE_ALIASES
-#include <simde/x86/avx512.h>
-#include <simde/x86/f16c.h>
-#include <simde/x86/fma.h>
+#include "simde_avx512.h"
 #else
 #include <immintrin.h>
 #endif
 
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 
@@ -68,16 +66,7 @@ struct Simd {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16));
   }
   static F load_half(const std::uint16_t* f16) {
-#ifdef HASTEN_SIMDE
-    alignas(64) float lane[16];
-    for (int i = 0; i < 16; i += 4) {
-      _mm_store_ps(lane + i, _mm_cvtph_ps(_mm_loadl_epi64(
-                                 reinterpret_cast<const __m128i*>(f16 + i))));
-    }
-    return _mm512_load_ps(lane);
-#else
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(f16)));
-#endif
   }
   static F load(const std::int8_t* p) {
     const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
@@ -117,31 +106,34 @@ struct Simd {
 #endif
   }
 
-  template <int M>
-  static void dot_int4(const std::uint8_t* w, const std::int8_t* const (&a)[M], I (&low)[M],
-                       I (&high)[M]) {
+  template <int M, int Blocks>
+  static void dot_int4(const std::uint8_t* w, const std::int8_t* a, std::ptrdiff_t stride,
+                       I (&low)[M], I (&high)[M]) {
     const I mask = _mm512_set1_epi8(15);
-#pragma GCC unroll 8
-    for (int k = 0; k < 8; ++k) {
+    for (int m = 0; m < M; ++m) low[m] = high[m] = zero_int();
+#pragma GCC unroll 16
+    for (int k = 0; k < 8 * Blocks; ++k) {
       const I both = _mm512_loadu_si512(w + 64 * k);
       const I lo = _mm512_and_si512(both, mask);
       const I hi = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
 #pragma GCC unroll 8
       for (int m = 0; m < M; ++m) {
-        const I x = broadcast4(a[m] + 4 * k);
+        const I x = broadcast4(a + m * stride + 4 * k);
         dot4(low[m], lo, x);
         dot4(high[m], hi, x);
       }
     }
   }
 
-  template <int M>
-  static void dot_int8(const std::uint8_t* w, const std::int8_t* const (&a)[M], I (&sum)[M]) {
-#pragma GCC unroll 8
-    for (int k = 0; k < 8; ++k) {
+  template <int M, int Blocks>
+  static void dot_int8(const std::uint8_t* w, const std::int8_t* a, std::ptrdiff_t stride,
+                       I (&sum)[M]) {
+    for (int m = 0; m < M; ++m) sum[m] = zero_int();
+#pragma GCC unroll 16
+    for (int k = 0; k < 8 * Blocks; ++k) {
       const I codes = _mm512_loadu_si512(w + 128 * k);
 #pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) dot4(sum[m], codes, broadcast4(a[m] + 4 * k));
+      for (int m = 0; m < M; ++m) dot4(sum[m], codes, broadcast4(a + m * stride + 4 * k));
     }
   }
 };

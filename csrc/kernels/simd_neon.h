@@ -3,6 +3,7 @@
 
 #include <arm_neon.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 
@@ -69,8 +70,53 @@ struct Simd {
   static F to_float(I v) { return vcvtq_f32_s32(v); }
   static std::int32_t reduce_add_int(I v) { return vaddvq_s32(v); }
 
-  // 4 columns of int4 codes, the 4 codes of `Quarter` from each token's 16. Nibbles are
-  // non-negative, so the signed dot product takes them as they are.
+  // Int4 codes of `Blocks` times 32 columns against M tokens, whose codes lie `stride` apart. `w`
+  // points at the 16 bytes of the first 4 columns, 4 further columns follow every 64 bytes. Yields
+  // the sums of the rows of the low and of the high nibbles.
+  template <int M, int Blocks>
+  static void dot_int4(const std::uint8_t* w, const std::int8_t* a, std::ptrdiff_t stride,
+                       I (&low)[M], I (&high)[M]) {
+    for (int m = 0; m < M; ++m) low[m] = high[m] = zero_int();
+#pragma GCC unroll 4
+    for (int half = 0; half < 2 * Blocks; ++half, w += 256) {
+      int8x16_t x[M];
+      for (int m = 0; m < M; ++m) x[m] = vld1q_s8(a + m * stride + 16 * half);
+      dot_int4_columns<0>(w, x, low, high);
+      dot_int4_columns<1>(w + 64, x, low, high);
+      dot_int4_columns<2>(w + 128, x, low, high);
+      dot_int4_columns<3>(w + 192, x, low, high);
+    }
+  }
+
+  // The same for int8 codes + 128, 4 further columns every 128 bytes. The dot product is signed
+  // here, so it takes the code without the 128, and 128 times the sum of the activations is added.
+  template <int M, int Blocks>
+  static void dot_int8(const std::uint8_t* w, const std::int8_t* a, std::ptrdiff_t stride,
+                       I (&sum)[M]) {
+    const int8x16_t ones = vdupq_n_s8(1);
+    I total[M];
+    for (int m = 0; m < M; ++m) sum[m] = total[m] = zero_int();
+#pragma GCC unroll 4
+    for (int half = 0; half < 2 * Blocks; ++half, w += 512) {
+      int8x16_t x[M];
+      for (int m = 0; m < M; ++m) {
+        x[m] = vld1q_s8(a + m * stride + 16 * half);
+        total[m] = vdotq_s32(total[m], x[m], ones);
+      }
+      dot_int8_columns<0>(w, x, sum);
+      dot_int8_columns<1>(w + 128, x, sum);
+      dot_int8_columns<2>(w + 256, x, sum);
+      dot_int8_columns<3>(w + 384, x, sum);
+    }
+    for (int m = 0; m < M; ++m) {
+      const I pairs = vpaddq_s32(total[m], total[m]);
+      sum[m] = vaddq_s32(sum[m], vshlq_n_s32(vpaddq_s32(pairs, pairs), 7));
+    }
+  }
+
+ private:
+  // 4 columns against the 4 codes of `Quarter` of each token's 16. Nibbles are not negative, so the
+  // signed dot product takes them as they are.
   template <int Quarter, int M>
   static void dot_int4_columns(const std::uint8_t* w, const int8x16_t (&x)[M], I (&low)[M],
                                I (&high)[M]) {
@@ -84,53 +130,11 @@ struct Simd {
     }
   }
 
-  // 32 columns of int4 codes against M tokens. `w` points at the 16 bytes of the first 4 columns,
-  // 4 further columns follow every 64 bytes. Adds to `low` (rows of the low nibbles) and `high`.
-  template <int M>
-  static void dot_int4(const std::uint8_t* w, const std::int8_t* const (&a)[M], I (&low)[M],
-                       I (&high)[M]) {
-#pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half, w += 256) {
-      int8x16_t x[M];
-      for (int m = 0; m < M; ++m) x[m] = vld1q_s8(a[m] + 16 * half);
-      dot_int4_columns<0>(w, x, low, high);
-      dot_int4_columns<1>(w + 64, x, low, high);
-      dot_int4_columns<2>(w + 128, x, low, high);
-      dot_int4_columns<3>(w + 192, x, low, high);
-    }
-  }
-
-  // Dot products with code - 128 for each code of `w`.
   template <int Quarter, int M>
   static void dot_int8_columns(const std::uint8_t* w, const int8x16_t (&x)[M], I (&sum)[M]) {
     const int8x16_t codes = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(w), vdupq_n_u8(0x80)));
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) sum[m] = vdotq_laneq_s32(sum[m], codes, x[m], Quarter);
-  }
-
-  // The same for int8 codes + 128, 4 further columns every 128 bytes. The dot product is signed
-  // here, so it takes the code without the 128, and 128 times the sum of the activations is added.
-  template <int M>
-  static void dot_int8(const std::uint8_t* w, const std::int8_t* const (&a)[M], I (&sum)[M]) {
-    const int8x16_t ones = vdupq_n_s8(1);
-    I total[M];
-    for (int m = 0; m < M; ++m) total[m] = vdupq_n_s32(0);
-#pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half, w += 512) {
-      int8x16_t x[M];
-      for (int m = 0; m < M; ++m) {
-        x[m] = vld1q_s8(a[m] + 16 * half);
-        total[m] = vdotq_s32(total[m], x[m], ones);
-      }
-      dot_int8_columns<0>(w, x, sum);
-      dot_int8_columns<1>(w + 128, x, sum);
-      dot_int8_columns<2>(w + 256, x, sum);
-      dot_int8_columns<3>(w + 384, x, sum);
-    }
-    for (int m = 0; m < M; ++m) {
-      const I pairs = vpaddq_s32(total[m], total[m]);
-      sum[m] = vaddq_s32(sum[m], vshlq_n_s32(vpaddq_s32(pairs, pairs), 7));
-    }
   }
 };
 

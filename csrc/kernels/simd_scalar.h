@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 
@@ -92,26 +93,29 @@ struct Simd {
     return r;
   }
 
-  template <int M>
-  static void dot_int4(const std::uint8_t* w, const std::int8_t* const (&a)[M], I (&low)[M],
-                       I (&high)[M]) {
-    for (int k = 0; k < 32; ++k) {
+  template <int M, int Blocks>
+  static void dot_int4(const std::uint8_t* w, const std::int8_t* a, std::ptrdiff_t stride,
+                       I (&low)[M], I (&high)[M]) {
+    for (int m = 0; m < M; ++m) low[m] = high[m] = zero_int();
+    for (int k = 0; k < 32 * Blocks; ++k) {
       const std::uint8_t* column = w + 64 * (k / 4) + k % 4;
       for (int m = 0; m < M; ++m) {
         for (int i = 0; i < width; ++i) {
-          low[m].v[i] += (column[4 * i] & 15) * a[m][k];
-          high[m].v[i] += (column[4 * i] >> 4) * a[m][k];
+          low[m].v[i] += (column[4 * i] & 15) * a[m * stride + k];
+          high[m].v[i] += (column[4 * i] >> 4) * a[m * stride + k];
         }
       }
     }
   }
 
-  template <int M>
-  static void dot_int8(const std::uint8_t* w, const std::int8_t* const (&a)[M], I (&sum)[M]) {
-    for (int k = 0; k < 32; ++k) {
+  template <int M, int Blocks>
+  static void dot_int8(const std::uint8_t* w, const std::int8_t* a, std::ptrdiff_t stride,
+                       I (&sum)[M]) {
+    for (int m = 0; m < M; ++m) sum[m] = zero_int();
+    for (int k = 0; k < 32 * Blocks; ++k) {
       const std::uint8_t* column = w + 128 * (k / 4) + k % 4;
       for (int m = 0; m < M; ++m) {
-        for (int i = 0; i < width; ++i) sum[m].v[i] += column[4 * i] * a[m][k];
+        for (int i = 0; i < width; ++i) sum[m].v[i] += column[4 * i] * a[m * stride + k];
       }
     }
   }

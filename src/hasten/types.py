@@ -67,7 +67,7 @@ class Output:
         text: The text that became final with this step; may be empty while a character or a
             possible stop string is incomplete. The texts of all steps join to the whole answer.
         finish_reason: None while the request goes on.
-        model_seconds: Time inside the executor for this step, in seconds.
+        model_seconds: Time inside the executor since the request's last output, in seconds.
     """
 
     request_id: str

@@ -128,11 +128,12 @@ class Engine:
         outputs = []
         for sequence, begin, end in zip(sequences, batch.starts, batch.starts[1:], strict=False):
             sequence.computed += int(end - begin)
+            sequence.model_seconds += seconds
             if sequence.computed == len(sequence.tokens):
                 sampling = sequence.request.sampling
                 token = sample(logits[row], sampling, sequence.generator)
                 row += 1
-                outputs.append(self._update(sequence, token, seconds))
+                outputs.append(self._update(sequence, token))
         return outputs
 
     def cancel(self, request_id: str) -> None:
@@ -192,7 +193,7 @@ class Engine:
     ) -> None:
         self.close()
 
-    def _update(self, sequence: Sequence, token: int, seconds: float) -> Output:
+    def _update(self, sequence: Sequence, token: int) -> Output:
         sampling = sequence.request.sampling
         reason: FinishReason | None = None
         sequence.tokens.append(token)
@@ -207,6 +208,7 @@ class Engine:
                 text += sequence.text.finish()
         if reason is not None:
             self._scheduler.finish(sequence)
+        seconds, sequence.model_seconds = sequence.model_seconds, 0.0
         return Output(sequence.request.id, (token,), text, reason, seconds)
 
     def _check_prompt(self, tokens: Tokens[int], room: int = 1) -> None:

@@ -25,6 +25,7 @@ class Sequence:
         tokens: Prompt and output so far.
         computed: Tokens whose keys and values are in the cache.
         blocks: KV blocks it owns.
+        model_seconds: Executor time since its last output: a long prompt takes several calls.
         generator: Its random stream.
     """
 
@@ -33,6 +34,7 @@ class Sequence:
     tokens: list[int]
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
+    model_seconds: float = 0.0
     generator: np.random.Generator = field(init=False)
 
     def __post_init__(self) -> None:
