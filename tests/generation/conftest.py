@@ -1,0 +1,16 @@
+"""Makes `tiny` importable from the tests beside it, and runs tests on every ISA."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from hasten import _native
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(params=_native.isas())
+def isa(request) -> str:
+    """Each instruction set that this machine can run."""
+    return request.param
