@@ -48,13 +48,14 @@ CONFIGURATIONS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     "transformers bf16": ("transformers", "float32", {"dtype": "bfloat16"}),
     "openvino-genai": ("openvino", None, {}),
 }
+SLOW = ("transformers bf16", "openvino-genai")  # to install, or on processors without bf16
 
 
 def main() -> int:
     """Parses the command line, measures and reports."""
     arguments = parse_arguments()
     if arguments.install:
-        install(openvino=arguments.openvino)
+        install(openvino=arguments.all)
         return 0
     model = load_model("smollm2")
     started, notes = {}, []
@@ -66,6 +67,8 @@ def main() -> int:
                 notes.append(f"left out {name}: {error}")
                 print(notes[-1], file=sys.stderr)
         rounds, conditions = measure(started, arguments, prompts(model, arguments))
+        for process in started.values():
+            process.description["rss_bytes"] = process.rss_bytes()
     finally:
         for process in started.values():
             process.close()
@@ -100,7 +103,9 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--install", action="store_true", help=f"make {ENVIRONMENT} and end")
-    parser.add_argument("--openvino", action="store_true", help="with openvino-genai too")
+    parser.add_argument(
+        "--all", action="store_true", help=f"install and measure {' and '.join(SLOW)} too"
+    )
     parser.add_argument("--artefact", type=Path, help="measure this artefact of hasten optimize")
     parser.add_argument(
         "--only", action="append", metavar="NAME", help="a configuration, may be repeated"
@@ -131,9 +136,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def chosen(arguments: argparse.Namespace) -> list[str]:
     """The configurations to measure."""
-    names = arguments.only or [
-        name for name in CONFIGURATIONS if name != "openvino-genai" or arguments.openvino
-    ]
+    names = arguments.only or [name for name in CONFIGURATIONS if arguments.all or name not in SLOW]
     return [name for name in names if name != "hasten artefact" or arguments.artefact]
 
 

@@ -63,9 +63,9 @@ class PeerProcess:
         times = self._usage.cpu_times()
         return times.user + times.system
 
-    def memory_bytes(self) -> int:
-        """Memory it holds alone (without pages that it shares or has only mapped from files)."""
-        return self._usage.memory_full_info().uss
+    def rss_bytes(self) -> int:
+        """Resident memory, mapped files included."""
+        return int(self._usage.memory_info().rss)
 
     def close(self) -> None:
         """Ends the process."""

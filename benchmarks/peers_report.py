@@ -81,15 +81,17 @@ def markdown(report: Mapping[str, Any]) -> str:
     heading = (
         f"| {settings['model']}, {settings['threads']} threads, {settings['rounds']} rounds "
         f"| prefill {settings['prefill_tokens']}, tok/s "
-        f"| decode at {settings['decode_context']}, tok/s | same tokens | ready after |"
+        f"| decode at {settings['decode_context']}, tok/s | same tokens | ready after "
+        "| memory, MB |"
     )
-    lines = [heading, "|---|---:|---:|---:|---:|"]
+    lines = [heading, "|---|---:|---:|---:|---:|---:|"]
     for name, result in report["results"].items():
         same = result["same_tokens"]
         lines.append(
             f"| {name} | {result['prefill_tokens_per_s']:.0f} "
             f"| {result['decode_tokens_per_s']:.0f} "
-            f"| {'-' if same is None else f'{same:.0%}'} | {result['load_seconds']:.1f} s |"
+            f"| {'-' if same is None else f'{same:.0%}'} | {result['load_seconds']:.1f} s "
+            f"| {result['rss_bytes'] / 1e6:.0f} |"
         )
     lines.append("")
     for promise in report["promises"]:
