@@ -87,8 +87,11 @@ class MadeUpLaboratory:
         seconds = self.table[candidate.weights][0] * (1 - 0.01 * len(candidate.overrides))
         return seconds * (self.kv_gain if candidate.kv == "int8" else 1.0) / candidate.threads**0.5
 
-    def race(self, candidates, rounds):
+    def race(self, candidates, effort, on_round):
+        rounds = effort.rounds
         self.clock += len(candidates) * rounds
+        for number in range(rounds):
+            on_round((number + 1) / rounds)
         before = timings(self.seconds_of(candidates[0]), rounds)
         return {one: Duel(before, timings(self.seconds_of(one), rounds)) for one in candidates}
 

@@ -43,7 +43,7 @@ def test_a_doubtful_loss_is_refused_but_not_hopeless():
     doubtful = accuracy(kl=0.019, half=0.5)
     assert not Budget().admits(doubtful)
     assert Budget().why_hopeless(doubtful) is None
-    assert "KL divergence 0.0190 [0.0095, 0.0285]" in Budget().why_refused(doubtful)
+    assert "KL divergence 0.0190 (0.0095 to 0.0285), budget 0.02" in Budget().why_refused(doubtful)
     assert Budget().why_hopeless(accuracy(kl=0.1, half=0.5)) is not None
 
 

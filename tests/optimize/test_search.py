@@ -67,7 +67,7 @@ def test_whatever_the_figures_the_winner_is_inside_the_budget_and_not_slower(
             if other.status == "passed":
                 assert winner.timings.latency <= other.timings.latency * 1.03
     for trial in made.trials:
-        assert trial.status in ("refused", "passed", "chosen")
+        assert trial.status in ("refused", "slower", "passed", "chosen")
         assert trial.reason
     assert len({trial.candidate.label for trial in made.trials}) == len(made.trials)
     assert shares == sorted(shares)
@@ -90,7 +90,7 @@ def test_the_fastest_inside_the_budget_wins_and_the_faster_but_worse_is_named():
     assert winner.candidate.threads == 2
     reason = refused(made)["int4:64"]
     assert "KL divergence 0.2840" in reason
-    assert "budget 0.0200" in reason
+    assert "budget 0.02" in reason
 
 
 def test_a_small_sample_makes_the_gate_stricter():

@@ -49,9 +49,7 @@ SCHEMA = "hasten.eval/1"
 @click.option(
     "--context",
     type=click.IntRange(2, 2**20),
-    default=512,
-    show_default=True,
-    help="Tokens a window; each window is scored on its own.",
+    help="Tokens a window; each is scored on its own  [default: 512, or the model's limit]",
 )
 @seed_option("Of the bootstrap.", default=0)
 @engine_choice
@@ -61,8 +59,8 @@ def command(
     against: str | None,
     text: Path | None,
     tokens: int,
-    context: int,
-    seed: int | None,
+    context: int | None,
+    seed: int,
     engine: EngineChoice,
     json_path: str | None,
 ) -> None:
@@ -76,6 +74,7 @@ def command(
     corpus = default_corpus().halves()[1] if text is None else read_corpus(text)
     candidate = load_model(model)
     reference = _reference(candidate, against)
+    context = context or min(512, candidate.config.max_position)
     windows = cut_windows(corpus, candidate.tokenizer, tokens=tokens, context=context)
     if reference is not candidate:
         own = cut_windows(corpus, reference.tokenizer, tokens=tokens, context=context)
@@ -89,8 +88,8 @@ def command(
     longest = max(len(window) for window in windows.ids)
     options = engine.for_model(candidate)
     options = replace(options, max_context=options.max_context or longest)
-    accuracy, formats = _measure(candidate, reference, options, windows, seed or 0)
-    report = _document(candidate, reference, options, formats, windows, accuracy, seed or 0)
+    accuracy, formats = _measure(candidate, reference, options, windows, seed)
+    report = _document(candidate, reference, options, formats, windows, accuracy, seed)
     if json_path != "-":
         _show(report, accuracy)
     if json_path is not None:

@@ -202,12 +202,16 @@ def _progress() -> Iterator[Callable[[str, float], None]]:
 def _show(recipe: Mapping[str, Any], output: Path) -> None:
     from hasten.optimize.report import before_and_after, candidate_table, headline
 
-    print_table(["", "before", "after", "change"], before_and_after(recipe), title="")
+    print_table(["", "before", "after", "change"], before_and_after(recipe))
     click.echo()
     print_table(["candidate", "verdict", "speed", "KL", "top-1"], candidate_table(recipe), left=2)
     click.echo()
+    for one in recipe["candidates"]:
+        if one["status"] == "refused":
+            click.echo(f"refused {one['label']}: {one['reason']}")
     for line in recipe["remarks"]:
-        remark(f"note: {line}")
-    click.echo(headline(recipe))
+        click.echo(f"note: {line}")
+    click.echo()
+    click.secho(headline(recipe), bold=True)
     click.echo(f"Artefact: {output}   report: {output / 'report.html'}")
     click.echo(f'Next: hasten run {shlex.quote(str(output))} "Hello"')

@@ -63,6 +63,11 @@ class Candidate:
         weights = self.mixed or self.weights
         return f"{weights}, KV {self.kv}, {self.threads} thread{'s' * (self.threads != 1)}"
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether every matrix runs in float32."""
+        return self.weights == "f32" and not self.overrides
+
     def options(self, max_context: int) -> EngineOptions:
         """Engine options of this candidate on the native executor."""
         return EngineOptions(

@@ -24,18 +24,15 @@ class Criterion:
         name: Key in JSON.
         title: As a reader calls it.
         unit: Appended to figures.
+        digits: Decimals of figures.
         loss: The loss with its interval; 0 is none, more is worse.
     """
 
     name: str
     title: str
     unit: str
+    digits: int
     loss: Callable[[Accuracy], Interval]
-
-    def show(self, value: float) -> str:
-        """The figure with its unit, e.g. "+0.42 %"."""
-        digits = ".4f" if self.unit == "" else ".2f"
-        return f"{value:{digits}}{self.unit}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +54,12 @@ class Finding:
         return self.loss.low > self.limit
 
     def __str__(self) -> str:
-        show = self.criterion.show
+        digits, unit = self.criterion.digits, self.criterion.unit
+        value, low, high = (
+            f"{end:.{digits}f}" for end in (self.loss.estimate, self.loss.low, self.loss.high)
+        )
         return (
-            f"{self.criterion.title} {show(self.loss.estimate)}"
-            f" [{show(self.loss.low)}, {show(self.loss.high)}], budget {show(self.limit)}"
+            f"{self.criterion.title} {value}{unit} ({low} to {high}), budget {self.limit:g}{unit}"
         )
 
 
@@ -77,9 +76,9 @@ def _disagreement(accuracy: Accuracy) -> Interval:
     return Interval(value, low, high, agreement.confidence)
 
 
-PERPLEXITY = Criterion("perplexity_percent", "perplexity rise", " %", _perplexity_loss)
-KL = Criterion("kl", "KL divergence", "", lambda accuracy: accuracy.kl)
-TOP1 = Criterion("top1_percent", "top-1 disagreement", " %", _disagreement)
+PERPLEXITY = Criterion("perplexity_percent", "rise of perplexity", " %", 2, _perplexity_loss)
+KL = Criterion("kl", "KL divergence", "", 4, lambda accuracy: accuracy.kl)
+TOP1 = Criterion("top1_percent", "changed likeliest tokens", " %", 1, _disagreement)
 
 
 @dataclass(frozen=True, slots=True)

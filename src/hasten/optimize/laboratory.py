@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -14,14 +15,14 @@ from numpy.typing import NDArray
 from hasten.errors import HastenError
 from hasten.measure.accuracy import Accuracy, Reference, summarize
 from hasten.measure.corpus import Windows
-from hasten.measure.interference import between, read_cpu_times
+from hasten.measure.interference import Interference, between, read_cpu_times
 from hasten.measure.load import run_closed_loop
 from hasten.measure.metrics import Record
 from hasten.measure.statistics import interleave
 from hasten.measure.workload import Item, Workload
 from hasten.optimize.candidates import Candidate, MatrixShapes, original, why_unfit
 from hasten.optimize.sensitivity import Part, bytes_saved, parts_of
-from hasten.optimize.speed import Duel, RequestShape, Timings, timings
+from hasten.optimize.speed import Duel, Effort, RequestShape, Timings, timings
 
 if TYPE_CHECKING:
     from hasten.generation import Engine
@@ -122,20 +123,26 @@ class EngineLaboratory:
         """Accuracy on the evaluation text."""
         return self._compare(self._evaluation, candidate)
 
-    def race(self, candidates: Sequence[Candidate], rounds: int) -> dict[Candidate, Duel]:
+    def race(
+        self,
+        candidates: Sequence[Candidate],
+        effort: Effort,
+        on_round: Callable[[float], None],
+    ) -> dict[Candidate, Duel]:
         """Times candidates in interleaved rounds; the first is the original."""
         found: dict[Candidate, Duel] = {}
         began = read_cpu_times()
-        for heat in self._heats(candidates[1:]):
-            measured = self._run_heat(candidates[0], heat, rounds)
+        heats = list(self._heats(candidates[1:]))
+        for index, heat in enumerate(heats):
+            measured = self._run_heat(
+                candidates[0],
+                heat,
+                replace(effort, seconds=effort.seconds / len(heats)),
+                functools.partial(_portion, on_round, index, len(heats)),
+            )
             before = measured[candidates[0]]
             found |= {one: Duel(before, after) for one, after in measured.items()}
-        shared = between(began, read_cpu_times())
-        if shared is not None and shared.others + shared.steal > _MOST_SHARED:
-            self.remarks.append(
-                f"others used {shared.others + shared.steal:.0%} of the processor during a race of"
-                f" {rounds} rounds"
-            )
+        self._note_disturbance(between(began, read_cpu_times()), len(candidates))
         return found
 
     def memory(self, candidate: Candidate) -> Mapping[str, int]:
@@ -207,26 +214,45 @@ class EngineLaboratory:
         yield heat
 
     def _run_heat(
-        self, first: Candidate, heat: Sequence[Candidate], rounds: int
+        self,
+        first: Candidate,
+        heat: Sequence[Candidate],
+        effort: Effort,
+        on_round: Callable[[float], None],
     ) -> dict[Candidate, Timings]:
+        records: dict[str, list[Record]] = {}
         with ExitStack() as stack:
             engines = {first: self._original}
             engines |= {one: stack.enter_context(self._open(one)) for one in heat}
             for engine in engines.values():
                 self._time(engine, self._material.prompts[0])
-            runs = {
-                candidate.label: self._timer(engine, rounds)
-                for candidate, engine in engines.items()
-            }
-            records = interleave(runs, rounds, self._seed)
-        shape = self._material.shape
-        return {one: timings(shape, records[one.label]) for one in engines}
+            deadline = self.seconds() + effort.seconds
+            for number in range(effort.rounds):
+                if number >= effort.least and self.seconds() > deadline:
+                    break
+                for label, results in self._one_round(engines, number).items():
+                    records.setdefault(label, []).extend(results)
+                on_round((number + 1) / effort.rounds)
+        return {one: timings(self.shape, records[one.label]) for one in engines}
 
-    def _timer(self, engine: Engine, rounds: int) -> Callable[[], Record]:
-        """A function that times the next prompt each time it is called."""
+    def _one_round(
+        self, engines: Mapping[Candidate, Engine], number: int
+    ) -> dict[str, list[Record]]:
+        """Times the same prompt once on each engine, in an order of its own."""
         prompts = self._material.prompts[1:]
-        turns = iter(prompts[index % len(prompts)] for index in range(rounds))
-        return lambda: self._time(engine, next(turns))
+        prompt = prompts[number % len(prompts)]
+        runs = {
+            one.label: functools.partial(self._time, engine, prompt)
+            for one, engine in engines.items()
+        }
+        return interleave(runs, 1, self._seed + number)
+
+    def _note_disturbance(self, shared: Interference | None, candidates: int) -> None:
+        if shared is not None and shared.others + shared.steal > _MOST_SHARED:
+            self.remarks.append(
+                f"others used {shared.others + shared.steal:.0%} of the processor while"
+                f" {candidates} candidates raced, so their figures are worse than they need be"
+            )
 
     def _time(self, engine: Engine, prompt: tuple[int, ...]) -> Record:
         item = Item(prompt, self._material.shape.output_tokens)
@@ -237,3 +263,8 @@ class EngineLaboratory:
         if record.status != "completed":
             raise HastenError(f"a timed request did not complete: {record.reason}")
         return record
+
+
+def _portion(on_round: Callable[[float], None], index: int, count: int, share: float) -> None:
+    """Reports a share of one heat as a share of all."""
+    on_round((index + share) / count)

@@ -32,7 +32,7 @@ from hasten.optimize.publish import (
 )
 from hasten.optimize.recipe import Evidence
 from hasten.optimize.search import Progress, Search, SearchPlan, Trial
-from hasten.optimize.speed import RequestShape
+from hasten.optimize.speed import Effort, RequestShape
 
 __all__ = ["optimize", "prepare_material", "prepare_plan"]
 
@@ -107,7 +107,13 @@ def prepare_plan(
         candidates += vocabulary_candidates(threads, ["carried"], names)
     if quick:
         return SearchPlan(
-            threads, tuple(candidates), final_rounds=7, finalists=2, mixed_seconds=0, seed=seed
+            threads,
+            tuple(candidates),
+            probe=Effort(rounds=2, least=2, seconds=10),
+            final=Effort(rounds=7, least=5, seconds=25),
+            finalists=2,
+            mixed_seconds=0,
+            seed=seed,
         )
     return SearchPlan(threads, tuple(candidates), seed=seed)
 

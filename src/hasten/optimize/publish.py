@@ -60,7 +60,7 @@ def check_destination(directory: Path) -> None:
 
 def artefact_settings(candidate: Candidate) -> dict[str, Any]:
     """How the artefact is to run: its matrices hold the candidate's formats already."""
-    weights = "f32" if candidate.weights == "f32" else "carried"
+    weights = "f32" if candidate.is_exact else "carried"
     return {"weights": weights, "kv": candidate.kv, "threads": candidate.threads}
 
 
@@ -78,13 +78,12 @@ def staged(model: Model, candidate: Candidate, directory: Path) -> Iterator[Path
         The staged artefact, loadable, with a recipe of its settings alone.
     """
     quantize = QuantizeWeights(candidate)
-    is_original = candidate.weights == "f32"
     parent = directory.absolute().parent
     parent.mkdir(parents=True, exist_ok=True)
     stage = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=parent))
     try:
         place = stage / "artefact"
-        tensors = quantize.keep(model) if is_original else quantize.apply(model)
+        tensors = quantize.keep(model) if candidate.is_exact else quantize.apply(model)
         write_artefact(place, model, tensors, {"settings": artefact_settings(candidate)})
         yield place
     finally:
@@ -118,7 +117,7 @@ def publish(place: Path, directory: Path, evidence: Evidence, named: str) -> dic
         The recipe.
     """
     candidate = evidence.winner.candidate
-    passes = [] if candidate.weights == "f32" else [QuantizeWeights(candidate).parameters()]
+    passes = [] if candidate.is_exact else [QuantizeWeights(candidate).parameters()]
     recipe = build_recipe(evidence, passes, artefact_settings(candidate))
     text = json.dumps(recipe, indent=2, ensure_ascii=False, allow_nan=False)
     (place / RECIPE_FILE).write_text(text + "\n", encoding="utf-8")

@@ -16,7 +16,8 @@ __all__ = ["before_and_after", "candidate_table", "headline", "render_report"]
 _STATUS = {
     "original": "the original",
     "chosen": "chosen",
-    "passed": "inside the budget",
+    "passed": "inside the budget, not the fastest",
+    "slower": "not the fastest",
     "refused": "refused",
     "open": "not decided",
 }
@@ -91,7 +92,7 @@ def before_and_after(recipe: Mapping[str, Any]) -> list[Row]:
     for title, key in memories:
         first, second = before["memory"].get(key), after["memory"].get(key)
         if first is not None and second is not None:
-            change = f"{second / first:.2f} ×" if first else ""
+            change = f"{first / second:.2f} × smaller" if second else ""
             rows.append((title, f"{first / 2**20:.1f}", f"{second / 2**20:.1f}", change))
     return rows + _accuracy_rows(recipe["accuracy"])
 
@@ -190,7 +191,8 @@ def _chart(recipe: Mapping[str, Any]) -> str:
             continue
         ends = (speed["estimate"], speed["low"], speed["high"])
         label = f"{number}: {one['label']}, {ends[0]:.2f} ×, {scale.title} {loss[0]:.4g}"
-        points.append(Point(number, one["status"], label, ends, loss))
+        kind = "passed" if one["status"] == "slower" else one["status"]
+        points.append(Point(number, kind, label, ends, loss))
     return draw_chart(points, limit=limit, loss_title=scale.title)
 
 
@@ -198,9 +200,8 @@ def candidate_table(recipe: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Rows of (candidate, verdict, speed, KL, top-1 agreement) for the terminal."""
     rows: list[tuple[str, ...]] = []
     for one in _candidate_rows(recipe):
-        refused = one["status"] == "refused"
-        verdict = f"refused: {one['reason']}" if refused else one["verdict"]
-        rows.append((one["label"], verdict, one["speed"], one["losses"][1], one["losses"][2]))
+        losses = one["losses"]
+        rows.append((one["label"], one["verdict"], one["speed"], losses[1], losses[2]))
     return rows
 
 

@@ -27,11 +27,11 @@ from hasten.measure.statistics import Interval
 from hasten.optimize.candidates import Candidate, original, thread_counts
 from hasten.optimize.gate import Budget
 from hasten.optimize.sensitivity import Part, largest_admitted, measure_parts
-from hasten.optimize.speed import Duel, Timings, speedup
+from hasten.optimize.speed import Duel, Effort, Timings, speedup
 
 __all__ = ["Laboratory", "Search", "SearchPlan", "Status", "Trial"]
 
-Status = Literal["original", "open", "refused", "passed", "chosen"]
+Status = Literal["original", "open", "refused", "slower", "passed", "chosen"]
 
 Progress = Callable[[str, float], None]
 """Told what is being done, and the share of the whole search that is done."""
@@ -41,6 +41,9 @@ _TIE = 0.02
 
 _LEAST_SAVING = 0.03
 """A mixture must promise at least this share of fewer weight bytes to be worth measuring."""
+
+_PROBE = Effort(rounds=3, least=2, seconds=30.0)
+_FINAL = Effort(rounds=15, least=5, seconds=60.0)
 
 _PHASES = {"screen": 0.0, "probe": 0.3, "mix": 0.4, "vary": 0.65, "race": 0.7, "prove": 0.88}
 
@@ -64,8 +67,13 @@ class Laboratory(Protocol):
         """Accuracy against the original on the evaluation text."""
         ...
 
-    def race(self, candidates: Sequence[Candidate], rounds: int) -> Mapping[Candidate, Duel]:
-        """Times the candidates in interleaved rounds; the first is the original."""
+    def race(
+        self, candidates: Sequence[Candidate], effort: Effort, on_round: Callable[[float], None]
+    ) -> Mapping[Candidate, Duel]:
+        """Times the candidates in interleaved rounds; the first is the original.
+
+        `on_round` is told the share that is done.
+        """
         ...
 
     def weights_bytes(self, candidate: Candidate) -> int:
@@ -88,8 +96,8 @@ class SearchPlan:
     Attributes:
         threads: Threads of the original and of the candidates.
         candidates: What to try first; KV formats, threads and mixtures follow from the best.
-        probe_rounds: Rounds of the first race.
-        final_rounds: Rounds of the last race.
+        probe: The first race.
+        final: The last race.
         finalists: Of these, how many reach the last race.
         mixed_seconds: Time for mixed precision; 0 leaves it out.
         seed: Of bootstrap intervals.
@@ -97,8 +105,8 @@ class SearchPlan:
 
     threads: int
     candidates: tuple[Candidate, ...]
-    probe_rounds: int = 3
-    final_rounds: int = 11
+    probe: Effort = _PROBE
+    final: Effort = _FINAL
     finalists: int = 3
     mixed_seconds: float = 75.0
     seed: int = 0
@@ -110,7 +118,8 @@ class Trial:
 
     Attributes:
         candidate: What was tried.
-        status: "open" until it is decided.
+        status: "open" until it is decided; "slower" did not reach the last race, "passed" did and
+            is inside the budget.
         reason: Why it was refused, or passed without being chosen.
         screened: Accuracy on the calibration text.
         proved: Accuracy on the evaluation text.
@@ -189,15 +198,14 @@ class Search:
 
     def _probe(self) -> None:
         measured = [trial for trial in self.trials if trial.screened is not None]
-        self._tell("probe", f"{len(measured)} candidates", 0)
-        self._race(measured, self._plan.probe_rounds)
+        self._race("probe", f"{len(measured)} candidates", measured, self._plan.probe)
         for trial in self._open():
             # A few rounds only tell a clear loss; the last race decides the rest.
             if trial.speedup is not None and trial.speedup.high < 1:
                 trial.refuse(_not_faster(trial))
         ranked = sorted(self._open(), key=lambda trial: trial.rank)
         for trial in ranked[self._plan.finalists :]:
-            trial.refuse(_slower_than(trial, ranked[0]))
+            trial.status, trial.reason = "slower", _slower_than(trial, ranked[0])
 
     def _mix(self) -> None:
         leader = self._leader()
@@ -265,8 +273,7 @@ class Search:
 
     def _final(self) -> None:
         finalists = self._open()
-        self._tell("race", f"{len(finalists)} finalists and the original", 0)
-        self._race(finalists, self._plan.final_rounds)
+        self._race("race", f"{len(finalists)} finalists", finalists, self._plan.final)
         for trial in finalists:
             if trial.speedup is None or trial.speedup.low <= 1:
                 trial.refuse(_not_faster(trial))
@@ -295,9 +302,14 @@ class Search:
                 trial.reason = _slower_than(trial, winner)
         return winner
 
-    def _race(self, trials: Sequence[Trial], rounds: int) -> None:
+    def _race(self, phase: str, detail: str, trials: Sequence[Trial], effort: Effort) -> None:
         field = [self.original, *trials]
-        duels = self._lab.race([trial.candidate for trial in field], rounds)
+        self._tell(phase, detail, 0)
+        duels = self._lab.race(
+            [trial.candidate for trial in field],
+            effort,
+            lambda share: self._tell(phase, detail, share),
+        )
         for trial in field:
             duel = duels[trial.candidate]
             trial.timings, trial.speedup = duel.after, speedup(duel, seed=self._plan.seed)
@@ -363,6 +375,6 @@ def _not_faster(trial: Trial) -> str:
 def _slower_than(trial: Trial, leader: Trial) -> str:
     times = [0.0 if one.speedup is None else one.speedup.estimate for one in (trial, leader)]
     return (
-        f"not the fastest: {times[0]:.2f} times the original's speed, against"
-        f" {times[1]:.2f} of {leader.candidate.label}"
+        f"{times[0]:.2f} times the original's speed, against {times[1]:.2f} of"
+        f" {leader.candidate.label}"
     )

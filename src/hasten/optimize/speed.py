@@ -10,7 +10,7 @@ import numpy as np
 from hasten.measure.metrics import Record, e2e, tpot, ttft
 from hasten.measure.statistics import Interval, bootstrap_ratio_of_medians
 
-__all__ = ["SPEED_FORMULAS", "Duel", "RequestShape", "Timings", "speedup", "timings"]
+__all__ = ["SPEED_FORMULAS", "Duel", "Effort", "RequestShape", "Timings", "speedup", "timings"]
 
 SPEED_FORMULAS = {
     "e2e": "intended send -> last token; one request alone, in process; median of the rounds",
@@ -32,6 +32,15 @@ class RequestShape:
 
     def __str__(self) -> str:
         return f"{self.input_tokens} tokens in, {self.output_tokens} out"
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How long a race goes on: up to `rounds`, but after `least` only while `seconds` last."""
+
+    rounds: int
+    least: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)

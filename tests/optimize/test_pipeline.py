@@ -1,0 +1,221 @@
+"""A tiny model all the way through: search, artefact, recipe, report; and what may go wrong."""
+
+import json
+
+import numpy as np
+import pytest
+
+from hasten.errors import CapacityError, HastenError, UsageError
+from hasten.generation import Engine
+from hasten.measure.corpus import Corpus, default_corpus
+from hasten.models import load_model
+from hasten.optimize import Budget, optimize, prepare_material, prepare_plan
+from hasten.optimize.candidates import Candidate
+from hasten.optimize.passes.quantize import QuantizeWeights
+from hasten.optimize.publish import check_destination, check_same
+from hasten.optimize.recipe import check_recipe
+from hasten.optimize.speed import RequestShape
+from hasten.types import EngineOptions
+
+SHAPE = RequestShape(16, 8)
+ANYTHING = Budget(perplexity_percent=None, kl=1e6, top1_percent=None)
+
+
+def run(directory, output, *, budget=ANYTHING, progress=lambda *_: None, stopped=None, **plan):
+    model = load_model(str(directory))
+    material = prepare_material(model, default_corpus(), SHAPE, tokens=256, quick=True, seed=0)
+    settings = {"threads": 1, "formats": ("int8:32",), "quick": True, "seed": 0, **plan}
+    return optimize(
+        model,
+        output,
+        budget=budget,
+        material=material,
+        plan=prepare_plan(model, **settings),
+        progress=progress,
+        stopped=stopped or (lambda search: None),
+        arguments=("optimize", "tiny"),
+    )
+
+
+def logits(directory, options=None):
+    with Engine(load_model(str(directory)), options) as engine:
+        return np.concatenate([part.copy() for _, part in engine.score([1, 5, 9, 7, 3])])
+
+
+@pytest.fixture(scope="module")
+def made(tiny_model, tmp_path_factory):
+    output = tmp_path_factory.mktemp("made") / "fast"
+    formats = ("int8:32", "int8:64", "bf16", "int4:64")
+    return output, run(tiny_model, output, formats=formats)
+
+
+def test_the_artefact_is_complete_and_nothing_else_is_left(made):
+    output, _ = made
+    assert [path.name for path in output.parent.iterdir()] == ["fast"]
+    names = {path.name for path in output.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= names
+    assert {"recipe.json", "report.html"} <= names
+
+
+def test_the_recipe_says_what_was_done_and_comes_back_from_json(made, tiny_model):
+    output, recipe = made
+    loaded = json.loads((output / "recipe.json").read_text())
+    assert loaded == json.loads(json.dumps(recipe))
+    check_recipe(loaded)
+    assert loaded["schema"] == "hasten.recipe/1"
+    assert loaded["source"]["digest"] == load_model(str(tiny_model)).digest()
+    assert loaded["settings"].keys() == {"weights", "kv", "threads"}
+    assert loaded["texts"]["calibration"]["digest"] != loaded["texts"]["evaluation"]["digest"]
+    assert loaded["before"]["e2e_ms"] > 0
+    assert loaded["after"]["memory"]["weights"] > 0
+    assert loaded["candidates"][0]["status"] == "original"
+    labels = [one["label"] for one in loaded["candidates"]]
+    assert len(set(labels)) == len(labels)
+    tried = {one["settings"]["weights"] for one in loaded["candidates"]}
+    assert tried == {"f32", "int8:32", "int8:64", "bf16", "int4:64"}
+    unfit = [one for one in loaded["candidates"] if one["settings"]["weights"] == "int8:64"]
+    assert unfit[0]["reason"].startswith("groups of 64 do not divide the 96 columns")
+
+
+@pytest.mark.parametrize("weights", ["f32", "bf16", "int8", "int8:32", "int4:32"])
+@pytest.mark.parametrize("kv", ["bf16", "int8"])
+def test_an_artefact_answers_bit_for_bit_as_what_was_measured(tiny_model, tmp_path, weights, kv):
+    from hasten.optimize.publish import artefact_settings, staged
+
+    candidate = Candidate(weights, kv, 1, (("lm_head.weight", "int8:32"),) if kv == "int8" else ())
+    expected = logits(tiny_model, candidate.options(64))
+    with staged(load_model(str(tiny_model)), candidate, tmp_path / "fast") as place:
+        settings = artefact_settings(candidate)
+        np.testing.assert_array_equal(
+            logits(place, EngineOptions(**settings, max_context=64)), expected
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_artefact_runs_with_the_settings_of_its_recipe(made):
+    output, recipe = made
+    with Engine(load_model(str(output))) as engine:
+        assert engine.options.kv == recipe["settings"]["kv"]
+        assert engine.threads == recipe["settings"]["threads"]
+
+
+def test_an_impossible_budget_leaves_the_original_as_it_is(tiny_model, tmp_path):
+    output = tmp_path / "fast"
+    impossible = Budget(perplexity_percent=None, kl=0.0, top1_percent=None)
+    recipe = run(tiny_model, output, budget=impossible)
+    assert recipe["accuracy"] is None
+    assert recipe["passes"] == []
+    assert recipe["settings"]["weights"] == "f32"
+    assert "KL divergence" in recipe["candidates"][1]["reason"]
+    np.testing.assert_array_equal(
+        logits(output), logits(tiny_model, EngineOptions(weights="f32", kv="f32", threads=1))
+    )
+
+
+def test_an_older_artefact_is_replaced_and_other_things_are_not(made, tmp_path):
+    output, _ = made
+    check_destination(output)
+    check_destination(tmp_path / "new" / "deeper")
+    (tmp_path / "notes").mkdir()
+    check_destination(tmp_path / "notes")
+    (tmp_path / "notes" / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match="not overwritten"):
+        check_destination(tmp_path / "notes")
+    with pytest.raises(UsageError, match="no directory"):
+        check_destination(tmp_path / "notes" / "mine.txt")
+    with pytest.raises(UsageError, match="no directory"):
+        check_destination(tmp_path / "notes" / "mine.txt" / "below")
+
+
+@pytest.mark.parametrize("moment", ["accuracy of", "race of", "writing"])
+def test_ctrl_c_leaves_nothing_behind(tiny_model, tmp_path, moment):
+    told = []
+
+    def progress(doing, share):
+        if doing.startswith(moment):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(
+            tiny_model,
+            tmp_path / "fast",
+            progress=progress,
+            stopped=lambda search: told.append(search.best_so_far()),
+        )
+    assert list(tmp_path.iterdir()) == []
+    assert len(told) == 1
+
+
+def test_a_failed_exchange_keeps_the_older_artefact(tiny_model, tmp_path, monkeypatch):
+    output = tmp_path / "fast"
+    run(tiny_model, output)
+    before = (output / "recipe.json").read_bytes()
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hasten.optimize.publish.render_report", fail)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_model, output)
+    assert (output / "recipe.json").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["fast"]
+
+
+def test_an_artefact_that_answers_otherwise_is_not_published():
+    same = np.zeros((2, 3), np.float32)
+    check_same(same, same.copy())
+    with pytest.raises(HastenError, match="differ by up to 1"):
+        check_same(same, same + 1)
+
+
+def test_a_model_that_does_not_fit_beside_its_candidates_is_refused_at_once(
+    tiny_model, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("hasten.optimize.pipeline.memory_limit", lambda: 100_000)
+    with pytest.raises(CapacityError, match="more memory"):
+        run(tiny_model, tmp_path / "fast")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_request_longer_than_the_context_is_refused_with_both_numbers(tiny_model):
+    with pytest.raises(CapacityError, match=r"120 tokens in, 9 out.*128"):
+        prepare_material(
+            load_model(str(tiny_model)),
+            default_corpus(),
+            RequestShape(120, 9),
+            tokens=256,
+            quick=True,
+            seed=0,
+        )
+
+
+def test_a_short_text_is_refused(tiny_model):
+    with pytest.raises(UsageError, match="tokens to score"):
+        prepare_material(
+            load_model(str(tiny_model)),
+            Corpus("note", "too short a text. " * 10),
+            SHAPE,
+            tokens=256,
+            quick=True,
+            seed=0,
+        )
+
+
+def test_the_vocabulary_and_every_format_are_candidates_of_the_full_search(tiny_model):
+    model = load_model(str(tiny_model))
+    plan = prepare_plan(model, threads=2, formats=(), quick=False, seed=0)
+    names = {name for one in plan.candidates for name, _ in one.overrides}
+    assert names == {"model.embed_tokens.weight", "lm_head.weight"}
+    assert {"carried", "int8", "bf16", "int4:32"} <= {one.weights for one in plan.candidates}
+
+
+def test_the_pass_keeps_codes_that_have_the_format_already(made):
+    output, _ = made
+    model = load_model(str(output))
+    tensors = QuantizeWeights(Candidate("carried", "bf16", 1)).apply(model)
+    assert tensors.keys() == model.weights.keys()
+    for name, tensor in model.weights.items():
+        codes = tensor.quantized()
+        if codes is not None:
+            np.testing.assert_array_equal(tensors[name].codes, codes.codes)
+            np.testing.assert_array_equal(tensors[name].scales, codes.scales)

@@ -1,0 +1,246 @@
+"""The page is drawn from the recipe alone, asks nothing of the network, and escapes names."""
+
+import copy
+import re
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hasten.errors import ModelFileError
+from hasten.optimize.chart import Point, draw_chart
+from hasten.optimize.report import before_and_after, candidate_table, headline, render_report
+
+
+def interval(value, share=0.1):
+    half = abs(value) * share
+    return {
+        "estimate": value,
+        "low": value - half,
+        "high": value + half,
+        "confidence": 0.95,
+    }
+
+
+def accuracy(kl):
+    return {
+        "tokens": 4088,
+        "reference_perplexity": interval(15.1),
+        "perplexity": interval(15.1 + kl),
+        "perplexity_ratio": interval(1 + kl, 0.001),
+        "kl_divergence": interval(kl),
+        "top1_agreement": interval(0.96, 0.01),
+    }
+
+
+BROKEN = {
+    name: dict.fromkeys(("estimate", "low", "high")) for name in accuracy(1) if name != "tokens"
+}
+
+
+def candidate(label, status, speed, loss, reason=""):
+    return {
+        "label": label,
+        "settings": {},
+        "status": status,
+        "reason": reason,
+        "weights_bytes": 92 << 20,
+        "timings": None,
+        "speedup": None if speed is None else interval(speed),
+        "accuracy": loss,
+        "accuracy_text": "calibration" if status == "refused" else "evaluation",
+    }
+
+
+def figures(scale):
+    return {
+        "settings": {},
+        "rounds": 11,
+        "e2e_ms": 3000 / scale,
+        "ttft_ms": 200 / scale,
+        "tpot_ms": 44 / scale,
+        "prefill_tokens_per_s": 640 * scale,
+        "decode_tokens_per_s": 22 * scale,
+        "memory": {"weights": int((512 << 20) / scale), "kv_cache": 22 << 20, "buffers": 1},
+    }
+
+
+RECIPE = {
+    "schema": "hasten.recipe/1",
+    "date": "2026-01-02T03:04:05+00:00",
+    "command": ["hasten", "optimize", "smollm2", "-o", "my fast"],
+    "versions": {"hasten": "0.1.0", "numpy": "2", "python": "3.11"},
+    "source": {"name": "smollm2", "path": "/models/x.gguf", "digest": "ab" * 32},
+    "passes": [],
+    "settings": {"weights": "carried", "kv": "int8", "threads": 2},
+    "request": {"input_tokens": 128, "output_tokens": 64},
+    "before": figures(1),
+    "after": figures(9),
+    "speedup": interval(9.0),
+    "accuracy": accuracy(0.003),
+    "budget": {"perplexity_percent": 1.0, "kl": 0.02, "top1_percent": 7.0},
+    "texts": {
+        kind: {"name": kind, "digest": "cd", "tokens": 4088, "windows": 8, "context": 512}
+        for kind in ("calibration", "evaluation")
+    },
+    "chosen": "carried, KV int8, 2 threads",
+    "candidates": [
+        candidate("f32, KV f32, 2 threads", "original", 1.0, None),
+        candidate("carried, KV int8, 2 threads", "chosen", 9.0, accuracy(0.003)),
+        candidate("carried, KV bf16, 2 threads", "passed", 8.8, accuracy(0.0029), "8.80 times"),
+        candidate("int4:64, KV bf16, 2 threads", "refused", 9.4, accuracy(0.284), "KL 0.28 > 0.02"),
+        candidate("int4:128", "refused", None, None, "groups of 128 do not divide"),
+        candidate("nan", "refused", 3.0, BROKEN, "KL inf"),
+    ],
+    "remarks": ["mixed precision: no layer bears int4:64 inside the budget"],
+    "machine": {
+        "cpu": "A CPU",
+        "architecture": "x86_64",
+        "cores": 2,
+        "memory_limit_bytes": 24 << 30,
+        "kernel": "Linux 6",
+        "python": "3.11",
+        "hasten": "0.1.0",
+    },
+    "seed": 0,
+    "search_seconds": 100.0,
+    "formulas": {"e2e": "send -> last token"},
+}
+
+
+class Checker(HTMLParser):
+    """Every element that is opened is closed, and nothing points outside the page."""
+
+    VOID = frozenset({"meta", "br", "path", "rect", "circle"})
+
+    def __init__(self):
+        super().__init__()
+        self.open = []
+        self.text = []
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_starttag(self, tag, attributes):
+        assert tag not in ("script", "link", "img", "iframe", "object")
+        for name, value in attributes:
+            assert name not in ("src", "href", "srcset", "action", "data")
+            assert "//" not in (value or "")
+            assert not name.startswith("on")
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def text_of(page):
+    checker = Checker()
+    checker.feed(page)
+    assert checker.open == []
+    return " ".join(" ".join(checker.text).split())
+
+
+def test_the_page_is_self_contained_and_says_everything():
+    page = render_report(RECIPE, "my fast")
+    text = text_of(page)
+    assert not re.search(r"url\(|@import|https?:", page)
+    for expected in (
+        "smollm2 answers 9.0 times as fast",
+        "KL 0.28 > 0.02",
+        "groups of 128 do not divide",
+        "no layer bears int4:64",
+        "hasten run 'my fast' \"Hello\"",
+        "hasten optimize smollm2 -o 'my fast'",
+        "KL divergence at most 0.02",
+        "send -> last token",
+        "A CPU (x86_64)",
+    ):
+        assert expected in text
+    assert 'name="viewport"' in page
+    assert "prefers-color-scheme: dark" in page
+
+
+def test_names_cannot_smuggle_markup_into_the_page():
+    hostile = copy.deepcopy(RECIPE)
+    attack = '<script>alert(1)</script>"><img src=x onerror=y>'
+    hostile["source"]["name"] = hostile["candidates"][1]["label"] = attack
+    hostile["candidates"][1]["reason"] = hostile["remarks"][0] = attack
+    hostile["machine"]["cpu"] = attack
+    text = text_of(render_report(hostile, attack))
+    assert text.count("<script>alert(1)</script>") >= 5
+
+
+def test_when_nothing_was_better_the_page_says_so():
+    plain = copy.deepcopy(RECIPE)
+    plain["accuracy"] = plain["speedup"] = None
+    plain["after"] = plain["before"]
+    assert "stays as it is" in headline(plain)
+    assert "stays as it is" in text_of(render_report(plain, "x"))
+
+
+@pytest.mark.parametrize("criterion", ["perplexity_percent", "top1_percent", None])
+def test_the_chart_shows_the_criterion_of_the_budget(criterion):
+    recipe = copy.deepcopy(RECIPE)
+    recipe["budget"] = dict.fromkeys(RECIPE["budget"]) | ({criterion: 3.0} if criterion else {})
+    title = {
+        "perplexity_percent": "rise of perplexity",
+        "top1_percent": "changed likeliest tokens",
+        None: "KL divergence",
+    }[criterion]
+    assert f"← {title}" in text_of(render_report(recipe, "x"))
+
+
+def test_rows_before_and_after_are_ratios_in_the_reader_s_direction():
+    rows = {row[0]: row[1:] for row in before_and_after(RECIPE)}
+    assert rows["latency of the request, ms"] == ("3000", "333", "9.00 × faster")
+    assert rows["decode, tokens/s"] == ("22.0", "198.0", "9.00 × faster")
+    assert rows["weights in memory, MiB"] == ("512.0", "56.9", "9.00 × smaller")
+    assert rows["perplexity"][2] == "+0.20 to +0.40 %"
+
+
+def test_every_candidate_is_in_the_table():
+    table = candidate_table(RECIPE)
+    assert [row[0] for row in table] == [one["label"] for one in RECIPE["candidates"]]
+    assert table[5][2:] == ("3.00 ×", "–", "–")
+
+
+@pytest.mark.parametrize("lost", ["source", "settings", "candidates"])
+def test_a_recipe_that_lacks_a_part_is_refused(lost):
+    with pytest.raises(ModelFileError, match=lost):
+        render_report({key: value for key, value in RECIPE.items() if key != lost}, "x")
+
+
+def test_a_recipe_of_another_schema_is_refused():
+    with pytest.raises(ModelFileError, match=r"hasten\.recipe/2"):
+        render_report(RECIPE | {"schema": "hasten.recipe/2"}, "x")
+
+
+positive = st.floats(1e-9, 1e6)
+
+
+@given(
+    points=st.lists(
+        st.tuples(positive, st.floats(0, 100), st.sampled_from(["chosen", "passed", "refused"])),
+        max_size=25,
+    ),
+    limit=st.floats(1e-6, 1e3),
+)
+def test_all_marks_and_numbers_stay_inside_the_picture(points, limit):
+    made = [
+        Point(index, kind, "t", (speed, speed * 0.9, speed * 1.1), (loss, loss * 0.5, loss * 2))
+        for index, (speed, loss, kind) in enumerate(points)
+    ]
+    svg = draw_chart(made, limit=limit, loss_title="KL & <loss>")
+    text_of(svg)
+    assert svg.count('class="number') == len(points)
+    for x, y in re.findall(r'<text class="number[^>]* x="([-\d.]+)" y="([-\d.]+)"', svg):
+        assert 0 <= float(x) <= 480
+        assert 0 <= float(y) <= 330
+    assert "nan" not in svg
