@@ -13,7 +13,6 @@ PIP := -m pip install --quiet --disable-pip-version-check
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 SOURCES := $(NATIVE) $(shell find src/hasten -name '*.py' -o -name '*.jinja' -o -name py.typed)
 PY := $(VENV)/bin/python
-SCRIPTS := benchmarks examples docs tests
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check bench bench-peers fuzz sanitize check-aarch64 format clean
@@ -32,7 +31,9 @@ check: $(VENV)/hasten ## Formatter, linter, strict types, import direction, docs
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
-	$(PY) -m pytest tests/test_imports.py tests/test_package.py tests/test_docs.py
+	$(PY) -m mypy benchmarks/*.py docs/*.py
+	$(PY) -m mypy examples/*.py
+	$(PY) -m pytest $(wildcard tests/test_imports.py) tests/test_package.py tests/test_docs.py
 
 bench: $(VENV)/hasten ## Measure the model as it is and as the demo made it
 	mkdir -p build

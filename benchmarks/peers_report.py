@@ -149,8 +149,8 @@ def _spread(values: list[float]) -> dict[str, Any]:
     return {"median": middle, "min": min(values, default=None), "max": max(values, default=None)}
 
 
-def _range(spread: Mapping[str, float | None], unit: float) -> str:
-    if spread["median"] is None or spread["min"] is None or spread["max"] is None:
+def _range(spread: Mapping[str, Any], unit: float) -> str:
+    if spread["median"] is None:
         return "unknown"
     low, middle, high = (spread[name] / unit for name in ("min", "median", "max"))
     return f"{middle:.0f} ({low:.0f} to {high:.0f})"
