@@ -25,6 +25,8 @@ template <class T, std::size_t Dimensions>
 using Array = nb::ndarray<const T, nb::ndim<Dimensions>, nb::c_contig, nb::device::cpu>;
 using Rows = Array<std::int32_t, 1>;
 
+constexpr int kMaxSize = 1 << 24;  // so that no product of sizes overflows
+
 [[noreturn]] void reject(const std::string& what) { throw std::invalid_argument(what); }
 
 Format parse_format(const std::string& name) {
@@ -53,7 +55,9 @@ std::shared_ptr<Matrix> make_matrix(const std::string& format, int rows, int col
                                     bool minimum) {
   const Format kind = parse_format(format);
   const bool integer = kind == Format::int8 || kind == Format::int4;
-  if (rows < 1 || columns < 1) reject("a matrix needs at least one row and column");
+  if (rows < 1 || columns < 1 || rows > kMaxSize || columns > kMaxSize) {
+    reject("a matrix needs between 1 and 2^24 rows and columns");
+  }
   const int padded = (columns + kBlock - 1) / kBlock * kBlock;
   if (integer && (group < kBlock || group % kBlock != 0 || padded % group != 0)) {
     reject("the group must be a multiple of 32 that divides the padded columns");
@@ -153,7 +157,8 @@ void bind_cache(nb::module_& m) {
   nb::class_<KvCache>(m, "KvCache", "Keys and values in blocks of 32 positions.")
       .def(nb::new_([](const std::string& format, int layers, int blocks, int kv_heads,
                        int head_dim) {
-             if (layers < 1 || blocks < 1 || kv_heads < 1 || head_dim < 1 || head_dim > 512) {
+             if (layers < 1 || layers > 1024 || blocks < 1 || blocks > 1 << 22 || kv_heads < 1 ||
+                 kv_heads > 4096 || head_dim < 1 || head_dim > 512) {
                reject("KV cache sizes out of range");
              }
              return std::make_shared<KvCache>(parse_kv_format(format), layers, blocks, kv_heads,

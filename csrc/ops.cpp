@@ -6,10 +6,9 @@
 namespace hasten {
 namespace {
 
-constexpr int kRowGrain = 4;         // rows a thread takes at once
+constexpr int kRowsPerItem = 4;
 constexpr int kTokenBlock = 128;     // tokens whose int8 activations stay in the L2 cache
 constexpr int kFloatTokenBlock = 48;
-constexpr int kMaxHeadDim = 512;
 
 int rows_of(const Step& step, const Buffer& buffer) {
   return buffer.selected ? step.selected : step.count;
@@ -17,6 +16,16 @@ int rows_of(const Step& step, const Buffer& buffer) {
 
 float* row(const Buffer& buffer, int index) {
   return buffer.data + static_cast<std::ptrdiff_t>(index) * buffer.width;
+}
+
+int divide_up(int value, int step) { return (value + step - 1) / step; }
+
+int row_items(int rows) { return divide_up(rows, kRowsPerItem); }
+
+template <class Work>
+void for_rows(int item, int rows, Work work) {
+  const int end = std::min((item + 1) * kRowsPerItem, rows);
+  for (int i = item * kRowsPerItem; i < end; ++i) work(i);
 }
 
 // Half-split rotation (Su et al. 2021, as in GPT-NeoX and Llama checkpoints of Hugging Face):
@@ -41,117 +50,127 @@ void write_position(const Step& step, const KvCache& cache, int layer, int token
 
 }  // namespace
 
-void EmbedOp::run(const Step& step, const Worker& worker) const {
-  worker.share(step.count, kRowGrain, [&](int begin, int end) {
-    for (int t = begin; t < end; ++t) matrix->unpack_row(step.tokens[t], row(*out, t));
+int EmbedOp::items(const Step& step) const { return row_items(step.count); }
+
+void EmbedOp::run(const Step& step, int item, float*) const {
+  for_rows(item, step.count, [&](int t) { matrix->unpack_row(step.tokens[t], row(*out, t)); });
+}
+
+int RmsNormOp::items(const Step& step) const { return row_items(rows_of(step, *in)); }
+
+void RmsNormOp::run(const Step& step, int item, float* scratch) const {
+  for_rows(item, rows_of(step, *in), [&](int t) {
+    float* y = out->group > 0 ? scratch : row(*out, t);
+    kernels->rms_norm(row(*in, t), weight.data(), eps, in->width, y);
+    if (out->group > 0) kernels->quantize(y, in->width, out->quantized, t);
   });
 }
 
-void RmsNormOp::run(const Step& step, const Worker& worker) const {
-  worker.share(rows_of(step, *in), kRowGrain, [&](int begin, int end) {
-    for (int t = begin; t < end; ++t) {
-      float* y = out->group > 0 ? worker.scratch : row(*out, t);
-      kernels->rms_norm(row(*in, t), weight.data(), eps, in->width, y);
-      if (out->group > 0) kernels->quantize(y, in->width, out->quantized, t);
-    }
+int QuantizeOp::items(const Step& step) const { return row_items(rows_of(step, *in)); }
+
+void QuantizeOp::run(const Step& step, int item, float*) const {
+  for_rows(item, rows_of(step, *in), [&](int t) {
+    kernels->quantize(row(*in, t), in->width, out->quantized, t);
   });
 }
 
-void QuantizeOp::run(const Step& step, const Worker& worker) const {
-  worker.share(rows_of(step, *in), kRowGrain, [&](int begin, int end) {
-    for (int t = begin; t < end; ++t) {
-      kernels->quantize(row(*in, t), in->width, out->quantized, t);
-    }
-  });
-}
-
-void LinearOp::run(const Step& step, const Worker& worker) const {
-  const int rows = rows_of(step, *out);
-  const int panels = matrix->panels();
-  const int token_block = in->group > 0 ? kTokenBlock : kFloatTokenBlock;
-  const int token_blocks = (rows + token_block - 1) / token_block;
+LinearOp::Split LinearOp::split(const Step& step) const {
+  Split split{};
+  split.rows = rows_of(step, *out);
+  split.token_block = in->group > 0 ? kTokenBlock : kFloatTokenBlock;
+  split.token_blocks = divide_up(split.rows, split.token_block);
   // A few chunks a thread: enough to even out a stalled one, long enough to stream weights.
-  const int chunk = std::max(1, panels / (4 * worker.threads));
-  const int chunks = (panels + chunk - 1) / chunk;
+  split.chunk = std::max(1, matrix->panels() / (4 * threads));
+  return split;
+}
+
+int LinearOp::items(const Step& step) const {
+  const Split part = split(step);
+  return divide_up(matrix->panels(), part.chunk) * part.token_blocks;
+}
+
+void LinearOp::run(const Step& step, int item, float*) const {
+  const Split part = split(step);
   const LinearArgs args{matrix->view(), in->data, in->quantized,
                         bias.empty() ? nullptr : bias.data(), out->data, out->width, epilogue};
-  worker.share(chunks * token_blocks, 1, [&](int item, int) {
-    const int panel = item / token_blocks * chunk;
-    const int token = item % token_blocks * token_block;
-    kernels->linear(args, panel, std::min(panel + chunk, panels), token,
-                    std::min(token + token_block, rows));
+  const int panel = item / part.token_blocks * part.chunk;
+  const int token = item % part.token_blocks * part.token_block;
+  kernels->linear(args, panel, std::min(panel + part.chunk, matrix->panels()), token,
+                  std::min(token + part.token_block, part.rows));
+}
+
+int SiluMulOp::items(const Step& step) const { return row_items(rows_of(step, *out)); }
+
+void SiluMulOp::run(const Step& step, int item, float*) const {
+  for_rows(item, rows_of(step, *out), [&](int t) {
+    kernels->silu_mul(row(*gate, t), row(*up, t), out->width, row(*out, t));
   });
 }
 
-void SiluMulOp::run(const Step& step, const Worker& worker) const {
-  worker.share(rows_of(step, *out), kRowGrain, [&](int begin, int end) {
-    for (int t = begin; t < end; ++t) {
-      kernels->silu_mul(row(*gate, t), row(*up, t), out->width, row(*out, t));
+int AddOp::items(const Step& step) const { return row_items(rows_of(step, *out)); }
+
+void AddOp::run(const Step& step, int item, float*) const {
+  for_rows(item, rows_of(step, *out), [&](int t) {
+    kernels->add(row(*a, t), row(*b, t), out->width, row(*out, t));
+  });
+}
+
+int RopeOp::items(const Step& step) const { return row_items(step.count); }
+
+void RopeOp::run(const Step& step, int item, float*) const {
+  for_rows(item, step.count, [&](int t) {
+    for (int h = 0; h < heads; ++h) {
+      rotate(*rope, step.positions[t], row(*in, t) + h * head_dim, head_dim,
+             row(*out, t) + h * head_dim);
     }
   });
 }
 
-void AddOp::run(const Step& step, const Worker& worker) const {
-  worker.share(rows_of(step, *out), kRowGrain, [&](int begin, int end) {
-    for (int t = begin; t < end; ++t) {
-      kernels->add(row(*a, t), row(*b, t), out->width, row(*out, t));
-    }
-  });
-}
+int KvWriteOp::items(const Step& step) const { return row_items(step.count); }
 
-void RopeOp::run(const Step& step, const Worker& worker) const {
-  worker.share(step.count, kRowGrain, [&](int begin, int end) {
-    for (int t = begin; t < end; ++t) {
-      for (int h = 0; h < heads; ++h) {
-        rotate(*rope, step.positions[t], row(*in, t) + h * head_dim, head_dim,
-               row(*out, t) + h * head_dim);
-      }
-    }
-  });
-}
-
-void KvWriteOp::run(const Step& step, const Worker& worker) const {
+void KvWriteOp::run(const Step& step, int item, float*) const {
   const int dim = cache->head_dim();
-  worker.share(step.count, kRowGrain, [&](int begin, int end) {
-    for (int t = begin; t < end; ++t) {
-      for (int h = 0; h < cache->kv_heads(); ++h) {
-        write_position(step, *cache, layer, t, h, row(*key, t) + h * dim, row(*value, t) + h * dim);
-      }
+  for_rows(item, step.count, [&](int t) {
+    for (int h = 0; h < cache->kv_heads(); ++h) {
+      write_position(step, *cache, layer, t, h, row(*key, t) + h * dim, row(*value, t) + h * dim);
     }
   });
 }
 
-void RopeKvWriteOp::run(const Step& step, const Worker& worker) const {
+int RopeKvWriteOp::items(const Step& step) const { return row_items(step.count); }
+
+void RopeKvWriteOp::run(const Step& step, int item, float* scratch) const {
   const int dim = cache->head_dim(), kv_heads = cache->kv_heads();
-  worker.share(step.count, kRowGrain, [&](int begin, int end) {
-    float rotated[kMaxHeadDim];
-    for (int t = begin; t < end; ++t) {
-      const float* query = row(*qkv, t);
-      const float* key = query + heads * dim;
-      const float* value = key + kv_heads * dim;
-      for (int h = 0; h < heads; ++h) {
-        rotate(*rope, step.positions[t], query + h * dim, dim, row(*out, t) + h * dim);
-      }
-      for (int h = 0; h < kv_heads; ++h) {
-        rotate(*rope, step.positions[t], key + h * dim, dim, rotated);
-        write_position(step, *cache, layer, t, h, rotated, value + h * dim);
-      }
+  for_rows(item, step.count, [&](int t) {
+    const float* query = row(*qkv, t);
+    const float* key = query + heads * dim;
+    const float* value = key + kv_heads * dim;
+    for (int h = 0; h < heads; ++h) {
+      rotate(*rope, step.positions[t], query + h * dim, dim, row(*out, t) + h * dim);
+    }
+    for (int h = 0; h < kv_heads; ++h) {
+      rotate(*rope, step.positions[t], key + h * dim, dim, scratch);
+      write_position(step, *cache, layer, t, h, scratch, value + h * dim);
     }
   });
 }
 
-void AttentionOp::run(const Step& step, const Worker& worker) const {
-  const int kv_heads = cache->kv_heads(), group = heads / kv_heads;
-  const int pairs = static_cast<int>(step.ranges.size()) * kv_heads;
-  // Query heads share the keys they read, unless that leaves threads without work: keys cost more
-  // to load and convert than to multiply.
-  const int split = pairs < worker.threads ? group : 1;
-  worker.share(pairs * split, 1, [&](int item, int) {
-    const int pair = item / split, part = item % split;
-    const int first = pair % kv_heads * group + part * (group / split);
-    attend(step, step.ranges[pair / kv_heads], pair % kv_heads, first, first + group / split,
-           worker.scratch);
-  });
+// Query heads share the keys they read, unless that leaves threads without work: keys cost more to
+// load and convert than to multiply.
+int AttentionOp::head_split(const Step& step) const {
+  const int pairs = static_cast<int>(step.ranges.size()) * cache->kv_heads();
+  return pairs < threads ? heads / cache->kv_heads() : 1;
+}
+
+int AttentionOp::items(const Step& step) const {
+  return static_cast<int>(step.ranges.size()) * cache->kv_heads() * head_split(step);
+}
+
+void AttentionOp::run(const Step& step, int item, float* scratch) const {
+  const int kv_heads = cache->kv_heads(), group = heads / kv_heads, split = head_split(step);
+  const int pair = item / split, count = group / split;
+  const int first = pair % kv_heads * group + item % split * count;
+  attend(step, step.ranges[pair / kv_heads], pair % kv_heads, first, first + count, scratch);
 }
 
 void AttentionOp::attend(const Step& step, const TokenRange& range, int kv_head, int head_begin,
@@ -183,11 +202,11 @@ void AttentionOp::attend(const Step& step, const TokenRange& range, int kv_head,
   }
 }
 
-void SelectOp::run(const Step& step, const Worker& worker) const {
-  worker.share(step.selected, kRowGrain, [&](int begin, int end) {
-    for (int i = begin; i < end; ++i) {
-      std::memcpy(row(*out, i), row(*in, step.logit_rows[i]), sizeof(float) * in->width);
-    }
+int SelectOp::items(const Step& step) const { return row_items(step.selected); }
+
+void SelectOp::run(const Step& step, int item, float*) const {
+  for_rows(item, step.selected, [&](int i) {
+    std::memcpy(row(*out, i), row(*in, step.logit_rows[i]), sizeof(float) * in->width);
   });
 }
 

@@ -1,4 +1,4 @@
-// The ops of a program. Each splits its work over the team; none allocates.
+// The ops of a program. None allocates while it runs.
 #pragma once
 
 #include <memory>
@@ -11,7 +11,8 @@ namespace hasten {
 struct EmbedOp final : Op {
   std::shared_ptr<Matrix> matrix;
   const Buffer* out;
-  void run(const Step&, const Worker&) const override;
+  int items(const Step&) const override;
+  void run(const Step&, int item, float* scratch) const override;
 };
 
 // Into a float buffer, or fused with the quantisation that the next product needs.
@@ -21,13 +22,15 @@ struct RmsNormOp final : Op {
   std::vector<float> weight;
   float eps;
   const Buffer* out;
-  void run(const Step&, const Worker&) const override;
+  int items(const Step&) const override;
+  void run(const Step&, int item, float* scratch) const override;
 };
 
 struct QuantizeOp final : Op {
   const Kernels* kernels;
   const Buffer *in, *out;
-  void run(const Step&, const Worker&) const override;
+  int items(const Step&) const override;
+  void run(const Step&, int item, float* scratch) const override;
 };
 
 struct LinearOp final : Op {
@@ -37,33 +40,46 @@ struct LinearOp final : Op {
   std::vector<float> bias;  // in panel order, or empty
   Epilogue epilogue;
   const Buffer* out;
-  void run(const Step&, const Worker&) const override;
+  int threads;
+  int items(const Step&) const override;
+  void run(const Step&, int item, float* scratch) const override;
+
+ private:
+  // An item is a chunk of panels for a block of tokens.
+  struct Split {
+    int rows, token_block, token_blocks, chunk;
+  };
+  Split split(const Step& step) const;
 };
 
 struct SiluMulOp final : Op {
   const Kernels* kernels;
   const Buffer *gate, *up, *out;
-  void run(const Step&, const Worker&) const override;
+  int items(const Step&) const override;
+  void run(const Step&, int item, float* scratch) const override;
 };
 
 struct AddOp final : Op {
   const Kernels* kernels;
   const Buffer *a, *b, *out;
-  void run(const Step&, const Worker&) const override;
+  int items(const Step&) const override;
+  void run(const Step&, int item, float* scratch) const override;
 };
 
 struct RopeOp final : Op {
   const Rope* rope;
   const Buffer *in, *out;
   int heads, head_dim;
-  void run(const Step&, const Worker&) const override;
+  int items(const Step&) const override;
+  void run(const Step&, int item, float* scratch) const override;
 };
 
 struct KvWriteOp final : Op {
   const KvCache* cache;
   const Buffer *key, *value;
   int layer;
-  void run(const Step&, const Worker&) const override;
+  int items(const Step&) const override;
+  void run(const Step&, int item, float* scratch) const override;
 };
 
 // RoPE on the queries and keys of one concatenated projection, and the KV write.
@@ -72,19 +88,22 @@ struct RopeKvWriteOp final : Op {
   const KvCache* cache;
   const Buffer *qkv, *out;
   int heads, layer;
-  void run(const Step&, const Worker&) const override;
+  int items(const Step&) const override;
+  void run(const Step&, int item, float* scratch) const override;
 };
 
 struct AttentionOp final : Op {
   const Kernels* kernels;
   const KvCache* cache;
   const Buffer *query, *out;
-  int heads, layer, score_stride;
+  int threads, heads, layer, score_stride;
   int window;  // positions a token sees, 0 for all
   float scale;
-  void run(const Step&, const Worker&) const override;
+  int items(const Step&) const override;
+  void run(const Step&, int item, float* scratch) const override;
 
  private:
+  int head_split(const Step& step) const;
   void attend(const Step& step, const TokenRange& range, int kv_head, int head_begin,
               int head_end, float* scratch) const;
 };
@@ -92,7 +111,8 @@ struct AttentionOp final : Op {
 // Copies the rows whose logits are wanted.
 struct SelectOp final : Op {
   const Buffer *in, *out;
-  void run(const Step&, const Worker&) const override;
+  int items(const Step&) const override;
+  void run(const Step&, int item, float* scratch) const override;
 };
 
 }  // namespace hasten

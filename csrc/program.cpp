@@ -12,6 +12,8 @@ namespace {
 
 constexpr int kRangeTokens = 16;  // tokens of a sequence that attention takes together
 constexpr int kMaxHeadDim = 512;
+constexpr int kMaxThreads = 1024;
+constexpr int kMaxSize = 1 << 24;  // tokens, positions, widths: products of two fit 64 bits
 
 [[noreturn]] void reject(const std::string& what) { throw std::invalid_argument(what); }
 
@@ -26,11 +28,14 @@ int round_up(int value, int step) { return (value + step - 1) / step * step; }
 Program::Program(int threads, const std::string& isa, int max_tokens, int max_selected,
                  int max_context)
     : kernels_(kernels_for(isa)),
+      threads_(threads),
       max_tokens_(max_tokens),
       max_selected_(max_selected),
-      max_context_(max_context),
-      pool_(threads > 0 ? threads : throw std::invalid_argument("threads must be at least 1")) {
-  require(max_tokens > 0 && max_selected > 0 && max_context > 0, "limits must be at least 1");
+      max_context_(max_context) {
+  require(threads > 0 && threads <= kMaxThreads, "threads must be between 1 and 1024");
+  for (const int limit : {max_tokens, max_selected, max_context}) {
+    require(limit > 0 && limit <= kMaxSize, "limits must be between 1 and 2^24");
+  }
 }
 
 float* Program::allocate(std::size_t floats) {
@@ -39,8 +44,18 @@ float* Program::allocate(std::size_t floats) {
   return reinterpret_cast<float*>(memories_.back().data());
 }
 
+void Program::check_width(int width) const {
+  require(team_ == nullptr, "the program has run and takes no further buffers");
+  require(width > 0 && width <= kMaxSize, "a buffer needs a width between 1 and 2^24");
+}
+
+void Program::push(std::unique_ptr<Op> op) {
+  require(team_ == nullptr, "the program has run and takes no further ops");
+  ops_.push_back(std::move(op));
+}
+
 int Program::add_buffer(int width, bool selected) {
-  require(width > 0, "a buffer needs a width of at least 1");
+  check_width(width);
   auto buffer = std::make_unique<Buffer>();
   buffer->width = width;
   buffer->selected = selected;
@@ -50,7 +65,7 @@ int Program::add_buffer(int width, bool selected) {
 }
 
 int Program::add_quantized_buffer(int width, int group, bool selected) {
-  require(width > 0, "a buffer needs a width of at least 1");
+  check_width(width);
   require(group == 32 || group == 64, "activation groups have 32 or 64 columns");
   const int padded = round_up(round_up(width, kBlock), group);
   const auto rows = static_cast<std::size_t>(selected ? max_selected_ : max_tokens_);
@@ -72,7 +87,8 @@ int Program::add_quantized_buffer(int width, int group, bool selected) {
 }
 
 int Program::add_output(int width) {
-  require(width > 0, "a buffer needs a width of at least 1");
+  check_width(width);
+  require(output_width() == 0, "the program has an output already");
   auto buffer = std::make_unique<Buffer>();
   buffer->width = width;
   buffer->selected = true;
@@ -89,11 +105,16 @@ int Program::output_width() const {
 }
 
 void Program::set_rope(const float* cosine, const float* sine, int positions, int half) {
+  require(positions > 0 && half > 0, "rope: empty tables");
+  require(rope_.half == 0, "rope: the tables are set already");
   const std::size_t size = static_cast<std::size_t>(positions) * half;
   rope_ = Rope{{cosine, cosine + size}, {sine, sine + size}, positions, half};
 }
 
-void Program::set_cache(std::shared_ptr<KvCache> cache) { cache_ = std::move(cache); }
+void Program::set_cache(std::shared_ptr<KvCache> cache) {
+  require(cache_ == nullptr, "the program has a KV cache already");
+  cache_ = std::move(cache);
+}
 
 const Buffer& Program::buffer(int id) const {
   if (id < 0 || id >= static_cast<int>(buffers_.size())) {
@@ -110,6 +131,20 @@ const Buffer& Program::float_buffer(int id, int width) const {
   return found;
 }
 
+const Buffer& Program::float_buffer(int id) const { return float_buffer(id, buffer(id).width); }
+
+const Buffer& Program::token_buffer(int id, int width) const {
+  const Buffer& found = float_buffer(id, width);
+  if (found.selected) reject("buffer " + std::to_string(id) + " holds selected rows only");
+  return found;
+}
+
+const Buffer& Program::token_buffer(int id) const { return token_buffer(id, buffer(id).width); }
+
+void Program::require_same_rows(const Buffer& a, const Buffer& b) {
+  require(a.selected == b.selected, "one buffer holds all rows and one the selected rows");
+}
+
 const KvCache& Program::cache(int layer) const {
   require(cache_ != nullptr, "the program has no KV cache");
   require(layer >= 0 && layer < cache_->layers(), "no such layer in the KV cache");
@@ -118,8 +153,8 @@ const KvCache& Program::cache(int layer) const {
 
 void Program::embed(std::shared_ptr<Matrix> matrix, int out) {
   auto op = std::make_unique<EmbedOp>();
-  op->out = &float_buffer(out, matrix->view().columns);
-  vocabulary_ = matrix->view().rows;
+  op->out = &token_buffer(out, matrix->view().columns);
+  vocabulary_ = vocabulary_ == 0 ? matrix->view().rows : std::min(vocabulary_, matrix->view().rows);
   op->matrix = std::move(matrix);
   push(std::move(op));
 }
@@ -131,7 +166,8 @@ void Program::rms_norm(int in, const float* weight, int n, float eps, int out) {
   op->weight.assign(weight, weight + n);
   op->eps = eps;
   op->out = &buffer(out);
-  require(op->out->width == n && !op->out->external, "rms_norm: widths differ");
+  require(op->out->width == n, "rms_norm: widths differ");
+  require_same_rows(*op->in, *op->out);
   push(std::move(op));
 }
 
@@ -141,6 +177,7 @@ void Program::quantize(int in, int out) {
   op->out = &buffer(out);
   require(op->out->group > 0, "quantize needs a quantised output");
   op->in = &float_buffer(in, op->out->width);
+  require_same_rows(*op->in, *op->out);
   push(std::move(op));
 }
 
@@ -149,6 +186,7 @@ void Program::linear(int in, std::shared_ptr<Matrix> matrix, int out, std::vecto
   const MatrixView& view = matrix->view();
   auto op = std::make_unique<LinearOp>();
   op->kernels = kernels_;
+  op->threads = threads_;
   op->in = &buffer(in);
   const int group = view.group > 0 ? matrix->activation_group() : 0;
   require(op->in->width == view.columns && op->in->group == group,
@@ -160,6 +198,7 @@ void Program::linear(int in, std::shared_ptr<Matrix> matrix, int out, std::vecto
                                               2 * op->out->width + kPanelRows > view.rows
                                         : op->out->width == view.rows),
           "linear: the output does not fit the matrix");
+  require_same_rows(*op->in, *op->out);
   require(bias.empty() || bias.size() == static_cast<std::size_t>(matrix->panels()) * kPanelRows,
           "linear: the bias does not fit the matrix");
   op->matrix = std::move(matrix);
@@ -171,27 +210,31 @@ void Program::linear(int in, std::shared_ptr<Matrix> matrix, int out, std::vecto
 void Program::silu_mul(int gate, int up, int out) {
   auto op = std::make_unique<SiluMulOp>();
   op->kernels = kernels_;
-  op->gate = &buffer(gate);
+  op->gate = &float_buffer(gate);
   op->up = &float_buffer(up, op->gate->width);
   op->out = &float_buffer(out, op->gate->width);
+  require_same_rows(*op->gate, *op->up);
+  require_same_rows(*op->gate, *op->out);
   push(std::move(op));
 }
 
 void Program::add(int a, int b, int out) {
   auto op = std::make_unique<AddOp>();
   op->kernels = kernels_;
-  op->a = &buffer(a);
+  op->a = &float_buffer(a);
   op->b = &float_buffer(b, op->a->width);
   op->out = &float_buffer(out, op->a->width);
+  require_same_rows(*op->a, *op->b);
+  require_same_rows(*op->a, *op->out);
   push(std::move(op));
 }
 
 void Program::rope(int in, int heads, int out) {
   auto op = std::make_unique<RopeOp>();
   op->rope = &rope_;
-  op->in = &buffer(in);
+  op->in = &token_buffer(in);
   require(heads > 0 && op->in->width % heads == 0, "rope: heads do not divide the width");
-  op->out = &float_buffer(out, op->in->width);
+  op->out = &token_buffer(out, op->in->width);
   op->heads = heads;
   op->head_dim = op->in->width / heads;
   require(rope_.half > 0 && 2 * rope_.half <= op->head_dim, "rope: no tables of this size");
@@ -202,8 +245,8 @@ void Program::kv_write(int key, int value, int layer) {
   auto op = std::make_unique<KvWriteOp>();
   op->cache = &cache(layer);
   const int width = op->cache->kv_heads() * op->cache->head_dim();
-  op->key = &float_buffer(key, width);
-  op->value = &float_buffer(value, width);
+  op->key = &token_buffer(key, width);
+  op->value = &token_buffer(value, width);
   op->layer = layer;
   push(std::move(op));
 }
@@ -214,9 +257,10 @@ void Program::rope_kv_write(int qkv, int heads, int layer, int out) {
   op->cache = &cache(layer);
   const int dim = op->cache->head_dim();
   require(dim <= kMaxHeadDim, "heads may have at most 512 dimensions");
+  require(heads > 0 && heads <= kMaxSize / kMaxHeadDim, "rope_kv_write: heads out of range");
   require(rope_.half > 0 && 2 * rope_.half <= dim, "rope: no tables of this size");
-  op->qkv = &float_buffer(qkv, (heads + 2 * op->cache->kv_heads()) * dim);
-  op->out = &float_buffer(out, heads * dim);
+  op->qkv = &token_buffer(qkv, (heads + 2 * op->cache->kv_heads()) * dim);
+  op->out = &token_buffer(out, heads * dim);
   op->heads = heads;
   op->layer = layer;
   push(std::move(op));
@@ -225,12 +269,13 @@ void Program::rope_kv_write(int qkv, int heads, int layer, int out) {
 void Program::attention(int query, int heads, int layer, int out, int window) {
   auto op = std::make_unique<AttentionOp>();
   op->kernels = kernels_;
+  op->threads = threads_;
   op->cache = &cache(layer);
-  require(heads > 0 && heads % op->cache->kv_heads() == 0,
+  require(heads > 0 && heads <= kMaxSize / kMaxHeadDim && heads % op->cache->kv_heads() == 0,
           "attention: query heads must be a multiple of kv heads");
   require(window >= 0, "attention: a window cannot be negative");
-  op->query = &float_buffer(query, heads * op->cache->head_dim());
-  op->out = &float_buffer(out, heads * op->cache->head_dim());
+  op->query = &token_buffer(query, heads * op->cache->head_dim());
+  op->out = &token_buffer(out, heads * op->cache->head_dim());
   op->heads = heads;
   op->layer = layer;
   op->window = window;
@@ -241,9 +286,9 @@ void Program::attention(int query, int heads, int layer, int out, int window) {
 
 void Program::select(int in, int out) {
   auto op = std::make_unique<SelectOp>();
-  op->in = &buffer(in);
+  op->in = &token_buffer(in);
   op->out = &float_buffer(out, op->in->width);
-  require(!op->in->selected && op->out->selected, "select goes from all rows to selected rows");
+  require(op->out->selected, "select goes from all rows to selected rows");
   push(std::move(op));
 }
 
@@ -256,6 +301,8 @@ void Program::check(const Step& step) const {
   const int context = rope_.positions > 0 ? std::min(max_context_, rope_.positions) : max_context_;
   for (int s = 0; s < step.sequences; ++s) {
     require(step.starts[s] < step.starts[s + 1], "batch: starts must rise");
+  }
+  for (int s = 0; s < step.sequences; ++s) {
     for (int t = step.starts[s]; t < step.starts[s + 1]; ++t) {
       const int position = step.positions[t];
       require(step.tokens[t] >= 0 && step.tokens[t] < vocabulary_, "batch: token out of range");
@@ -277,14 +324,20 @@ void Program::check(const Step& step) const {
   }
 }
 
+// What only a complete program can size.
+void Program::prepare() {
+  int widest = kQueryTile * round_up(max_context_, kKvBlock);
+  for (const auto& buffer : buffers_) {
+    if (!buffer->external) widest = std::max(widest, buffer->width);
+  }
+  for (int i = 0; i < threads_; ++i) scratch_.push_back(allocate(widest));
+  items_.resize(ops_.size());
+  team_ = std::make_unique<Team>(threads_, static_cast<int>(ops_.size()));
+}
+
 void Program::run(Step& step, float* output) {
   check(step);
-  if (counters_ == nullptr) {
-    counters_ = std::make_unique<std::atomic<int>[]>(ops_.size());
-    int widest = kQueryTile * round_up(max_context_, kKvBlock);
-    for (const auto& buffer : buffers_) widest = std::max(widest, buffer->width);
-    for (int i = 0; i < pool_.threads(); ++i) scratch_.push_back(allocate(widest));
-  }
+  if (team_ == nullptr) prepare();
   for (const auto& buffer : buffers_) {
     if (buffer->external) buffer->data = output;
   }
@@ -297,12 +350,12 @@ void Program::run(Step& step, float* output) {
     }
   }
   std::reverse(step.ranges.begin(), step.ranges.end());
-  for (std::size_t i = 0; i < ops_.size(); ++i) counters_[i].store(0, std::memory_order_relaxed);
-  pool_.run([&](int thread) {
-    for (std::size_t i = 0; i < ops_.size(); ++i) {
-      ops_[i]->run(step, {thread, pool_.threads(), &counters_[i], scratch_[thread]});
-      pool_.barrier().wait();
-    }
+  for (std::size_t i = 0; i < ops_.size(); ++i) {
+    items_[i] = ops_[i]->items(step);
+    require(items_[i] <= Team::kMaxItems, "batch: too large for one run");
+  }
+  team_->run(items_, [&](int phase, int item, int thread) {
+    ops_[phase]->run(step, item, scratch_[thread]);
   });
 }
 

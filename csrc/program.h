@@ -1,7 +1,6 @@
 // A lowered graph: ops over numbered buffers, run in one call by a team of threads.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -50,27 +49,13 @@ struct Step {
   }
 };
 
-// One thread's view of the op that runs.
-struct Worker {
-  int thread, threads;
-  std::atomic<int>* next;
-  float* scratch;
-
-  // Calls work(begin, end) for chunks of [0, items) until the team has done them all.
-  template <class Work>
-  void share(int items, int grain, Work work) const {
-    for (;;) {
-      const int begin = next->fetch_add(grain, std::memory_order_relaxed);
-      if (begin >= items) return;
-      work(begin, begin + grain < items ? begin + grain : items);
-    }
-  }
-};
-
+// An op is a number of independent items, which threads take one by one.
 class Op {
  public:
   virtual ~Op() = default;
-  virtual void run(const Step& step, const Worker& worker) const = 0;
+  virtual int items(const Step& step) const = 0;
+  // scratch: floats of the thread's own, enough for the widest buffer and for attention's scores.
+  virtual void run(const Step& step, int item, float* scratch) const = 0;
 };
 
 class Program {
@@ -102,21 +87,26 @@ class Program {
   void run(Step& step, float* output);
 
   const Kernels& kernels() const { return *kernels_; }
-  int threads() const { return pool_.threads(); }
+  int threads() const { return threads_; }
   std::size_t buffer_bytes() const { return buffer_bytes_; }
   int output_width() const;
 
  private:
   const Buffer& buffer(int id) const;
+  const Buffer& float_buffer(int id) const;
   const Buffer& float_buffer(int id, int width) const;
+  const Buffer& token_buffer(int id) const;  // float, with a row for every token
+  const Buffer& token_buffer(int id, int width) const;
+  static void require_same_rows(const Buffer& a, const Buffer& b);
+  void check_width(int width) const;
   void check(const Step& step) const;
+  void prepare();
   float* allocate(std::size_t floats);
-  void push(std::unique_ptr<Op> op) { ops_.push_back(std::move(op)); }
+  void push(std::unique_ptr<Op> op);
   const KvCache& cache(int layer) const;
 
   const Kernels* kernels_;
-  int max_tokens_, max_selected_, max_context_;
-  ThreadPool pool_;
+  int threads_, max_tokens_, max_selected_, max_context_;
   std::vector<std::unique_ptr<Buffer>> buffers_;
   std::vector<Memory> memories_;
   std::size_t buffer_bytes_ = 0;
@@ -125,7 +115,8 @@ class Program {
   std::shared_ptr<KvCache> cache_;
   int vocabulary_ = 0;
   std::vector<std::unique_ptr<Op>> ops_;
-  std::unique_ptr<std::atomic<int>[]> counters_;
+  std::vector<int> items_;
+  std::unique_ptr<Team> team_;
 };
 
 }  // namespace hasten

@@ -3,6 +3,15 @@
 namespace hasten {
 namespace {
 
+constexpr int kItemBits = 21;
+constexpr int kRunShift = 2 * kItemBits;
+constexpr std::uint64_t kItemMask = (std::uint64_t{1} << kItemBits) - 1;
+constexpr std::uint32_t kRunMask = (std::uint32_t{1} << (64 - kRunShift)) - 1;
+
+std::uint64_t label(std::uint32_t run) { return static_cast<std::uint64_t>(run) << kRunShift; }
+std::uint32_t run_of(std::uint64_t word) { return static_cast<std::uint32_t>(word >> kRunShift); }
+std::uint64_t items_of(std::uint64_t word) { return word >> kItemBits & kItemMask; }
+
 inline void pause() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
@@ -11,59 +20,105 @@ inline void pause() {
 #endif
 }
 
-// Long enough for the phases of a step and for the sampling between two steps (about 100 us).
-constexpr int kSpins = 4000;
-
-// Returns once `value` no longer equals `old`.
-void wait_while(const std::atomic<unsigned>& value, unsigned old) {
-  for (int i = 0; i < kSpins; ++i) {
-    if (value.load(std::memory_order_acquire) != old) return;
-    pause();
-  }
-  while (value.load(std::memory_order_acquire) == old) value.wait(old);
-}
+// Spins before a thread sleeps in the kernel. Within a run the others are nearly done, or off their
+// cores, and then ours should go to them; between runs the caller samples a token (about 100 us).
+constexpr int kPhaseSpins = 1000;
+constexpr int kRunSpins = 8000;
 
 }  // namespace
 
-void Barrier::wait() {
-  const unsigned generation = generation_.load(std::memory_order_acquire);
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == members_) {
-    arrived_.store(0, std::memory_order_relaxed);
-    generation_.fetch_add(1, std::memory_order_acq_rel);
-    generation_.notify_all();
-  } else {
-    wait_while(generation_, generation);
-  }
-}
-
-ThreadPool::ThreadPool(int threads) : threads_(threads), barrier_(threads), done_(threads) {
+Team::Team(int threads, int max_phases)
+    : threads_(threads), phases_(std::make_unique<Phase[]>(max_phases)), max_phases_(max_phases) {
   for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { serve(i); });
 }
 
-ThreadPool::~ThreadPool() {
+Team::~Team() {
   stop_.store(true);
-  job_.fetch_add(1, std::memory_order_acq_rel);
-  job_.notify_all();
+  run_.fetch_add(1, std::memory_order_acq_rel);
+  run_.notify_all();
+  finished_.fetch_add(1, std::memory_order_acq_rel);
+  finished_.notify_all();
   for (std::thread& worker : workers_) worker.join();
 }
 
-void ThreadPool::run(const std::function<void(int)>& work) {
-  work_ = &work;
-  job_.fetch_add(1, std::memory_order_acq_rel);
-  job_.notify_all();
-  work(0);
-  done_.wait();
+void Team::run(std::span<const int> items, const Work& work) {
+  const std::uint32_t run = run_.load(std::memory_order_relaxed) + 1;
+  work_.store(&work, std::memory_order_relaxed);
+  count_.store(static_cast<int>(items.size()), std::memory_order_relaxed);
+  for (std::size_t i = 0; i < items.size(); ++i) {
+    const std::uint64_t fresh = label(run) | static_cast<std::uint64_t>(items[i]) << kItemBits;
+    phases_[i].done.store(fresh, std::memory_order_relaxed);
+    phases_[i].next.store(fresh, std::memory_order_release);
+  }
+  run_.store(run, std::memory_order_release);
+  run_.notify_all();
+  work_through(run, 0);
 }
 
-void ThreadPool::serve(int thread) {
-  unsigned job = 0;
+void Team::serve(int thread) {
+  std::uint32_t seen = 0;
   for (;;) {
-    wait_while(job_, job);
-    // Jobs come one at a time: the next starts after done_, which this thread has yet to pass.
-    ++job;
+    std::uint32_t run = run_.load(std::memory_order_acquire);
+    for (int i = 0; i < kRunSpins && run == seen; ++i) {
+      pause();
+      run = run_.load(std::memory_order_acquire);
+    }
+    while (run == seen) {
+      run_.wait(seen);
+      run = run_.load(std::memory_order_acquire);
+    }
+    seen = run;
     if (stop_.load()) return;
-    (*work_)(thread);
-    done_.wait();
+    work_through(run, thread);
+  }
+}
+
+void Team::work_through(std::uint32_t run, int thread) {
+  const int count = count_.load(std::memory_order_relaxed);
+  for (int i = 0; i < count; ++i) {
+    Phase& phase = phases_[i];
+    int item;
+    while (take(phase, run, item)) {
+      // The item taken keeps the run alive, and with it the work.
+      (*work_.load(std::memory_order_relaxed))(i, item, thread);
+      finish_item(phase);
+    }
+    await(phase, run);
+  }
+}
+
+bool Team::take(Phase& phase, std::uint32_t run, int& item) {
+  std::uint64_t word = phase.next.load(std::memory_order_acquire);
+  for (;;) {
+    const std::uint64_t index = word & kItemMask;
+    if (run_of(word) != (run & kRunMask) || index >= items_of(word)) return false;
+    if (phase.next.compare_exchange_weak(word, word + 1, std::memory_order_acq_rel,
+                                         std::memory_order_acquire)) {
+      item = static_cast<int>(index);
+      return true;
+    }
+  }
+}
+
+void Team::finish_item(Phase& phase) {
+  const std::uint64_t word = phase.done.fetch_add(1, std::memory_order_acq_rel) + 1;
+  if ((word & kItemMask) == items_of(word)) {
+    finished_.fetch_add(1, std::memory_order_acq_rel);
+    finished_.notify_all();
+  }
+}
+
+void Team::await(const Phase& phase, std::uint32_t run) {
+  for (int spins = 0;; ++spins) {
+    const std::uint32_t finished = finished_.load(std::memory_order_acquire);
+    const std::uint64_t word = phase.done.load(std::memory_order_acquire);
+    if (run_of(word) != (run & kRunMask) || (word & kItemMask) == items_of(word)) return;
+    if (stop_.load(std::memory_order_relaxed)) return;
+    if (spins < kPhaseSpins) {
+      pause();
+    } else {
+      finished_.wait(finished);
+    }
   }
 }
 

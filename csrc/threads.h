@@ -1,47 +1,56 @@
-// A small pool of threads that run one function together, with barriers between its phases.
+// A team of threads that works through phases, each a number of independent items.
 #pragma once
 
 #include <atomic>
+#include <cstdint>
 #include <functional>
+#include <memory>
+#include <span>
 #include <thread>
 #include <vector>
 
 namespace hasten {
 
-// All threads of a team meet here. Spins for a while, then sleeps in the kernel: another busy
-// process on the same core would otherwise stall the team for whole time slices.
-class Barrier {
+// A phase is over when its items are done, not when all threads have arrived: a thread that another
+// process keeps off its core holds nobody up unless it is inside an item. Threads that come late,
+// even into a later run, find their phase over and catch up.
+class Team {
  public:
-  explicit Barrier(int members) : members_(members) {}
-  void wait();
+  using Work = std::function<void(int phase, int item, int thread)>;
+  static constexpr int kMaxItems = (1 << 21) - 1;
 
- private:
-  const int members_;
-  alignas(64) std::atomic<int> arrived_{0};
-  alignas(64) std::atomic<unsigned> generation_{0};
-};
-
-class ThreadPool {
- public:
-  explicit ThreadPool(int threads);
-  ~ThreadPool();
-  ThreadPool(const ThreadPool&) = delete;
-  ThreadPool& operator=(const ThreadPool&) = delete;
+  Team(int threads, int max_phases);
+  ~Team();
+  Team(const Team&) = delete;
+  Team& operator=(const Team&) = delete;
 
   int threads() const { return threads_; }
-  // Runs work(thread) on every thread, the caller being thread 0, and returns when all are done.
-  // `work` must not throw.
-  void run(const std::function<void(int)>& work);
-  Barrier& barrier() { return barrier_; }
+  // Calls work for each item of each phase, one phase after the other; returns when all are done.
+  // `items` has at most max_phases entries of at most kMaxItems; `work` must not throw.
+  void run(std::span<const int> items, const Work& work);
 
  private:
+  // What is left of a phase, in one word so that a late thread can tell that it belongs to a later
+  // run: the run in the upper bits, then the items, then the next item to take.
+  struct alignas(64) Phase {
+    std::atomic<std::uint64_t> next{0};
+    std::atomic<std::uint64_t> done{0};  // the run, and the items that are done
+  };
+
   void serve(int thread);
+  void work_through(std::uint32_t run, int thread);
+  bool take(Phase& phase, std::uint32_t run, int& item);
+  void finish_item(Phase& phase);
+  // Returns once the phase of this run is over.
+  void await(const Phase& phase, std::uint32_t run);
 
   const int threads_;
-  Barrier barrier_;
-  Barrier done_;
-  const std::function<void(int)>* work_ = nullptr;
-  alignas(64) std::atomic<unsigned> job_{0};
+  std::unique_ptr<Phase[]> phases_;
+  int max_phases_;
+  std::atomic<int> count_{0};
+  std::atomic<const Work*> work_{nullptr};
+  alignas(64) std::atomic<std::uint32_t> run_{0};
+  alignas(64) std::atomic<std::uint32_t> finished_{0};  // phases so far; what sleepers wait for
   std::atomic<bool> stop_{false};
   std::vector<std::thread> workers_;
 };

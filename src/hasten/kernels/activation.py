@@ -9,7 +9,8 @@ __all__ = ["silu_mul"]
 
 
 def silu_mul(gate: NDArray[np.float32], up: NDArray[np.float32]) -> NDArray[np.float32]:
-    """gate / (1 + exp(-gate)) * up, elementwise."""
+    """Computes gate / (1 + exp(-gate)) * up, elementwise."""
     # exp(-gate) may overflow to infinity, where the quotient is 0 as it should be.
     with np.errstate(over="ignore"):
-        return gate / (np.float32(1) + np.exp(-gate)) * up
+        sigmoid = np.reciprocal(np.float32(1) + np.exp(-gate), dtype=np.float32)
+    return gate * sigmoid * up

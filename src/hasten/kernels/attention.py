@@ -40,4 +40,5 @@ def attention(
     scores = np.where(visible[None, :, None, :], scores, -np.inf)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
-    return np.einsum("htgc,chd->thgd", weights, values).reshape(tokens, heads, dim)
+    mixed: NDArray[np.float32] = np.einsum("htgc,chd->thgd", weights, values)
+    return mixed.reshape(tokens, heads, dim)

@@ -13,7 +13,7 @@ __all__ = ["linear", "linear_quantized", "quantize_activations"]
 def linear(
     x: NDArray[np.float32], weight: NDArray[np.float32], bias: NDArray[np.float32] | None = None
 ) -> NDArray[np.float32]:
-    """x W^T + bias: [tokens, columns] by [rows, columns] to [tokens, rows]."""
+    """Computes x W^T + bias: [tokens, columns] by [rows, columns] to [tokens, rows]."""
     y = x @ weight.T
     return y if bias is None else y + bias
 

@@ -11,6 +11,7 @@ __all__ = ["rms_norm"]
 def rms_norm(
     x: NDArray[np.float32], weight: NDArray[np.float32], eps: float
 ) -> NDArray[np.float32]:
-    """x / sqrt(mean(x^2) + eps) * weight, for x [tokens, width] and weight [width]."""
+    """Computes x / sqrt(mean(x^2) + eps) * weight, for x [tokens, width] and weight [width]."""
     mean = np.mean(np.square(x), axis=-1, keepdims=True, dtype=np.float32)
-    return x * (np.float32(1) / np.sqrt(mean + np.float32(eps))) * weight
+    inverse = (np.float32(1) / np.sqrt(mean + np.float32(eps))).astype(np.float32)
+    return x * inverse * weight

@@ -149,4 +149,5 @@ def _inverse(scales: NDArray[np.float16]) -> NDArray[np.float32]:
 
 def _pack_nibbles(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     halves = codes.reshape(codes.shape[0], -1, 2, BLOCK // 2)
-    return (halves[:, :, 0] | (halves[:, :, 1] << 4)).reshape(codes.shape[0], -1)
+    packed = halves[:, :, 0] | (halves[:, :, 1] << 4)
+    return packed.astype(np.uint8, copy=False).reshape(codes.shape[0], -1)
