@@ -15,6 +15,7 @@ from tiny_models import (
 from hasten.errors import ModelFileError, UnsupportedModelError
 from hasten.kernels.quantization import dequantize
 from hasten.models import load_model
+from hasten.models.artefact import write_artefact
 from hasten.models.gguf_model import half_split_order
 from hasten.models.rope import RopeScaling, frequency_divisors, inverse_frequencies
 
@@ -88,6 +89,16 @@ def test_linear_scaling(tmp_path):
     metadata = [("llama.rope.scaling.type", "none"), ("llama.rope.scaling.factor", 4.0)]
     config = load_model(write_gguf(tmp_path / "off.gguf", metadata=metadata)).config
     assert config.rope_scaling is None
+
+
+@pytest.mark.parametrize(("stored", "family"), [(32, "mistral"), (0, "llama")])
+def test_a_sliding_window_is_kept(tmp_path, stored, family):
+    """Also in an artefact made of it, whose config.json must name the family that has windows."""
+    metadata = [("llama.attention.sliding_window", stored)]
+    model = load_model(write_gguf(tmp_path / "tiny.gguf", metadata=metadata))
+    assert (model.config.sliding_window, model.config.model_type) == (stored or None, family)
+    write_artefact(tmp_path / "out", model, model.weights, {})
+    assert load_model(tmp_path / "out").config == model.config
 
 
 @pytest.mark.parametrize("factor", [8.0, 32.0])

@@ -113,8 +113,10 @@ def config_from_gguf(file: GgufFile) -> ModelConfig:
     _check_head_dim(values, head_dim)
     theta = read_number(values, "rope.freq_base", float, 10000.0)
     special = _special_tokens(file.metadata)
+    window = read_number(values, "attention.sliding_window", int, 0) or None
     return ModelConfig(
-        model_type=model_type,
+        # GGUF files of Mistral call themselves "llama"; transformers' Llama knows no window.
+        model_type="mistral" if model_type == "llama" and window else model_type,
         hidden_size=hidden_size,
         intermediate_size=read_number(values, "feed_forward_length", int),
         num_layers=read_number(values, "block_count", int),
@@ -129,6 +131,7 @@ def config_from_gguf(file: GgufFile) -> ModelConfig:
         tie_embeddings="output.weight" not in file.tensors,
         attention_bias="blk.0.attn_q.bias" in file.tensors,
         mlp_bias="blk.0.ffn_up.bias" in file.tensors,
+        sliding_window=window,
         bos_id=special.get("bos_token_id"),
         eos_ids=tuple(sorted({special[key] for key in _EOS_KEYS if key in special})),
     )
