@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence as Tokens
+from collections.abc import Iterator
+from collections.abc import Sequence as Tokens
 from dataclasses import fields
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,7 @@ DEFAULT_CONTEXT = 8192
 """Longest sequence where neither the user nor the model says less."""
 
 
-def engine_options(model: Model, **given: Any) -> EngineOptions:
+def engine_options(model: Model, **given: object) -> EngineOptions:
     """Options for a model: what is given, else what its recipe says, else the defaults.
 
     Args:

@@ -78,7 +78,7 @@ def parse_format(text: str) -> tuple[str, int | None]:
     Raises:
         UsageError: Not a format.
     """
-    match = re.fullmatch(r"(carried|f32|bf16|int8|int4)(?::(\d{1,6}))?", text)
+    match = re.fullmatch(r"(carried|f32|bf16|int8|int4)(?::([0-9]{1,6}))?", text)
     if match is None:
         raise UsageError(f"unknown weight format {text!r}", allowed=ALLOWED)
     kind, group = match[1], match[2] and int(match[2])

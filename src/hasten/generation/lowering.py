@@ -88,7 +88,8 @@ def fuse_gate(graph: Graph, formats: Mapping[str, str]) -> Graph:
 def fuse_residual(graph: Graph, _formats: Mapping[str, str]) -> Graph:
     """The residual addition as the epilogue of the product before it, in place."""
     producers = _producers(graph)
-    remaining = _uses(graph)
+    uses = _uses(graph)
+    remaining = Counter(uses)
     replaced: dict[str, Op] = {}
     dropped: set[str] = set()
     for op in graph.ops:
@@ -97,10 +98,9 @@ def fuse_residual(graph: Graph, _formats: Mapping[str, str]) -> Graph:
         if not isinstance(op, Add):
             continue
         product = producers[op.b]
-        # In place is allowed only where nothing reads the residual or the product afterwards.
-        if not isinstance(product, Linear) or product.epilogue != "store":
+        if not isinstance(product, Linear) or product.epilogue != "store" or uses[op.b] != 1:
             continue
-        if remaining[op.a] or remaining[op.b]:
+        if remaining[op.a]:  # it is read afterwards, and the sum would have overwritten it
             continue
         dropped.add(op.b)
         replaced[op.out] = replace(product, out=op.out, epilogue="add", residual=op.a)

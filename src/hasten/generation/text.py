@@ -37,10 +37,12 @@ class TextStream:
         return self._release(hold=False)
 
     def _release(self, *, hold: bool) -> str:
-        found = [at for at in (self._pending.find(stop) for stop in self._stop) if at >= 0]
+        begins = {stop: self._pending.find(stop) for stop in self._stop}
+        found = [(begin + len(stop), begin) for stop, begin in begins.items() if begin >= 0]
         if found:
+            # The one that is complete first, however the text came in pieces.
             self.stopped = True
-            text, self._pending = self._pending[: min(found)], ""
+            text, self._pending = self._pending[: min(found)[1]], ""
             return text
         held = self._possible_stop() if hold else 0
         cut = len(self._pending) - held
