@@ -52,9 +52,16 @@ class MadeUpLaboratory:
         self.proved = []
         self.screened = []
         self.layer_cost = {}
+        self.same = {}
 
     def why_unfit(self, candidate):
         return "does not fit" if candidate.weights in self.unfit else None
+
+    def formats(self, candidate):
+        return {
+            "w": self.same.get(candidate.weights, candidate.weights),
+            **dict(candidate.overrides),
+        }
 
     def kl_of(self, candidate):
         kl = self.table[candidate.weights][1]

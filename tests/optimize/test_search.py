@@ -189,3 +189,33 @@ def test_a_stopped_search_knows_its_best_so_far():
     with pytest.raises(KeyboardInterrupt):
         made.run()
     assert made.best_so_far().candidate.weights == "carried"
+
+
+def test_a_format_that_is_what_the_file_holds_anyway_is_measured_once():
+    laboratory = MadeUpLaboratory({"carried": (0.3, 0.003, MIB), "int4:32": (0.2, 0.003, MIB)})
+    laboratory.same = {"int4:32": "carried"}
+    made, winner = search(laboratory)
+    assert winner.candidate.weights == "carried"
+    assert refused(made)["int4:32"] == "the same weights as carried, KV bf16, 2 threads"
+    assert all(one.weights != "int4:32" for one in laboratory.screened)
+
+
+def test_mixing_is_not_tried_where_the_budget_buys_next_to_nothing():
+    laboratory = MadeUpLaboratory(
+        {"carried": (0.5, 0.003, 92 * MIB), "int4:64": (0.45, 0.28, 86 * MIB)}
+    )
+    made, _ = search(laboratory)
+    assert "mixed precision was not tried: int4:64 costs 0.28 nats" in made.remarks[0]
+    assert not any(one.overrides for one in laboratory.screened)
+    made, _ = search(laboratory, Budget(perplexity_percent=None, kl=0.2, top1_percent=None))
+    assert any(one.overrides for one in laboratory.screened)
+
+
+def test_what_is_far_behind_a_candidate_that_passed_is_not_proved():
+    laboratory = MadeUpLaboratory(
+        {"carried": (0.3, 0.003, 92 * MIB), "bf16": (0.7, 0.0001, 268 * MIB)}
+    )
+    made, winner = search(laboratory, mixed_seconds=0)
+    assert {one.weights for one in laboratory.proved} == {"carried"}
+    assert winner.candidate.weights == "carried"
+    assert {one.status for one in made.trials if one.candidate.weights == "bf16"} == {"slower"}

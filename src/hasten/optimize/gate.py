@@ -16,6 +16,10 @@ from hasten.measure.statistics import Interval
 __all__ = ["Budget", "Criterion", "Finding"]
 
 
+_IN_HAND = 0.8
+"""Share of the budget that an estimate may fill, so that its interval has room."""
+
+
 @dataclass(frozen=True, slots=True)
 class Criterion:
     """One way of counting what was lost.
@@ -97,7 +101,7 @@ class Budget:
 
     perplexity_percent: float | None = 1.0
     kl: float | None = 0.02
-    top1_percent: float | None = 7.0
+    top1_percent: float | None = 6.0
 
     def findings(self, accuracy: Accuracy) -> Iterator[Finding]:
         """Holds each criterion that has a limit against what was measured."""
@@ -112,6 +116,12 @@ class Budget:
     def admits(self, accuracy: Accuracy) -> bool:
         """Whether every criterion is inside its limit with its interval."""
         return all(finding.inside for finding in self.findings(accuracy))
+
+    def expects(self, accuracy: Accuracy) -> bool:
+        """Whether a larger sample will probably admit it: estimates with a fifth in hand."""
+        return all(
+            finding.loss.estimate <= _IN_HAND * finding.limit for finding in self.findings(accuracy)
+        )
 
     def why_refused(self, accuracy: Accuracy) -> str | None:
         """What is outside the budget, with figures, or None when it is admitted."""

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.errors import HastenError
+from hasten.generation.formats import choose_formats
 from hasten.measure.accuracy import Accuracy, Reference, summarize
 from hasten.measure.corpus import Windows
 from hasten.measure.interference import Interference, between, read_cpu_times
@@ -20,7 +21,8 @@ from hasten.measure.load import run_closed_loop
 from hasten.measure.metrics import Record
 from hasten.measure.statistics import interleave
 from hasten.measure.workload import Item, Workload
-from hasten.optimize.candidates import Candidate, MatrixShapes, original, why_unfit
+from hasten.models.weights import StoredTensor
+from hasten.optimize.candidates import Candidate, matrix_shapes, original, why_unfit
 from hasten.optimize.sensitivity import Part, bytes_saved, parts_of
 from hasten.optimize.speed import Duel, Effort, RequestShape, Timings, timings
 
@@ -59,7 +61,7 @@ class EngineLaboratory:
 
     Args:
         open_engine: Makes an engine that runs the model as a candidate says.
-        shapes: The model's matrices.
+        weights: The model's tensors.
         vocab_size: Columns of a logits row.
         material: Texts and prompts.
         threads: Threads of the original.
@@ -71,7 +73,7 @@ class EngineLaboratory:
         self,
         open_engine: Callable[[Candidate], Engine],
         *,
-        shapes: MatrixShapes,
+        weights: Mapping[str, StoredTensor],
         vocab_size: int,
         material: Material,
         threads: int,
@@ -79,7 +81,8 @@ class EngineLaboratory:
         seed: int,
     ) -> None:
         self._open_engine = open_engine
-        self._shapes = shapes
+        self._weights = weights
+        self._shapes = matrix_shapes(weights)
         self._vocab_size = vocab_size
         self._material = material
         self._threads = threads
@@ -89,7 +92,6 @@ class EngineLaboratory:
         self._began = time.perf_counter()
         self._screened: dict[Candidate, Accuracy] = {}
         self._memory: dict[Candidate, Mapping[str, int]] = {}
-        self._formats: dict[Candidate, Mapping[str, str]] = {}
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -108,6 +110,11 @@ class EngineLaboratory:
     def why_unfit(self, candidate: Candidate) -> str | None:
         """Why a group size does not fit the matrices, or None."""
         return why_unfit(candidate.weights, self._shapes)
+
+    def formats(self, candidate: Candidate) -> dict[str, str]:
+        """The format that each matrix would run in, without opening an engine."""
+        chosen = choose_formats(self._weights, self._shapes, candidate.options(1))
+        return {name: str(form) for name, form in chosen.items()}
 
     def screen(self, candidate: Candidate) -> Accuracy:
         """Accuracy on the calibration text."""
@@ -156,7 +163,7 @@ class EngineLaboratory:
     def parts(self, base: Candidate, coarse: str) -> list[tuple[Part, int]]:
         """The parts whose formats may be mixed, each with the bytes that `coarse` saves."""
         parts = parts_of(self._shapes)
-        saved = bytes_saved(parts, self._shapes, self._formats[base], coarse)
+        saved = bytes_saved(parts, self._shapes, self.formats(base), coarse)
         return [(part, saved[part.name]) for part in parts]
 
     @property
@@ -184,7 +191,6 @@ class EngineLaboratory:
     def _open(self, candidate: Candidate) -> Engine:
         engine = self._open_engine(candidate)
         self._memory[candidate] = dict(engine.memory)
-        self._formats[candidate] = dict(engine.formats)
         return engine
 
     def _reference(self, windows: Windows) -> Reference:

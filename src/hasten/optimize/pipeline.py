@@ -144,7 +144,6 @@ def optimize(
     Returns:
         The recipe.
     """
-    shapes = matrix_shapes(model.weights)
     limit = memory_limit()
     _check_memory(model, limit)
     request = material.shape.input_tokens + material.shape.output_tokens
@@ -155,7 +154,7 @@ def optimize(
 
     laboratory = EngineLaboratory(
         open_engine,
-        shapes=shapes,
+        weights=model.weights,
         vocab_size=model.config.vocab_size,
         material=material,
         threads=plan.threads,

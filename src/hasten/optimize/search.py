@@ -18,6 +18,7 @@ with its interval, wins. Without one the original does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -42,6 +43,12 @@ _TIE = 0.02
 _LEAST_SAVING = 0.03
 """A mixture must promise at least this share of fewer weight bytes to be worth measuring."""
 
+_CHEAP_PARTS = 5.0
+"""How many times cheaper than the mean the least sensitive parts may be."""
+
+_FAR_BEHIND = 1.25
+"""A finalist this many times slower than one that has passed need not be proved."""
+
 _PROBE = Effort(rounds=3, least=2, seconds=30.0)
 _FINAL = Effort(rounds=15, least=5, seconds=60.0)
 
@@ -53,6 +60,10 @@ class Laboratory(Protocol):
 
     def why_unfit(self, candidate: Candidate) -> str | None:
         """Why the candidate cannot run this model at all, or None."""
+        ...
+
+    def formats(self, candidate: Candidate) -> Mapping[str, str]:
+        """The format that each matrix would run in; equal formats are equal weights."""
         ...
 
     def screen(self, candidate: Candidate) -> Accuracy:
@@ -194,7 +205,11 @@ class Search:
         waiting = self._open()
         for index, trial in enumerate(waiting):
             self._tell("screen", trial.candidate.label, index / len(waiting))
-            self._screen(trial)
+            same = self._same_as(trial)
+            if same is None:
+                self._screen(trial)
+            else:
+                trial.refuse(f"the same weights as {same.candidate.label}")
 
     def _probe(self) -> None:
         measured = [trial for trial in self.trials if trial.screened is not None]
@@ -211,9 +226,10 @@ class Search:
         leader = self._leader()
         if leader is None or self._plan.mixed_seconds <= 0:
             return
-        coarse = self._coarser_format(leader)
-        if coarse is None:
+        coarser = self._coarser_trial(leader)
+        if coarser is None or not self._worth_mixing(leader, coarser):
             return
+        coarse = coarser.candidate.weights
         parts = dict(self._lab.parts(leader.candidate, coarse))
         saved = {part.name: count for part, count in parts.items()}
         deadline = self._lab.seconds() + self._plan.mixed_seconds
@@ -235,13 +251,13 @@ class Search:
             self.remarks.append(
                 f"mixed precision: {len(ordered)} of {len(parts)} parts measured or worth it"
             )
-        mixture = largest_admitted(ordered, leader.candidate, coarse, self._screen_admits)
+        mixture = largest_admitted(ordered, leader.candidate, coarse, self._screen_expects)
         if mixture is None:
             self.remarks.append(f"mixed precision: no layer bears {coarse} inside the budget")
             return
         self._screen(self._add(mixture))
 
-    def _coarser_format(self, leader: Trial) -> str | None:
+    def _coarser_trial(self, leader: Trial) -> Trial | None:
         """The refused format that loses least of those clearly smaller than the leader."""
         most = (1 - _LEAST_SAVING) * (leader.weights_bytes or 0)
         smaller = [
@@ -253,12 +269,30 @@ class Search:
             and not self._budget.admits(trial.screened)
             and (trial.weights_bytes or 0) < most
         ]
-        if not smaller:
-            return None
-        return min(smaller, key=_divergence).candidate.weights
+        return min(smaller, key=_divergence, default=None)
 
-    def _screen_admits(self, candidate: Candidate) -> bool:
-        return self._budget.admits(self._lab.screen(candidate))
+    def _worth_mixing(self, leader: Trial, coarser: Trial) -> bool:
+        """Whether the bytes that the budget may buy are worth the measurements.
+
+        Losses of parts add up roughly, so the budget left buys about its share of what the format
+        costs as a whole; the cheapest parts may cost several times less than the mean.
+        """
+        room = self._budget.kl
+        cost = _divergence(coarser) - _divergence(leader)
+        if room is None or cost <= 0 or not math.isfinite(cost):
+            return True
+        affordable = min(1.0, _CHEAP_PARTS * (room - _divergence(leader)) / cost)
+        whole = leader.weights_bytes or 1
+        saving = affordable * (whole - (coarser.weights_bytes or 0)) / whole
+        if saving < _LEAST_SAVING:
+            self.remarks.append(
+                f"mixed precision was not tried: {coarser.candidate.weights} costs {cost:.2f} nats"
+                f" of KL as a whole, so the budget buys less than {_LEAST_SAVING:.0%} of the bytes"
+            )
+        return saving >= _LEAST_SAVING
+
+    def _screen_expects(self, candidate: Candidate) -> bool:
+        return self._budget.expects(self._lab.screen(candidate))
 
     def _vary(self) -> None:
         leader = self._leader()
@@ -278,14 +312,18 @@ class Search:
             if trial.speedup is None or trial.speedup.low <= 1:
                 trial.refuse(_not_faster(trial))
         faster = sorted(self._open(), key=lambda trial: trial.rank)
+        best: Trial | None = None
         for index, trial in enumerate(faster):
+            if best is not None and trial.rank * _FAR_BEHIND > best.rank:
+                trial.status, trial.reason = "slower", _slower_than(trial, best)
+                continue
             self._tell("prove", trial.candidate.label, index / len(faster))
             trial.proved = self._lab.prove(trial.candidate)
             outside = self._budget.why_refused(trial.proved)
             if outside is not None:
                 trial.refuse(outside)
             else:
-                trial.status = "passed"
+                trial.status, best = "passed", best or trial
 
     def _choose(self) -> Trial:
         passed = [trial for trial in self.trials if trial.status == "passed"]
@@ -325,6 +363,22 @@ class Search:
         if hopeless is not None:
             trial.refuse(hopeless)
 
+    def _same_as(self, trial: Trial) -> Trial | None:
+        """An earlier candidate that runs the same: a format may be what the file holds anyway."""
+        candidate = trial.candidate
+        if self._lab.why_unfit(candidate) is not None:
+            return None
+        formats = self._lab.formats(candidate)
+        for earlier in self.trials[: self.trials.index(trial)]:
+            other = earlier.candidate
+            if (
+                earlier.screened is not None
+                and (other.kv, other.threads) == (candidate.kv, candidate.threads)
+                and self._lab.formats(other) == formats
+            ):
+                return earlier
+        return None
+
     def _add(self, candidate: Candidate) -> Trial:
         trial = Trial(candidate)
         self.trials.append(trial)
@@ -339,7 +393,7 @@ class Search:
         return min(ready, key=lambda one: (not self._inside(one), one.rank), default=None)
 
     def _inside(self, trial: Trial) -> bool:
-        return trial.accuracy is not None and self._budget.admits(trial.accuracy)
+        return trial.accuracy is not None and self._budget.expects(trial.accuracy)
 
     def _tell(self, phase: str, detail: str, share: float) -> None:
         starts = [*_PHASES.values(), 1.0]
