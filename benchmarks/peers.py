@@ -48,7 +48,9 @@ CONFIGURATIONS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     "transformers bf16": ("transformers", "float32", {"dtype": "bfloat16"}),
     "openvino-genai": ("openvino", None, {}),
 }
-SLOW = ("transformers bf16", "openvino-genai")  # to install, or on processors without bf16
+# Left out unless asked for: slow on processors without bf16, slow to install, or of less interest.
+OPTIONAL = ("hasten carried, int8 KV", "transformers bf16", "openvino-genai")
+LEAST_ROUNDS = 3
 
 
 def main() -> int:
@@ -79,7 +81,7 @@ def main() -> int:
             "model": model.name,
             "sha256": model.digest(),
             "threads": arguments.threads,
-            "rounds": arguments.rounds,
+            "rounds": max((len(found.decode) for found in rounds.values()), default=0),
             "prefill_tokens": arguments.prefill,
             "decode_context": arguments.context,
             "decode_tokens": arguments.decode,
@@ -104,7 +106,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--install", action="store_true", help=f"make {ENVIRONMENT} and end")
     parser.add_argument(
-        "--all", action="store_true", help=f"install and measure {' and '.join(SLOW)} too"
+        "--all", action="store_true", help=f"install and measure {' and '.join(OPTIONAL)} too"
     )
     parser.add_argument("--artefact", type=Path, help="measure this artefact of hasten optimize")
     parser.add_argument(
@@ -118,7 +120,13 @@ def parse_arguments() -> argparse.Namespace:
         metavar="PYTHON",
         help="another interpreter that may have peers installed, may be repeated",
     )
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=9, help="at most")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=220,
+        help=f"begin no round after these, from the {LEAST_ROUNDS + 1}th on",
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prefill", type=int, default=512, help="tokens of the prefill prompt")
     parser.add_argument("--context", type=int, default=256, help="tokens before the decoded ones")
@@ -136,7 +144,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def chosen(arguments: argparse.Namespace) -> list[str]:
     """The configurations to measure."""
-    names = arguments.only or [name for name in CONFIGURATIONS if arguments.all or name not in SLOW]
+    names = arguments.only or [
+        name for name in CONFIGURATIONS if arguments.all or name not in OPTIONAL
+    ]
     return [name for name in names if name != "hasten artefact" or arguments.artefact]
 
 
@@ -212,7 +222,10 @@ def measure(
     figures = {name: Figures() for name in started}
     bandwidth, int8_rate, others = [], [], []
     names = list(started)
+    deadline = time.monotonic() + arguments.seconds
     for number, (long_prompt, short_prompt) in enumerate(prompts):
+        if number > LEAST_ROUNDS and time.monotonic() > deadline:
+            break
         order.shuffle(names)
         for name in names:
             time.sleep(PAUSE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +29,18 @@ class PeerProcess:
     def __init__(self, kind: str, python: Path) -> None:
         self.description: dict[str, Any] = {}
         self._kind = kind
+        self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - lives with it
+        reading, writing = os.pipe()
+        self._answers = os.fdopen(reading, encoding="utf-8")
         self._process = subprocess.Popen(
-            [str(python), str(WORKERS / f"{kind}_worker.py")],
+            [str(python), str(WORKERS / f"{kind}_worker.py"), str(writing)],
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stdout=self._log,
+            stderr=self._log,
+            pass_fds=[writing],
             encoding="utf-8",
         )
-        if self._process.stdin is None or self._process.stdout is None:
-            raise PeerError("no pipes")
-        self._calls, self._answers = self._process.stdin, self._process.stdout
+        os.close(writing)
         self._proc = Path("/proc") / str(self._process.pid)
 
     def call(self, name: str, **arguments: Any) -> Any:
@@ -47,14 +50,15 @@ class PeerProcess:
             PeerError: The call failed or the process has died.
         """
         try:
-            print(json.dumps({"call": name, **arguments}), file=self._calls, flush=True)
+            print(json.dumps({"call": name, **arguments}), file=self._process.stdin, flush=True)
+            answer = self._answers.readline()
         except BrokenPipeError:
             answer = ""
-        else:
-            answer = self._answers.readline()
         if not answer:
-            last = self._process.communicate()[1].strip().rpartition("\n")[2]
-            raise PeerError(f"{self._kind} ended with status {self._process.wait()}: {last}")
+            status = self._process.wait()
+            self._log.seek(0)
+            last = self._log.read().strip().rpartition("\n")[2]
+            raise PeerError(f"{self._kind} ended with status {status}: {last}")
         document = json.loads(answer)
         if "error" in document:
             raise PeerError(f"{self._kind}: {document['error']}")
@@ -75,4 +79,6 @@ class PeerProcess:
             self._process.communicate(timeout=20)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.communicate()
+            self._process.wait()
+        self._answers.close()
+        self._log.close()

@@ -1,4 +1,7 @@
-"""The side of a peer: answers one JSON line on stdout for each JSON line on stdin.
+"""The side of a peer: answers one JSON line for each JSON line on stdin.
+
+Answers go through a pipe of their own, whose number is the first argument: libraries print what
+they like, from C too.
 
 Calls are {"call": NAME, ...arguments}; answers are {"ok": RESULT} or {"error": TEXT}. A worker
 imports nothing but the standard library and its own peer, so that it runs in any environment.
@@ -32,14 +35,8 @@ class Peer(Protocol):
 
 
 def serve(peer: Peer) -> None:
-    """Answers calls until stdin ends.
-
-    Whatever the peer's libraries print, from C too, goes to the null device.
-    """
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    os.dup2(null, 2)
+    """Answers calls until stdin ends."""
+    answers = os.fdopen(int(sys.argv[1]), "w", encoding="utf-8")
     for line in sys.stdin:
         call = json.loads(line)
         try:
