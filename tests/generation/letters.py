@@ -1,0 +1,37 @@
+"""A tokenizer whose tokens are short strings, bytes of longer characters among them."""
+
+PIECES = [b"a", b"b", b"ab", b"ba", b" ", b"END", b"\xc3", b"\xa9", b"\xf0\x9f", b"\x98\x80", b"EN"]
+
+
+class Detokenizer:
+    """Holds bytes back until they are whole characters, as a real one does."""
+
+    def __init__(self):
+        self._bytes = b""
+
+    def push(self, token):
+        self._bytes += PIECES[token]
+        for held in range(min(3, len(self._bytes)) + 1):
+            whole = self._bytes[: len(self._bytes) - held]
+            try:
+                text = whole.decode()
+            except UnicodeDecodeError:
+                continue
+            self._bytes = self._bytes[len(whole) :]
+            return text
+        text, self._bytes = self._bytes.decode(errors="replace"), b""
+        return text
+
+    def flush(self):
+        text, self._bytes = self._bytes.decode(errors="replace"), b""
+        return text
+
+
+class Tokenizer:
+    """What the engine needs of one; token `eos` ends a sequence."""
+
+    def __init__(self, eos=()):
+        self.eos_ids = frozenset(eos)
+
+    def detokenizer(self):
+        return Detokenizer()
