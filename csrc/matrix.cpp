@@ -10,6 +10,8 @@ namespace hasten {
 namespace {
 
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
+constexpr std::size_t kSlab = std::size_t{32} << 20;
+constexpr std::size_t kLine = 64;
 
 int padded_columns(Format format, int columns) {
   const bool is_float = format == Format::f32 || format == Format::bf16;
@@ -49,23 +51,45 @@ void merge_columns(std::uint8_t* place, std::uint32_t nibbles) {
 
 Memory::Memory(std::size_t bytes) : data_(nullptr), bytes_(bytes) {
   if (bytes == 0) return;
-  void* place = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  const bool huge = bytes >= kHugePage;
+  reserved_ = huge ? bytes + kHugePage : bytes;
+  void* place =
+      mmap(nullptr, reserved_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (place == MAP_FAILED) throw std::bad_alloc();
-  if (bytes >= kHugePage) madvise(place, bytes, MADV_HUGEPAGE);
-  data_ = static_cast<std::uint8_t*>(place);
+  base_ = data_ = static_cast<std::uint8_t*>(place);
+  if (huge) {
+    data_ += (kHugePage - reinterpret_cast<std::uintptr_t>(place) % kHugePage) % kHugePage;
+    madvise(data_, bytes, MADV_HUGEPAGE);
+  }
 }
 
 Memory::~Memory() {
-  if (data_ != nullptr) munmap(data_, bytes_);
+  if (base_ != nullptr) munmap(base_, reserved_);
 }
 
 Memory::Memory(Memory&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+    : base_(std::exchange(other.base_, nullptr)),
+      data_(std::exchange(other.data_, nullptr)),
+      reserved_(std::exchange(other.reserved_, 0)),
+      bytes_(std::exchange(other.bytes_, 0)) {}
 
-Matrix::Matrix(Format format, int rows, int columns, int group, bool minimum)
+std::uint8_t* Arena::take(std::size_t bytes) {
+  const std::size_t size = (bytes + kLine - 1) / kLine * kLine;
+  if (slabs_.empty() || used_ + size > slabs_.back().bytes()) {
+    slabs_.emplace_back(size > kSlab ? size : kSlab);
+    used_ = 0;
+  }
+  std::uint8_t* place = slabs_.back().data() + used_;
+  used_ += size;
+  return place;
+}
+
+Matrix::Matrix(std::shared_ptr<Arena> arena, Format format, int rows, int columns, int group,
+               bool minimum)
     : view_(describe(format, rows, columns, group, minimum)),
-      memory_(view_.panel_bytes * panels()) {
-  view_.data = memory_.data();
+      arena_(std::move(arena)),
+      data_(arena_->take(bytes())) {
+  view_.data = data_;
 }
 
 std::size_t Matrix::header_bytes() const { return scale_bytes(view_); }

@@ -2,15 +2,15 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
-#include <string>
+#include <vector>
 
 #include "kernels/kernels.h"
 
 namespace hasten {
 
-// Zeroed memory on huge pages where the system gives them: weights are streamed once a token, and
-// small pages cost translation misses.
+// Zeroed memory, on huge pages where the system gives them.
 class Memory {
  public:
   explicit Memory(std::size_t bytes);
@@ -23,17 +23,33 @@ class Memory {
   std::size_t bytes() const { return bytes_; }
 
  private:
+  std::uint8_t* base_ = nullptr;  // of the mapping, which is larger where it had to be aligned
   std::uint8_t* data_;
-  std::size_t bytes_;
+  std::size_t reserved_ = 0, bytes_;
+};
+
+// Hands out the memory of many matrices from few large slabs, one after another: weights are
+// streamed once a token, and a matrix by itself would be too small for huge pages.
+class Arena {
+ public:
+  Arena() = default;
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+  std::uint8_t* take(std::size_t bytes);
+
+ private:
+  std::vector<Memory> slabs_;
+  std::size_t used_ = 0;  // of the last slab
 };
 
 class Matrix {
  public:
   // group: columns that share a scale (integer formats only, else 0).
-  Matrix(Format format, int rows, int columns, int group, bool minimum);
+  Matrix(std::shared_ptr<Arena> arena, Format format, int rows, int columns, int group,
+         bool minimum);
 
   const MatrixView& view() const { return view_; }
-  std::size_t bytes() const { return memory_.bytes(); }
+  std::size_t bytes() const { return view_.panel_bytes * panels(); }
   int panels() const { return (view_.rows + kPanelRows - 1) / kPanelRows; }
   // Columns of activations that share a scale: as fine as the weights' own groups, 64 at most.
   int activation_group() const { return view_.group % 64 == 0 ? 64 : 32; }
@@ -51,13 +67,14 @@ class Matrix {
 
  private:
   std::uint8_t* panel(int row) const {
-    return memory_.data() + row / kPanelRows * view_.panel_bytes;
+    return data_ + row / kPanelRows * view_.panel_bytes;
   }
   std::size_t group_bytes() const;
   std::size_t header_bytes() const;
 
   MatrixView view_;
-  Memory memory_;
+  std::shared_ptr<Arena> arena_;
+  std::uint8_t* data_;
 };
 
 float half_to_float(std::uint16_t half);

@@ -22,6 +22,7 @@ using namespace hasten;
 namespace {
 
 template <class T, std::size_t Dimensions>
+// Arguments of this type are bound with noconvert: a converted copy would lose precision or results.
 using Array = nb::ndarray<const T, nb::ndim<Dimensions>, nb::c_contig, nb::device::cpu>;
 using Rows = Array<std::int32_t, 1>;
 
@@ -52,7 +53,7 @@ Epilogue parse_epilogue(const std::string& name) {
 }
 
 std::shared_ptr<Matrix> make_matrix(const std::string& format, int rows, int columns, int group,
-                                    bool minimum) {
+                                    bool minimum, std::shared_ptr<Arena> arena) {
   const Format kind = parse_format(format);
   const bool integer = kind == Format::int8 || kind == Format::int4;
   if (rows < 1 || columns < 1 || rows > kMaxSize || columns > kMaxSize) {
@@ -64,7 +65,8 @@ std::shared_ptr<Matrix> make_matrix(const std::string& format, int rows, int col
   }
   if (!integer && group != 0) reject("float matrices have no groups");
   if (minimum && kind != Format::int4) reject("only int4 matrices have minimums");
-  return std::make_shared<Matrix>(kind, rows, columns, group, minimum);
+  if (arena == nullptr) arena = std::make_shared<Arena>();
+  return std::make_shared<Matrix>(std::move(arena), kind, rows, columns, group, minimum);
 }
 
 std::span<const std::int32_t> targets(const Matrix& matrix, const Rows& rows, std::size_t count) {
@@ -88,9 +90,11 @@ void require_format(const Matrix& matrix, Format format) {
 }
 
 void bind_matrix(nb::module_& m) {
+  nb::class_<Arena>(m, "Arena", "Memory that the matrices of a model share.")
+      .def(nb::new_([] { return std::make_shared<Arena>(); }));
   nb::class_<Matrix>(m, "Matrix", "A weight matrix in the panels of the native kernels.")
       .def(nb::new_(&make_matrix), "format"_a, "rows"_a, "columns"_a, "group"_a = 0,
-           "minimum"_a = false)
+           "minimum"_a = false, "arena"_a.none() = nb::none())
       .def(
           "place_float",
           [](Matrix& self, Array<float, 2> values, Rows rows) {
@@ -100,7 +104,7 @@ void bind_matrix(nb::module_& m) {
             nb::gil_scoped_release release;
             self.place_float(values.data(), target);
           },
-          "values"_a, "rows"_a, "Puts float32 row i at row rows[i] (f32 and bf16 matrices).")
+          "values"_a.noconvert(), "rows"_a.noconvert(), "Puts float32 row i at row rows[i] (f32 and bf16 matrices).")
       .def(
           "place_bf16",
           [](Matrix& self, Array<std::uint16_t, 2> values, Rows rows) {
@@ -110,7 +114,7 @@ void bind_matrix(nb::module_& m) {
             nb::gil_scoped_release release;
             self.place_bf16(values.data(), target);
           },
-          "values"_a, "rows"_a, "Puts rows of bfloat16 bit patterns.")
+          "values"_a.noconvert(), "rows"_a.noconvert(), "Puts rows of bfloat16 bit patterns.")
       .def(
           "place_int8",
           [](Matrix& self, Array<std::int8_t, 2> codes, Array<std::uint16_t, 2> scales, Rows rows) {
@@ -123,7 +127,7 @@ void bind_matrix(nb::module_& m) {
             nb::gil_scoped_release release;
             self.place_int8(codes.data(), scales.data(), target);
           },
-          "codes"_a, "scales"_a, "rows"_a, "Scales are half-precision bit patterns.")
+          "codes"_a.noconvert(), "scales"_a.noconvert(), "rows"_a.noconvert(), "Scales are half-precision bit patterns.")
       .def(
           "place_int4",
           [](Matrix& self, Array<std::uint8_t, 2> codes, Array<std::uint16_t, 2> scales,
@@ -143,7 +147,7 @@ void bind_matrix(nb::module_& m) {
             nb::gil_scoped_release release;
             self.place_int4(codes.data(), scales.data(), low, target);
           },
-          "codes"_a, "scales"_a, "minimums"_a.none(), "rows"_a,
+          "codes"_a.noconvert(), "scales"_a.noconvert(), "minimums"_a.noconvert().none(), "rows"_a.noconvert(),
           "Each row may be placed once; codes as in hasten.kernels.quantization.")
       .def_prop_ro("nbytes", &Matrix::bytes)
       .def_prop_ro("activation_group",
@@ -210,7 +214,7 @@ void bind_program(nb::module_& m) {
             self.set_rope(cosine.data(), sine.data(), static_cast<int>(cosine.shape(0)),
                           static_cast<int>(cosine.shape(1)));
           },
-          "cosine"_a, "sine"_a)
+          "cosine"_a.noconvert(), "sine"_a.noconvert())
       .def("set_cache", &Program::set_cache, "cache"_a)
       .def("embed", &Program::embed, "matrix"_a, "out"_a)
       .def(
@@ -218,7 +222,7 @@ void bind_program(nb::module_& m) {
           [](Program& self, int in, Array<float, 1> weight, float eps, int out) {
             self.rms_norm(in, weight.data(), static_cast<int>(weight.shape(0)), eps, out);
           },
-          "source"_a, "weight"_a, "eps"_a, "out"_a)
+          "source"_a, "weight"_a.noconvert(), "eps"_a, "out"_a)
       .def("quantize", &Program::quantize, "source"_a, "out"_a)
       .def(
           "linear",
@@ -228,7 +232,7 @@ void bind_program(nb::module_& m) {
             if (bias) values.assign(bias->data(), bias->data() + bias->shape(0));
             self.linear(in, std::move(matrix), out, std::move(values), parse_epilogue(epilogue));
           },
-          "source"_a, "matrix"_a, "out"_a, "bias"_a.none() = nb::none(), "epilogue"_a = "store",
+          "source"_a, "matrix"_a, "out"_a, "bias"_a.noconvert().none() = nb::none(), "epilogue"_a = "store",
           "The bias has one value a row, padded to whole panels of 32.")
       .def("silu_mul", &Program::silu_mul, "gate"_a, "up"_a, "out"_a)
       .def("add", &Program::add, "a"_a, "b"_a, "out"_a)
@@ -238,8 +242,8 @@ void bind_program(nb::module_& m) {
       .def("attention", &Program::attention, "query"_a, "heads"_a, "layer"_a, "out"_a,
            "window"_a = 0, "A window of 0 lets a token see all positions before it.")
       .def("select", &Program::select, "source"_a, "out"_a)
-      .def("run", &run_program, "tokens"_a, "positions"_a, "starts"_a, "block_tables"_a,
-           "logit_rows"_a, "output"_a, "Computes the batch into output [rows, width].")
+      .def("run", &run_program, "tokens"_a.noconvert(), "positions"_a.noconvert(), "starts"_a.noconvert(), "block_tables"_a.noconvert(),
+           "logit_rows"_a.noconvert(), "output"_a.noconvert(), "Computes the batch into output [rows, width].")
       .def_prop_ro("isa", [](const Program& self) { return self.kernels().name; })
       .def_prop_ro("threads", &Program::threads)
       .def_prop_ro("buffer_bytes", &Program::buffer_bytes);

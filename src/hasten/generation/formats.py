@@ -133,7 +133,11 @@ def activation_group(form: MatrixFormat) -> int:
 
 
 def pack_matrix(
-    tensors: Iterable[StoredTensor], form: MatrixFormat, *, gated: bool = False
+    tensors: Iterable[StoredTensor],
+    form: MatrixFormat,
+    *,
+    gated: bool = False,
+    arena: _native.Arena | None = None,
 ) -> _native.Matrix:
     """Packs the rows of the tensors, one after another, into one matrix.
 
@@ -142,7 +146,7 @@ def pack_matrix(
     pieces = list(tensors)
     targets = _gated_rows(pieces[0].shape[0]) if gated else _stacked_rows(pieces)
     rows = 2 * _round_up(pieces[0].shape[0], _HALF_PANEL) if gated else sum(map(len, targets))
-    matrix = _native.Matrix(form.kind, rows, pieces[0].shape[1], form.group, form.minimum)
+    matrix = _native.Matrix(form.kind, rows, pieces[0].shape[1], form.group, form.minimum, arena)
     for tensor, target in zip(pieces, targets, strict=True):
         _place(matrix, tensor, form, target)
     return matrix

@@ -134,6 +134,7 @@ class _Binder:
         self._free: dict[tuple[int, int, bool], list[int]] = {}
         self._kinds: dict[int, tuple[int, int, bool]] = {}
         self._selected: set[str] = set()
+        self._arena = _native.Arena()
         self._matrices: dict[tuple[str, ...], _native.Matrix] = {}
         self._reads = Counter(name for op in graph.ops for name in graph.inputs(op))
 
@@ -200,7 +201,9 @@ class _Binder:
         """Packs a matrix once, even where embedding and output projection share it."""
         if names not in self._matrices:
             tensors = [self._weights[name] for name in names]
-            self._matrices[names] = pack_matrix(tensors, self._formats[names[0]], gated=gated)
+            self._matrices[names] = pack_matrix(
+                tensors, self._formats[names[0]], gated=gated, arena=self._arena
+            )
         return self._matrices[names]
 
     def _place(self, name: str, width: int, group: int = 0, source: str | None = None) -> int:
