@@ -42,7 +42,7 @@ def check_destination(directory: Path) -> None:
     """Finds out before the search, not after it, that its result could not be put there.
 
     Raises:
-        UsageError: Something else than an artefact is there, or the parent is no directory.
+        UsageError: Something else than an artefact is there, or nothing can be written there.
     """
     if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
         raise UsageError(f"{directory} is no directory", do="choose another directory with -o")
@@ -54,8 +54,20 @@ def check_destination(directory: Path) -> None:
     parent = directory.absolute().parent
     while not parent.exists():
         parent = parent.parent
-    if not parent.is_dir():
-        raise UsageError(f"{parent} is no directory", do="choose another directory with -o")
+    with _saying_where(directory):
+        Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=parent)).rmdir()
+
+
+@contextmanager
+def _saying_where(directory: Path) -> Iterator[None]:
+    """Turns what the system says about a file into a line for the user."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"{directory} cannot be written: {error.strerror or error}",
+            do="choose another directory with -o",
+        ) from error
 
 
 def artefact_settings(candidate: Candidate) -> dict[str, Any]:
@@ -79,8 +91,9 @@ def staged(model: Model, candidate: Candidate, directory: Path) -> Iterator[Path
     """
     quantize = QuantizeWeights(candidate)
     parent = directory.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    stage = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=parent))
+    with _saying_where(directory):
+        parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=parent))
     try:
         place = stage / "artefact"
         tensors = quantize.keep(model) if candidate.is_exact else quantize.apply(model)
@@ -120,18 +133,25 @@ def publish(place: Path, directory: Path, evidence: Evidence, named: str) -> dic
     passes = [] if candidate.is_exact else [QuantizeWeights(candidate).parameters()]
     recipe = build_recipe(evidence, passes, artefact_settings(candidate))
     text = json.dumps(recipe, indent=2, ensure_ascii=False, allow_nan=False)
-    (place / RECIPE_FILE).write_text(text + "\n", encoding="utf-8")
-    (place / REPORT_FILE).write_text(render_report(recipe, named), encoding="utf-8")
+    page = render_report(recipe, named)
+    with _saying_where(directory):
+        (place / RECIPE_FILE).write_text(text + "\n", encoding="utf-8")
+        (place / REPORT_FILE).write_text(page, encoding="utf-8")
+        _exchange(place, directory)
+    return recipe
+
+
+def _exchange(place: Path, directory: Path) -> None:
+    """Gives the staged artefact the name of an older one, which stays if that fails."""
     old = place.parent / "old"
     if directory.exists():
         directory.rename(old)
     try:
         place.rename(directory)
-    except OSError:
+    except BaseException:
         if old.exists():
             old.rename(directory)
         raise
-    return recipe
 
 
 def fresh_process_peak(model: Path, settings: Mapping[str, Any], shape: RequestShape) -> int | None:

@@ -1,0 +1,128 @@
+"""`hasten optimize`: what it prints and writes, and how it refuses and stops."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+TINY = (
+    *("--quick", "--input-len", "16", "--output-len", "4", "--tokens", "256"),
+    *("--threads", "1"),
+)
+ANYTHING = ("--budget-kl", "100")
+
+
+def test_it_prints_before_and_after_and_the_next_command(hasten, tiny_model, tmp_path):
+    output = tmp_path / "my fast"
+    result = hasten(
+        "optimize", str(tiny_model), "-o", str(output), *TINY, *ANYTHING, "--weights", "int8:32"
+    )
+    assert result.status == 0, result.err
+    for expected in ("before", "after", "decode, tokens/s", "f32, KV f32, 1 thread", "int8:32"):
+        assert expected in result.out
+    assert result.out.rstrip().endswith(f"Next: hasten run '{output}' \"Hello\"")
+    assert "accuracy of int8:32" in result.err
+    assert (output / "report.html").read_text().startswith("<!doctype html>")
+    assert hasten("run", str(output), "abc", "--max-tokens", "3").status == 0
+
+
+def test_json_on_stdout_is_the_recipe_alone(hasten, tiny_model, tmp_path):
+    output = tmp_path / "fast"
+    result = hasten(
+        *("optimize", str(tiny_model), "-o", str(output), *TINY, *ANYTHING),
+        *("--weights", "int8:32", "--weights", "int8:32", "--json", "-"),
+    )
+    recipe = json.loads(result.out)
+    assert recipe == json.loads((output / "recipe.json").read_text())
+    assert recipe["budget"] == {"perplexity_percent": None, "kl": 100.0, "top1_percent": None}
+    weights = [one["settings"]["weights"] for one in recipe["candidates"]]
+    assert weights[:2] == ["f32", "int8:32"]
+
+
+def test_what_loses_too_much_is_refused_with_its_figure(hasten, tiny_model, tmp_path):
+    result = hasten(
+        *("optimize", str(tiny_model), "-o", str(tmp_path / "fast"), *TINY),
+        *("--weights", "int4:32", "--budget-kl", "0.000001"),
+    )
+    assert result.status == 0, result.err
+    assert "refused int4:32, KV bf16, 1 thread: KL divergence 0." in result.out
+    assert "stays as it is" in result.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "-o"),
+        (("-o", "x", "--budget-kl", "-1"), "--budget-kl"),
+        (("-o", "x", "--budget-kl", "nan"), "--budget-kl"),
+        (("-o", "x", "--budget-top1", "101"), "--budget-top1"),
+        (("-o", "x", "--weights", "int5"), "not a weight format"),
+        (("-o", "x", "--output-len", "1"), "--output-len"),
+        (("-o", "x", "--input-len", "100", "--output-len", "100"), "context of 128"),
+        (("-o", "x", "--text", "/none.txt"), "cannot read text"),
+        (("-o", "/proc/self/x"), "cannot be written"),
+    ],
+)
+def test_wrong_use_is_one_line_and_writes_nothing(
+    hasten, tiny_model, tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    result = hasten("optimize", str(tiny_model), *arguments)
+    assert result.status in (1, 2)
+    assert message in result.err
+    assert result.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_things_are_not_overwritten(hasten, tiny_model, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    result = hasten("optimize", str(tiny_model), "-o", str(tmp_path), *TINY)
+    assert result.status == 2
+    assert "not overwritten" in result.err
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_ctrl_c_says_the_best_so_far_and_writes_nothing(tiny_model, tmp_path):
+    arguments = ("optimize", str(tiny_model), "-o", str(tmp_path / "fast"), "--threads", "1")
+    shape = ("--input-len", "60", "--output-len", "60")
+    with subprocess.Popen(
+        [sys.executable, "-m", "hasten", *arguments, *shape],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    ) as process:
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if "accuracy of" in line:
+                time.sleep(0.05)
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stderr.read()
+        assert process.wait(60) == 130
+    assert "stopped" in rest
+    assert "Traceback" not in rest
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.model
+def test_smollm2_becomes_faster_inside_the_budget_and_coarser_groups_are_refused(hasten, tmp_path):
+    output = tmp_path / "fast"
+    result = hasten(
+        *("optimize", "smollm2", "-o", str(output), "--quick", "--tokens", "512"),
+        *("--weights", "carried", "--weights", "int4:64", "--json", "-"),
+    )
+    recipe = json.loads(result.out)
+    assert recipe["source"]["name"] == "smollm2"
+    assert recipe["accuracy"]["kl_divergence"]["high"] < 0.02
+    assert recipe["speedup"]["low"] > 1
+    by_weights = {one["settings"]["weights"]: one for one in recipe["candidates"]}
+    assert by_weights["int4:64"]["status"] == "refused"
+    assert by_weights["int4:64"]["accuracy"]["kl_divergence"]["low"] > 0.1
+    assert "KL divergence" in by_weights["int4:64"]["reason"]
+    assert hasten("run", str(output), "The capital of France is", "--max-tokens", "8").status == 0
