@@ -134,3 +134,23 @@ def test_matrix_names_are_those_of_the_model():
     with Engine(make_model(), options) as engine:
         assert engine.formats[name] == "f32"
         assert engine.formats["lm_head.weight"] == "int8:32"
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("group", [32, 64, 192, None])
+@pytest.mark.parametrize("shape", [(3, 192), (7, 576)])
+def test_predicted_bytes_are_those_of_the_quantised_matrix(bits, group, shape):
+    if bits == 4 and group is None:
+        pytest.skip("int4 has no format of one scale a row")
+    values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    name = f"int{bits}" + ("" if group is None else f":{group}") + ("+min" if bits == 4 else "")
+    form = MatrixFormat.from_name(name, shape[1])
+    assert form.nbytes(shape) == quantize_rtn(values, bits, group).nbytes
+
+
+def test_predicted_bytes_of_floats_and_of_int4_without_minimums():
+    assert MatrixFormat.from_name("f32", 64).nbytes((2, 64)) == 512
+    assert MatrixFormat.from_name("bf16", 30).nbytes((2, 30)) == 120
+    assert MatrixFormat.from_name("int4:32", 64).nbytes((2, 64)) == 64 + 2 * 2 * 2
+    with pytest.raises(UsageError, match="carried"):
+        MatrixFormat.from_name("carried", 64)

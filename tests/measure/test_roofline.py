@@ -8,7 +8,6 @@ from hasten.machine import Rates
 from hasten.measure.footprint import (
     fitting_formats,
     kv_bytes_per_token,
-    matrix_bytes,
     measure_footprint,
     product_matrices,
 )
@@ -91,7 +90,7 @@ def test_bytes_agree_with_a_real_quantised_matrix():
         name = "model.layers.0.mlp.up_proj.weight"
         tensor = QuantizedTensor(name, matrix)
         form = fitting_formats({name: tensor}, ["carried"])["carried"][name]
-        assert matrix_bytes(tensor.shape, form) == matrix.nbytes
+        assert form.nbytes(tensor.shape) == matrix.nbytes
 
 
 def test_a_group_that_does_not_fit_is_left_out():

@@ -1,39 +1,15 @@
 """Formats that fit, their sizes, and thread counts worth trying."""
 
-import numpy as np
 import pytest
 
-from hasten.kernels.quantization import quantize_rtn
 from hasten.optimize.candidates import (
     Candidate,
-    matrix_bytes,
     original,
-    running_format,
     thread_counts,
     vocabulary_candidates,
     vocabulary_matrices,
     why_unfit,
 )
-
-
-@pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("group", [32, 64, 192, None])
-@pytest.mark.parametrize("shape", [(3, 192), (7, 576)])
-def test_predicted_bytes_are_those_of_the_quantised_matrix(bits, group, shape):
-    if bits == 4 and group is None:
-        return
-    values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    matrix = quantize_rtn(values, bits, group)
-    name = f"int{bits}" if group is None else f"int{bits}:{group}"
-    assert matrix_bytes(running_format(name), [shape]) == matrix.nbytes
-
-
-def test_dense_bytes_and_int4_without_minimums():
-    assert matrix_bytes("f32", [(2, 64), (3, 32)]) == (128 + 96) * 4
-    assert matrix_bytes("bf16", [(2, 64)]) == 256
-    assert matrix_bytes("int4:32", [(2, 64)]) == 64 + 2 * 2 * 2
-    with pytest.raises(ValueError, match="carried"):
-        matrix_bytes("carried", [(2, 64)])
 
 
 def test_vocabulary_candidates_override_the_matrices_with_a_row_a_token():

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from hasten.errors import CapacityError, HastenError, UsageError
 from hasten.generation.executor import make_executor
-from hasten.generation.kvcache import BlockPool, blocks_for, kv_bytes_per_block
+from hasten.generation.kvcache import BlockPool, blocks_for
 from hasten.generation.sampler import check_sampling, sample
 from hasten.generation.scheduler import Scheduler, Sequence
 from hasten.generation.text import TextStream
-from hasten.machine import available_cores, memory_limit
+from hasten.machine import available_cores
 from hasten.models.model import Model
 from hasten.models.tokenizer import Tokenizer
 from hasten.types import Batch, EngineOptions, FinishReason, Output, Request, SamplingParams
@@ -56,7 +56,7 @@ class Engine:
 
     Raises:
         UsageError: An option that does not fit the model or the machine.
-        CapacityError: The KV cache would not fit into memory.
+        CapacityError: Weights and KV cache would not fit into memory.
     """
 
     def __init__(self, model: Model, options: EngineOptions | None = None) -> None:
@@ -65,12 +65,12 @@ class Engine:
         _check_options(self.options)
         self.context = _choose_context(model, self.options)
         blocks = blocks_for(self.context) * self.options.max_sequences
-        self._check_memory(blocks)
+        # The executor refuses a cache that does not fit, before anything is allocated for it.
+        self._executor = make_executor(model, self.options, blocks, self.context)
         self._pool = BlockPool(blocks)
         self._scheduler = Scheduler(
             self._pool, self.context, self.options.max_sequences, self.options.chunk
         )
-        self._executor = make_executor(model, self.options, blocks, self.context)
         self._tokenizer = _find_tokenizer(model)
         self._eos = frozenset(model.config.eos_ids)
         if self._tokenizer is not None:
@@ -226,19 +226,6 @@ class Engine:
             raise UsageError(
                 f"token {bad[0]} is not in the vocabulary",
                 allowed=f"0 to {self.model.config.vocab_size - 1}",
-            )
-
-    def _check_memory(self, blocks: int) -> None:
-        config = self.model.config
-        each = kv_bytes_per_block(
-            self.options.kv, config.num_layers, config.num_kv_heads, config.head_dim
-        )
-        limit = memory_limit()
-        if blocks * each > limit:
-            raise CapacityError(
-                f"a KV cache of {self.options.max_sequences} x {self.context} positions takes "
-                f"{blocks * each / 2**30:.1f} GiB and this process may use {limit / 2**30:.1f} GiB",
-                do="lower max_context or max_sequences, or take an int8 KV cache",
             )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ __all__ = ["MatrixFormat", "activation_group", "choose_formats", "pack_matrix", 
 
 Kind = Literal["f32", "bf16", "int8", "int4"]
 ALLOWED = "carried, f32, bf16, int8, int8:G, int4:G with G a multiple of 32"
+_FLOAT_BYTES = {"f32": 4, "bf16": 2}
 _HALF_PANEL = 16
 _FALLBACK = "int8:32"
 
@@ -42,6 +43,33 @@ class MatrixFormat:
         if self.group == 0:
             return self.kind
         return f"{self.kind}:{self.group}" + ("+min" if self.minimum else "")
+
+    @classmethod
+    def from_name(cls, name: str, columns: int) -> MatrixFormat:
+        """The format that an engine names "f32", "int8:64" or "int4:32+min".
+
+        Args:
+            name: As `str` gives it; "int8" alone is one scale a row.
+            columns: Of the matrix.
+
+        Raises:
+            UsageError: Not the name of a format that a matrix runs in.
+        """
+        kind, group = parse_format(name.removesuffix("+min"))
+        if kind == "carried":
+            raise UsageError(f"no matrix runs as {name!r}", allowed=ALLOWED)
+        if kind in ("f32", "bf16"):
+            return cls(kind)
+        return cls(kind, group or _round_up(columns, BLOCK), name.endswith("+min"))
+
+    def nbytes(self, shape: tuple[int, ...]) -> int:
+        """Bytes of a matrix [rows, columns]: codes or floats, scales and minimums."""
+        rows, columns = shape
+        if self.group == 0:
+            return rows * columns * _FLOAT_BYTES[self.kind]
+        padded = _round_up(columns, BLOCK)
+        codes = padded if self.kind == "int8" else padded // 2
+        return rows * (codes + (4 if self.minimum else 2) * (padded // self.group))
 
 
 def choose_formats(
@@ -72,7 +100,7 @@ def choose_formats(
     return chosen
 
 
-def parse_format(text: str) -> tuple[str, int | None]:
+def parse_format(text: str) -> tuple[Literal["carried"] | Kind, int | None]:
     """Splits "int4:64" into ("int4", 64); the group is None where none was given.
 
     Raises:
@@ -81,7 +109,7 @@ def parse_format(text: str) -> tuple[str, int | None]:
     match = re.fullmatch(r"(carried|f32|bf16|int8|int4)(?::([0-9]{1,6}))?", text)
     if match is None:
         raise UsageError(f"unknown weight format {text!r}", allowed=ALLOWED)
-    kind, group = match[1], match[2] and int(match[2])
+    kind, group = cast("Literal['carried'] | Kind", match[1]), match[2] and int(match[2])
     if (group is not None and (kind not in ("int8", "int4") or group == 0 or group % BLOCK)) or (
         kind == "int4" and group is None
     ):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from hasten.errors import CapacityError
+from hasten.machine import memory_limit
+from hasten.models.config import ModelConfig
 
-__all__ = ["KV_BLOCK", "BlockPool", "blocks_for", "kv_bytes_per_block"]
+__all__ = ["KV_BLOCK", "BlockPool", "blocks_for", "check_memory", "kv_bytes_per_block"]
 
 KV_BLOCK = 32
 """Positions of a block, in every executor (kKvBlock in csrc/kernels/kernels.h)."""
@@ -22,6 +24,28 @@ def kv_bytes_per_block(kv: str, layers: int, kv_heads: int, head_dim: int) -> in
     scales = 2 * 4 if kv == "int8" else 0
     each = 2 * head_dim * _ELEMENT_BYTES[kv] + scales
     return layers * kv_heads * KV_BLOCK * each
+
+
+def check_memory(config: ModelConfig, kv: str, blocks: int, weights: int) -> None:
+    """Refuses what cannot fit, before any of it is allocated.
+
+    Args:
+        config: Shape of the cache.
+        kv: Format of the cache.
+        blocks: Blocks of the cache.
+        weights: Bytes of the weights.
+
+    Raises:
+        CapacityError: Both together exceed the memory that this process may use.
+    """
+    cache = blocks * kv_bytes_per_block(kv, config.num_layers, config.num_kv_heads, config.head_dim)
+    limit = memory_limit()
+    if weights + cache > limit:
+        raise CapacityError(
+            f"the weights take {weights / 2**30:.1f} GiB and the KV cache {cache / 2**30:.1f} GiB,"
+            f" and this process may use {limit / 2**30:.1f} GiB",
+            do="choose smaller weights, a shorter context, fewer sequences or an int8 KV cache",
+        )
 
 
 class BlockPool:

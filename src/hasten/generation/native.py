@@ -17,6 +17,7 @@ from hasten.generation.formats import (
     pack_bias,
     pack_matrix,
 )
+from hasten.generation.kvcache import check_memory
 from hasten.generation.lowering import lower
 from hasten.kernels.rope import rope_tables
 from hasten.machine import available_cores
@@ -73,6 +74,7 @@ class NativeExecutor:
 
     Raises:
         UsageError: An option that does not fit the model or the machine.
+        CapacityError: Weights and KV cache exceed the memory of this process.
     """
 
     def __init__(self, model: Model, options: EngineOptions, blocks: int, context: int) -> None:
@@ -82,6 +84,12 @@ class NativeExecutor:
         graph = architectures.build(config)
         formats = choose_formats(model.weights, weights_of(graph.ops), options)
         names = {name: str(form) for name, form in formats.items()}
+        check_memory(
+            config,
+            options.kv,
+            blocks,
+            sum(form.nbytes(model.weights[name].shape) for name, form in formats.items()),
+        )
         groups = {name: activation_group(form) for name, form in formats.items()}
         self.graph = lower(graph, names, groups, options.fuse)
         self.formats = names

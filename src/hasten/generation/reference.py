@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.generation.kvcache import KV_BLOCK
+from hasten.generation.kvcache import KV_BLOCK, check_memory
 from hasten.kernels.activation import silu_mul
 from hasten.kernels.attention import attention
 from hasten.kernels.linear import linear
@@ -47,6 +49,8 @@ class ReferenceExecutor:
 
     def __init__(self, model: Model, blocks: int, context: int) -> None:
         config = model.config
+        floats = sum(math.prod(tensor.shape) for tensor in model.weights.values())
+        check_memory(config, "f32", blocks, 4 * floats)
         self._graph = architectures.build(config)
         self._weights = {name: tensor.to_float32() for name, tensor in model.weights.items()}
         shape = (config.num_layers, blocks, KV_BLOCK, config.num_kv_heads, config.head_dim)

@@ -12,7 +12,6 @@ from hasten.errors import UsageError
 from hasten.generation.engine import DEFAULT_CONTEXT
 from hasten.generation.formats import MatrixFormat, choose_formats
 from hasten.generation.kvcache import KV_BLOCK, kv_bytes_per_block
-from hasten.kernels.quantization import BLOCK
 from hasten.models.config import ModelConfig
 from hasten.models.weights import StoredTensor
 from hasten.types import EngineOptions
@@ -25,7 +24,6 @@ __all__ = [
     "Footprint",
     "fitting_formats",
     "kv_bytes_per_token",
-    "matrix_bytes",
     "measure_footprint",
     "product_matrices",
 ]
@@ -35,7 +33,6 @@ WEIGHT_FORMATS = ("carried", "f32", "bf16", "int8", "int8:32", "int4:32", "int4:
 PARTS = ("embedding", "attention", "feed-forward", "norms", "output")
 EMBEDDING = "model.embed_tokens.weight"
 OUTPUT = "lm_head.weight"
-FLOAT_BYTES = {"f32": 4, "bf16": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +105,7 @@ def measure_footprint(config: ModelConfig, weights: Mapping[str, StoredTensor]) 
         context=context,
         memory_bytes={
             name: {
-                kv: sum(matrix_bytes(tensor.shape, forms[tensor.name]) for tensor in held)
+                kv: sum(forms[tensor.name].nbytes(tensor.shape) for tensor in held)
                 + context * cache[kv]
                 for kv in KV_FORMATS
             }
@@ -130,17 +127,6 @@ def product_matrices(
         if len(tensor.shape) == 2 and name not in (EMBEDDING, OUTPUT)
     ]
     return layers, weights[EMBEDDING if config.tie_embeddings else OUTPUT]
-
-
-def matrix_bytes(shape: tuple[int, ...], form: MatrixFormat) -> int:
-    """Bytes of a matrix [rows, columns] in a format: codes or floats, scales and minimums."""
-    rows, columns = shape
-    if form.group == 0:
-        return rows * columns * FLOAT_BYTES[form.kind]
-    padded = -(-columns // BLOCK) * BLOCK
-    codes = padded if form.kind == "int8" else padded // 2
-    scale_bytes = 4 if form.minimum else 2
-    return rows * (codes + scale_bytes * (padded // form.group))
 
 
 def fitting_formats(

@@ -16,7 +16,6 @@ from hasten.measure.footprint import (
     WEIGHT_FORMATS,
     fitting_formats,
     kv_bytes_per_token,
-    matrix_bytes,
     product_matrices,
 )
 from hasten.models.config import ModelConfig
@@ -80,7 +79,7 @@ def expect(
     scores = 2 * config.num_layers * config.num_heads * config.head_dim * prompt
     found = []
     for name, forms in fitting_formats(weights, formats).items():
-        size = sum(matrix_bytes(tensor.shape, forms[tensor.name]) for tensor in (*layers, output))
+        size = sum(forms[tensor.name].nbytes(tensor.shape) for tensor in (*layers, output))
         layer_time = sum(_product_time(tensor, forms, rates) for tensor in layers)
         output_time = _product_time(output, forms, rates)
         decode = max((size + kv_read) / rates.bandwidth, layer_time + output_time)

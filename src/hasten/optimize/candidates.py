@@ -13,7 +13,6 @@ from hasten.types import EngineOptions, KvFormat
 __all__ = [
     "Candidate",
     "MatrixShapes",
-    "matrix_bytes",
     "matrix_shapes",
     "original",
     "running_format",
@@ -31,7 +30,6 @@ FORMATS = ("carried", "int8:32", "int8:64", "int8", "int4:32", "int4:64", "int4:
 QUICK_FORMATS = ("carried", "int8:32", "int4:32", "int4:64")
 
 _GROUPED = re.compile(r"int([48])(?::(\d+))?(\+min)?")
-_FLOAT_BYTES = {"f32": 4, "bf16": 2}
 
 
 class _Stored(Protocol):
@@ -161,27 +159,6 @@ def why_unfit(weights: str, shapes: MatrixShapes) -> str | None:
         if padded % group:
             return f"groups of {group} do not divide the {columns} columns of {name}"
     return None
-
-
-def matrix_bytes(running: str, shapes: Iterable[tuple[int, int]]) -> int:
-    """Bytes of matrices in a format as an engine names it ("f32", "int8:64", "int4:32+min").
-
-    Raises:
-        ValueError: No such format.
-    """
-    cells = [(rows, -(-columns // BLOCK) * BLOCK) for rows, columns in shapes]
-    if running in _FLOAT_BYTES:
-        return sum(rows * columns for rows, columns in cells) * _FLOAT_BYTES[running]
-    match = _GROUPED.fullmatch(running)
-    if match is None:
-        raise ValueError(f"no format of a matrix: {running!r}")
-    # A float16 scale a group, and where there is one a float16 minimum beside it.
-    per_group = 4 if match[3] else 2
-    return sum(
-        rows * columns * int(match[1]) // 8
-        + rows * (columns // int(match[2] or columns)) * per_group
-        for rows, columns in cells
-    )
 
 
 def running_format(weights: str) -> str:

@@ -12,7 +12,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from hasten.optimize.candidates import Candidate, MatrixShapes, matrix_bytes, running_format
+from hasten.generation.formats import MatrixFormat
+from hasten.optimize.candidates import Candidate, MatrixShapes, running_format
 
 __all__ = ["Part", "Sensitivity", "largest_admitted", "measure_parts", "mix", "parts_of"]
 
@@ -132,7 +133,11 @@ def bytes_saved(
     """
     saved = {}
     for part in parts:
-        now = sum(matrix_bytes(before[name], [shapes[name]]) for name in part.tensors)
-        then = matrix_bytes(running_format(coarse), [shapes[name] for name in part.tensors])
+        now = sum(_bytes(before[name], shapes[name]) for name in part.tensors)
+        then = sum(_bytes(running_format(coarse), shapes[name]) for name in part.tensors)
         saved[part.name] = now - then
     return saved
+
+
+def _bytes(running: str, shape: tuple[int, int]) -> int:
+    return MatrixFormat.from_name(running, shape[1]).nbytes(shape)
