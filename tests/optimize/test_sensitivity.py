@@ -28,21 +28,23 @@ def test_layers_are_parts_in_their_order_and_other_matrices_stand_alone():
 def test_saved_bytes_follow_from_the_formats():
     part = Part("p", ("a", "b"))
     saved = bytes_saved(
-        [part], {"a": (10, 64), "b": (10, 128)}, {"a": "int8", "b": "bf16"}, "int4:64"
+        [part],
+        {"a": (10, 64), "b": (10, 128)},
+        {"a": "int8", "b": "bf16"},
+        {"a": "int4:64+min", "b": "int4:64+min"},
     )
     before = 10 * 64 + 10 * 2 + 10 * 128 * 2
     after = 10 * 192 // 2 + 10 * 3 * 4
-    assert saved == {"p": before - after}
+    assert saved == {part: before - after}
 
 
 def test_parts_come_cheapest_per_byte_first_and_those_that_save_nothing_are_left_out():
-    parts = [Part(name, (name,)) for name in "abcd"]
+    saved = {"a": 100, "b": 50, "c": 10, "d": 0}
     costs = {"a": 0.4, "b": 0.1, "c": 0.1, "d": 0.0}
     found = measure_parts(
-        parts,
+        {Part(name, (name,)): count for name, count in saved.items()},
         BASE,
         "int4:64",
-        saved_bytes={"a": 100, "b": 50, "c": 10, "d": 0},
         divergence=lambda candidate: costs[candidate.overrides[0][0]],
         go_on=lambda _: True,
     )

@@ -15,7 +15,6 @@ __all__ = [
     "MatrixShapes",
     "matrix_shapes",
     "original",
-    "running_format",
     "thread_counts",
     "uniform_candidates",
     "vocabulary_candidates",
@@ -159,8 +158,3 @@ def why_unfit(weights: str, shapes: MatrixShapes) -> str | None:
         if padded % group:
             return f"groups of {group} do not divide the {columns} columns of {name}"
     return None
-
-
-def running_format(weights: str) -> str:
-    """How an engine names what a candidate's format becomes; int4 then has minimums."""
-    return f"{weights}+min" if weights.startswith("int4") else weights

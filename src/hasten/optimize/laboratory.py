@@ -23,7 +23,7 @@ from hasten.measure.statistics import interleave
 from hasten.measure.workload import Item, Workload
 from hasten.models.weights import StoredTensor
 from hasten.optimize.candidates import Candidate, matrix_shapes, original, why_unfit
-from hasten.optimize.sensitivity import Part, bytes_saved, parts_of
+from hasten.optimize.sensitivity import Part, bytes_saved, mix, parts_of
 from hasten.optimize.speed import Duel, Effort, RequestShape, Timings, timings
 
 if TYPE_CHECKING:
@@ -160,11 +160,11 @@ class EngineLaboratory:
         """Bytes of weights of a candidate that has been opened."""
         return self._memory[candidate]["weights"]
 
-    def parts(self, base: Candidate, coarse: str) -> list[tuple[Part, int]]:
+    def parts(self, base: Candidate, coarse: str) -> dict[Part, int]:
         """The parts whose formats may be mixed, each with the bytes that `coarse` saves."""
         parts = parts_of(self._shapes)
-        saved = bytes_saved(parts, self._shapes, self.formats(base), coarse)
-        return [(part, saved[part.name]) for part in parts]
+        before, after = self.formats(base), self.formats(mix(base, coarse, parts))
+        return bytes_saved(parts, self._shapes, before, after)
 
     @property
     def shape(self) -> RequestShape:

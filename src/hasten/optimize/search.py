@@ -91,7 +91,7 @@ class Laboratory(Protocol):
         """Bytes of weights the candidate reads; it has been screened or fits by its shapes."""
         ...
 
-    def parts(self, base: Candidate, coarse: str) -> Sequence[tuple[Part, int]]:
+    def parts(self, base: Candidate, coarse: str) -> Mapping[Part, int]:
         """The parts whose formats may be mixed, each with the bytes that `coarse` saves."""
         ...
 
@@ -226,12 +226,10 @@ class Search:
         leader = self._leader()
         if leader is None or self._plan.mixed_seconds <= 0:
             return
-        coarser = self._coarser_trial(leader)
-        if coarser is None or not self._worth_mixing(leader, coarser):
+        found = self._coarser_format(leader)
+        if found is None:
             return
-        coarse = coarser.candidate.weights
-        parts = dict(self._lab.parts(leader.candidate, coarse))
-        saved = {part.name: count for part, count in parts.items()}
+        coarse, saved = found
         deadline = self._lab.seconds() + self._plan.mixed_seconds
         label = f"sensitivity of each layer to {coarse}"
 
@@ -240,16 +238,12 @@ class Search:
             return self._lab.seconds() < deadline
 
         ordered = measure_parts(
-            list(parts),
-            leader.candidate,
-            coarse,
-            saved_bytes=saved,
-            divergence=self._lab.glance,
-            go_on=go_on,
+            saved, leader.candidate, coarse, divergence=self._lab.glance, go_on=go_on
         )
-        if len(ordered) < len(parts):
+        worthwhile = sum(count > 0 for count in saved.values())
+        if len(ordered) < worthwhile:
             self.remarks.append(
-                f"mixed precision: {len(ordered)} of {len(parts)} parts measured or worth it"
+                f"mixed precision: in its time {len(ordered)} of {worthwhile} layers were measured"
             )
         mixture = largest_admitted(ordered, leader.candidate, coarse, self._screen_expects)
         if mixture is None:
@@ -257,39 +251,47 @@ class Search:
             return
         self._screen(self._add(mixture))
 
-    def _coarser_trial(self, leader: Trial) -> Trial | None:
-        """The refused format that loses least of those clearly smaller than the leader."""
-        most = (1 - _LEAST_SAVING) * (leader.weights_bytes or 0)
-        smaller = [
+    def _coarser_format(self, leader: Trial) -> tuple[str, Mapping[Part, int]] | None:
+        """Of the formats refused for their accuracy, that which loses least and is worth mixing.
+
+        Returns:
+            The format and the bytes that it saves in each part; None if none is worth it.
+        """
+        refused = [
             trial
             for trial in self.trials
             if trial.status == "refused"
             and not trial.candidate.overrides
             and trial.screened is not None
             and not self._budget.admits(trial.screened)
-            and (trial.weights_bytes or 0) < most
         ]
-        return min(smaller, key=_divergence, default=None)
+        for trial in sorted(refused, key=_divergence):
+            coarse = trial.candidate.weights
+            saved = self._lab.parts(leader.candidate, coarse)
+            if self._worth_mixing(leader, trial, sum(max(0, count) for count in saved.values())):
+                return coarse, saved
+        return None
 
-    def _worth_mixing(self, leader: Trial, coarser: Trial) -> bool:
+    def _worth_mixing(self, leader: Trial, coarser: Trial, saving: int) -> bool:
         """Whether the bytes that the budget may buy are worth the measurements.
 
         Losses of parts add up roughly, so the budget left buys about its share of what the format
         costs as a whole; the cheapest parts may cost several times less than the mean.
         """
+        least = _LEAST_SAVING * (leader.weights_bytes or 0)
+        if saving < least:
+            return False
         room = self._budget.kl
         cost = _divergence(coarser) - _divergence(leader)
         if room is None or cost <= 0 or not math.isfinite(cost):
             return True
-        affordable = min(1.0, _CHEAP_PARTS * (room - _divergence(leader)) / cost)
-        whole = leader.weights_bytes or 1
-        saving = affordable * (whole - (coarser.weights_bytes or 0)) / whole
-        if saving < _LEAST_SAVING:
-            self.remarks.append(
-                f"mixed precision was not tried: {coarser.candidate.weights} costs {cost:.2f} nats"
-                f" of KL as a whole, so the budget buys less than {_LEAST_SAVING:.0%} of the bytes"
-            )
-        return saving >= _LEAST_SAVING
+        if saving * _CHEAP_PARTS * (room - _divergence(leader)) / cost >= least:
+            return True
+        self.remarks.append(
+            f"mixed precision was not tried: {coarser.candidate.weights} costs {cost:.2f} nats"
+            f" of KL as a whole, so the budget buys less than {_LEAST_SAVING:.0%} of the bytes"
+        )
+        return False
 
     def _screen_expects(self, candidate: Candidate) -> bool:
         return self._budget.expects(self._lab.screen(candidate))

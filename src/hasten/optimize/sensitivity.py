@@ -12,10 +12,17 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from hasten.generation.formats import MatrixFormat
-from hasten.optimize.candidates import Candidate, MatrixShapes, running_format
+from hasten.optimize.candidates import Candidate, MatrixShapes, matrix_bytes
 
-__all__ = ["Part", "Sensitivity", "largest_admitted", "measure_parts", "mix", "parts_of"]
+__all__ = [
+    "Part",
+    "Sensitivity",
+    "bytes_saved",
+    "largest_admitted",
+    "measure_parts",
+    "mix",
+    "parts_of",
+]
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
@@ -30,7 +37,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Sensitivity:
-    """What giving one part the coarser format costs and saves."""
+    """What giving one part the coarser format costs, and the bytes (more than 0) it saves."""
 
     part: Part
     kl: float
@@ -38,8 +45,8 @@ class Sensitivity:
 
     @property
     def price(self) -> float:
-        """KL in nats per mebibyte saved; parts that save nothing are never worth it."""
-        return self.kl / (self.saved_bytes / 2**20) if self.saved_bytes > 0 else float("inf")
+        """KL in nats per mebibyte saved."""
+        return self.kl / (self.saved_bytes / 2**20)
 
 
 def parts_of(names: Iterable[str]) -> list[Part]:
@@ -58,21 +65,19 @@ def parts_of(names: Iterable[str]) -> list[Part]:
 
 
 def measure_parts(
-    parts: Sequence[Part],
+    saved: Mapping[Part, int],
     base: Candidate,
     coarse: str,
     *,
-    saved_bytes: Mapping[str, int],
     divergence: Callable[[Candidate], float],
     go_on: Callable[[float], bool],
 ) -> list[Sensitivity]:
     """Measures each part alone in the coarser format.
 
     Args:
-        parts: The parts to try.
+        saved: The parts to try, and the bytes that the coarser format saves in each.
         base: The candidate whose other tensors keep their format.
         coarse: The format to give the part.
-        saved_bytes: What the coarser format saves, by part name.
         divergence: KL of a candidate from the original on the calibration text.
         go_on: Told the share that is done, before each part; False ends the measurement early.
 
@@ -80,12 +85,11 @@ def measure_parts(
         The parts that were measured, the cheapest per byte saved first.
     """
     found: list[Sensitivity] = []
-    for index, part in enumerate(parts):
-        if not go_on(index / len(parts)):
+    for index, (part, count) in enumerate(saved.items()):
+        if not go_on(index / len(saved)):
             break
-        if saved_bytes[part.name] > 0:
-            kl = divergence(mix(base, coarse, [part]))
-            found.append(Sensitivity(part, kl, saved_bytes[part.name]))
+        if count > 0:
+            found.append(Sensitivity(part, divergence(mix(base, coarse, [part])), count))
     return sorted(found, key=lambda one: one.price)
 
 
@@ -121,23 +125,23 @@ def largest_admitted(
 
 
 def bytes_saved(
-    parts: Sequence[Part], shapes: MatrixShapes, before: Mapping[str, str], coarse: str
-) -> dict[str, int]:
-    """What each part saves in the coarser format.
+    parts: Sequence[Part],
+    shapes: MatrixShapes,
+    before: Mapping[str, str],
+    after: Mapping[str, str],
+) -> dict[Part, int]:
+    """What each part saves when the formats change.
 
     Args:
         parts: The parts.
         shapes: The model's matrices.
         before: The format that each tensor runs in now, by name.
-        coarse: The format it would get.
+        after: The format it would run in.
     """
-    saved = {}
-    for part in parts:
-        now = sum(_bytes(before[name], shapes[name]) for name in part.tensors)
-        then = sum(_bytes(running_format(coarse), shapes[name]) for name in part.tensors)
-        saved[part.name] = now - then
-    return saved
-
-
-def _bytes(running: str, shape: tuple[int, int]) -> int:
-    return MatrixFormat.from_name(running, shape[1]).nbytes(shape)
+    return {
+        part: sum(
+            matrix_bytes(before[name], [shapes[name]]) - matrix_bytes(after[name], [shapes[name]])
+            for name in part.tensors
+        )
+        for part in parts
+    }
