@@ -21,8 +21,8 @@ using namespace hasten;
 
 namespace {
 
+// Bound with noconvert: a converted copy would lose precision, or the results written to it.
 template <class T, std::size_t Dimensions>
-// Arguments of this type are bound with noconvert: a converted copy would lose precision or results.
 using Array = nb::ndarray<const T, nb::ndim<Dimensions>, nb::c_contig, nb::device::cpu>;
 using Rows = Array<std::int32_t, 1>;
 
@@ -104,7 +104,8 @@ void bind_matrix(nb::module_& m) {
             nb::gil_scoped_release release;
             self.place_float(values.data(), target);
           },
-          "values"_a.noconvert(), "rows"_a.noconvert(), "Puts float32 row i at row rows[i] (f32 and bf16 matrices).")
+          "values"_a.noconvert(), "rows"_a.noconvert(),
+          "Puts float32 row i at row rows[i] (f32 and bf16 matrices).")
       .def(
           "place_bf16",
           [](Matrix& self, Array<std::uint16_t, 2> values, Rows rows) {
@@ -127,7 +128,8 @@ void bind_matrix(nb::module_& m) {
             nb::gil_scoped_release release;
             self.place_int8(codes.data(), scales.data(), target);
           },
-          "codes"_a.noconvert(), "scales"_a.noconvert(), "rows"_a.noconvert(), "Scales are half-precision bit patterns.")
+          "codes"_a.noconvert(), "scales"_a.noconvert(), "rows"_a.noconvert(),
+          "Scales are half-precision bit patterns.")
       .def(
           "place_int4",
           [](Matrix& self, Array<std::uint8_t, 2> codes, Array<std::uint16_t, 2> scales,
@@ -147,7 +149,8 @@ void bind_matrix(nb::module_& m) {
             nb::gil_scoped_release release;
             self.place_int4(codes.data(), scales.data(), low, target);
           },
-          "codes"_a.noconvert(), "scales"_a.noconvert(), "minimums"_a.noconvert().none(), "rows"_a.noconvert(),
+          "codes"_a.noconvert(), "scales"_a.noconvert(), "minimums"_a.noconvert().none(),
+          "rows"_a.noconvert(),
           "Each row may be placed once; codes as in hasten.kernels.quantization.")
       .def_prop_ro("nbytes", &Matrix::bytes)
       .def_prop_ro("activation_group",
@@ -232,7 +235,8 @@ void bind_program(nb::module_& m) {
             if (bias) values.assign(bias->data(), bias->data() + bias->shape(0));
             self.linear(in, std::move(matrix), out, std::move(values), parse_epilogue(epilogue));
           },
-          "source"_a, "matrix"_a, "out"_a, "bias"_a.noconvert().none() = nb::none(), "epilogue"_a = "store",
+          "source"_a, "matrix"_a, "out"_a, "bias"_a.noconvert().none() = nb::none(),
+          "epilogue"_a = "store",
           "The bias has one value a row, padded to whole panels of 32.")
       .def("silu_mul", &Program::silu_mul, "gate"_a, "up"_a, "out"_a)
       .def("add", &Program::add, "a"_a, "b"_a, "out"_a)
@@ -242,8 +246,9 @@ void bind_program(nb::module_& m) {
       .def("attention", &Program::attention, "query"_a, "heads"_a, "layer"_a, "out"_a,
            "window"_a = 0, "A window of 0 lets a token see all positions before it.")
       .def("select", &Program::select, "source"_a, "out"_a)
-      .def("run", &run_program, "tokens"_a.noconvert(), "positions"_a.noconvert(), "starts"_a.noconvert(), "block_tables"_a.noconvert(),
-           "logit_rows"_a.noconvert(), "output"_a.noconvert(), "Computes the batch into output [rows, width].")
+      .def("run", &run_program, "tokens"_a.noconvert(), "positions"_a.noconvert(),
+           "starts"_a.noconvert(), "block_tables"_a.noconvert(), "logit_rows"_a.noconvert(),
+           "output"_a.noconvert(), "Computes the batch into output [rows, width].")
       .def_prop_ro("isa", [](const Program& self) { return self.kernels().name; })
       .def_prop_ro("threads", &Program::threads)
       .def_prop_ro("buffer_bytes", &Program::buffer_bytes);
