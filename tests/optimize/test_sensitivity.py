@@ -3,6 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hasten.generation.formats import MatrixFormat
 from hasten.optimize.candidates import Candidate
 from hasten.optimize.sensitivity import (
     Part,
@@ -30,8 +31,8 @@ def test_saved_bytes_follow_from_the_formats():
     saved = bytes_saved(
         [part],
         {"a": (10, 64), "b": (10, 128)},
-        {"a": "int8", "b": "bf16"},
-        {"a": "int4:64+min", "b": "int4:64+min"},
+        {"a": MatrixFormat("int8", 64), "b": MatrixFormat("bf16")},
+        dict.fromkeys("ab", MatrixFormat("int4", 64, minimum=True)),
     )
     before = 10 * 64 + 10 * 2 + 10 * 128 * 2
     after = 10 * 192 // 2 + 10 * 3 * 4

@@ -28,7 +28,7 @@ MatrixShapes = Mapping[str, tuple[int, int]]
 FORMATS = ("carried", "int8:32", "int8:64", "int8", "int4:32", "int4:64", "int4:128", "bf16")
 QUICK_FORMATS = ("carried", "int8:32", "int4:32", "int4:64")
 
-_GROUPED = re.compile(r"int([48])(?::(\d+))?(\+min)?")
+_GROUPED = re.compile(r"int([48])(?::(\d+))?")
 
 
 class _Stored(Protocol):

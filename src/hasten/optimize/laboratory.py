@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.errors import HastenError
-from hasten.generation.formats import choose_formats
+from hasten.generation.formats import MatrixFormat, choose_formats
 from hasten.measure.accuracy import Accuracy, Reference, summarize
 from hasten.measure.corpus import Windows
 from hasten.measure.interference import Interference, between, read_cpu_times
@@ -111,10 +111,9 @@ class EngineLaboratory:
         """Why a group size does not fit the matrices, or None."""
         return why_unfit(candidate.weights, self._shapes)
 
-    def formats(self, candidate: Candidate) -> dict[str, str]:
+    def formats(self, candidate: Candidate) -> dict[str, MatrixFormat]:
         """The format that each matrix would run in, without opening an engine."""
-        chosen = choose_formats(self._weights, self._shapes, candidate.options(1))
-        return {name: str(form) for name, form in chosen.items()}
+        return choose_formats(self._weights, self._shapes, candidate.options(1))
 
     def screen(self, candidate: Candidate) -> Accuracy:
         """Accuracy on the calibration text."""

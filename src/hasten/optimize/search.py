@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from hasten.generation.formats import MatrixFormat
 from hasten.measure.accuracy import Accuracy
 from hasten.measure.statistics import Interval
 from hasten.optimize.candidates import Candidate, original, thread_counts
@@ -62,7 +63,7 @@ class Laboratory(Protocol):
         """Why the candidate cannot run this model at all, or None."""
         ...
 
-    def formats(self, candidate: Candidate) -> Mapping[str, str]:
+    def formats(self, candidate: Candidate) -> Mapping[str, MatrixFormat]:
         """The format that each matrix would run in; equal formats are equal weights."""
         ...
 

@@ -12,7 +12,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from hasten.optimize.candidates import Candidate, MatrixShapes, matrix_bytes
+from hasten.generation.formats import MatrixFormat
+from hasten.optimize.candidates import Candidate, MatrixShapes
 
 __all__ = [
     "Part",
@@ -127,8 +128,8 @@ def largest_admitted(
 def bytes_saved(
     parts: Sequence[Part],
     shapes: MatrixShapes,
-    before: Mapping[str, str],
-    after: Mapping[str, str],
+    before: Mapping[str, MatrixFormat],
+    after: Mapping[str, MatrixFormat],
 ) -> dict[Part, int]:
     """What each part saves when the formats change.
 
@@ -140,7 +141,7 @@ def bytes_saved(
     """
     return {
         part: sum(
-            matrix_bytes(before[name], [shapes[name]]) - matrix_bytes(after[name], [shapes[name]])
+            before[name].nbytes(shapes[name]) - after[name].nbytes(shapes[name])
             for name in part.tensors
         )
         for part in parts
