@@ -10,8 +10,30 @@ namespace hasten {
 namespace {
 
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
-constexpr std::size_t kSlab = std::size_t{32} << 20;
 constexpr std::size_t kLine = 64;
+
+// Zeroed pages. Under AddressSanitizer they come from the heap, one piece for each user, so that it
+// notices an access past the end.
+#if defined(__SANITIZE_ADDRESS__)
+constexpr std::size_t kSlab = 0;
+
+void* reserve(std::size_t bytes) {
+  void* place = ::operator new(bytes, std::align_val_t{kLine});
+  return std::memset(place, 0, bytes);
+}
+
+void release(void* place, std::size_t) { ::operator delete(place, std::align_val_t{kLine}); }
+#else
+constexpr std::size_t kSlab = std::size_t{32} << 20;
+
+void* reserve(std::size_t bytes) {
+  void* place = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (place == MAP_FAILED) throw std::bad_alloc();
+  return place;
+}
+
+void release(void* place, std::size_t bytes) { munmap(place, bytes); }
+#endif
 
 int padded_columns(Format format, int columns) {
   const bool is_float = format == Format::f32 || format == Format::bf16;
@@ -53,9 +75,7 @@ Memory::Memory(std::size_t bytes) : data_(nullptr), bytes_(bytes) {
   if (bytes == 0) return;
   const bool huge = bytes >= kHugePage;
   reserved_ = huge ? bytes + kHugePage : bytes;
-  void* place =
-      mmap(nullptr, reserved_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (place == MAP_FAILED) throw std::bad_alloc();
+  void* place = reserve(reserved_);
   base_ = data_ = static_cast<std::uint8_t*>(place);
   if (huge) {
     data_ += (kHugePage - reinterpret_cast<std::uintptr_t>(place) % kHugePage) % kHugePage;
@@ -64,7 +84,7 @@ Memory::Memory(std::size_t bytes) : data_(nullptr), bytes_(bytes) {
 }
 
 Memory::~Memory() {
-  if (base_ != nullptr) munmap(base_, reserved_);
+  if (base_ != nullptr) release(base_, reserved_);
 }
 
 Memory::Memory(Memory&& other) noexcept
