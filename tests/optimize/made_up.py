@@ -81,7 +81,7 @@ class MadeUpLaboratory:
 
     def glance(self, candidate):
         self.clock += 1
-        return self.kl_of(candidate)
+        return self.measured(candidate)
 
     def prove(self, candidate):
         self.clock += 1

@@ -138,7 +138,7 @@ def test_mixed_precision_stops_when_its_time_is_over():
         {"int8": (0.5, 0.002, 100 * MIB), "int4:64": (0.3, 0.28, 60 * MIB)}
     )
     made, _ = search(laboratory, mixed_seconds=3.0)
-    assert made.remarks == ["mixed precision: in its time 3 of 8 layers were measured"]
+    assert made.remarks == ["mixed precision: time was up when 38% was measured"]
 
 
 def test_no_mixture_is_tried_when_the_coarse_format_saves_nothing():

@@ -2,6 +2,7 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
+from made_up import accuracy
 
 from hasten.generation.formats import MatrixFormat
 from hasten.optimize.candidates import Candidate
@@ -39,14 +40,15 @@ def test_saved_bytes_follow_from_the_formats():
     assert saved == {part: before - after}
 
 
-def test_parts_come_cheapest_per_byte_first_and_those_that_save_nothing_are_left_out():
-    saved = {"a": 100, "b": 50, "c": 10, "d": 0}
-    costs = {"a": 0.4, "b": 0.1, "c": 0.1, "d": 0.0}
+def test_parts_come_cheapest_per_byte_first_without_those_that_save_nothing_or_cost_too_much():
+    saved = {"a": 100, "b": 50, "c": 10, "d": 0, "e": 10_000}
+    costs = {"a": 0.4, "b": 0.1, "c": 0.1, "d": 0.0, "e": 0.5}
     found = measure_parts(
         {Part(name, (name,)): count for name, count in saved.items()},
         BASE,
         "int4:64",
-        divergence=lambda candidate: costs[candidate.overrides[0][0]],
+        measure=lambda candidate: accuracy(kl=costs[candidate.overrides[0][0]]),
+        bearable=lambda measured: measured.kl.estimate < 0.5,
         go_on=lambda _: True,
     )
     assert [one.part.name for one in found] == ["b", "a", "c"]

@@ -121,9 +121,9 @@ class EngineLaboratory:
             self._screened[candidate] = self._compare(self._calibration, candidate)
         return self._screened[candidate]
 
-    def glance(self, candidate: Candidate) -> float:
-        """KL on the first calibration window."""
-        return self._compare(self._glimpse, candidate).kl.estimate
+    def glance(self, candidate: Candidate) -> Accuracy:
+        """Accuracy on the first calibration window."""
+        return self._compare(self._glimpse, candidate)
 
     def prove(self, candidate: Candidate) -> Accuracy:
         """Accuracy on the evaluation text."""

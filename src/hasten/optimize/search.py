@@ -71,8 +71,8 @@ class Laboratory(Protocol):
         """Accuracy against the original on the calibration text."""
         ...
 
-    def glance(self, candidate: Candidate) -> float:
-        """KL from the original on a part of the calibration text."""
+    def glance(self, candidate: Candidate) -> Accuracy:
+        """Accuracy against the original on a part of the calibration text."""
         ...
 
     def prove(self, candidate: Candidate) -> Accuracy:
@@ -236,16 +236,19 @@ class Search:
 
         def go_on(done: float) -> bool:
             self._tell("mix", label, done * 0.8)
-            return self._lab.seconds() < deadline
+            in_time = self._lab.seconds() < deadline
+            if not in_time:
+                self.remarks.append(f"mixed precision: time was up when {done:.0%} was measured")
+            return in_time
 
         ordered = measure_parts(
-            saved, leader.candidate, coarse, divergence=self._lab.glance, go_on=go_on
+            saved,
+            leader.candidate,
+            coarse,
+            measure=self._lab.glance,
+            bearable=self._budget.expects,
+            go_on=go_on,
         )
-        worthwhile = sum(count > 0 for count in saved.values())
-        if len(ordered) < worthwhile:
-            self.remarks.append(
-                f"mixed precision: in its time {len(ordered)} of {worthwhile} layers were measured"
-            )
         mixture = largest_admitted(ordered, leader.candidate, coarse, self._screen_expects)
         if mixture is None:
             self.remarks.append(f"mixed precision: no layer bears {coarse} inside the budget")

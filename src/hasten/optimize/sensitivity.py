@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from hasten.generation.formats import MatrixFormat
+from hasten.measure.accuracy import Accuracy
 from hasten.optimize.candidates import Candidate, MatrixShapes
 
 __all__ = [
@@ -70,7 +71,8 @@ def measure_parts(
     base: Candidate,
     coarse: str,
     *,
-    divergence: Callable[[Candidate], float],
+    measure: Callable[[Candidate], Accuracy],
+    bearable: Callable[[Accuracy], bool],
     go_on: Callable[[float], bool],
 ) -> list[Sensitivity]:
     """Measures each part alone in the coarser format.
@@ -79,18 +81,22 @@ def measure_parts(
         saved: The parts to try, and the bytes that the coarser format saves in each.
         base: The candidate whose other tensors keep their format.
         coarse: The format to give the part.
-        divergence: KL of a candidate from the original on the calibration text.
+        measure: Accuracy of a candidate on a part of the calibration text.
+        bearable: Whether the budget bears it; a part that is too much alone is left out.
         go_on: Told the share that is done, before each part; False ends the measurement early.
 
     Returns:
-        The parts that were measured, the cheapest per byte saved first.
+        The parts that may be made coarser, the cheapest per byte saved first.
     """
     found: list[Sensitivity] = []
     for index, (part, count) in enumerate(saved.items()):
         if not go_on(index / len(saved)):
             break
-        if count > 0:
-            found.append(Sensitivity(part, divergence(mix(base, coarse, [part])), count))
+        if count <= 0:
+            continue
+        accuracy = measure(mix(base, coarse, [part]))
+        if bearable(accuracy):
+            found.append(Sensitivity(part, accuracy.kl.estimate, count))
     return sorted(found, key=lambda one: one.price)
 
 
