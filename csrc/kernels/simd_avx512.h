@@ -105,6 +105,16 @@ struct Simd {
     asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(a));
 #endif
   }
+  // The same with 4 bytes from memory for all lanes.
+  static void dot4(I& sum, I w, const std::int8_t* a) {
+#ifdef HASTEN_SIMDE
+    dot4(sum, w, broadcast4(a));
+#else
+    asm("vpdpbusd %2%{1to16%}, %1, %0"
+        : "+v"(sum)
+        : "v"(w), "m"(*reinterpret_cast<const std::int8_t(*)[4]>(a)));
+#endif
+  }
 
   template <int M, int Blocks>
   static void dot_int4(const std::uint8_t* w, const std::int8_t* a, std::ptrdiff_t stride,
@@ -128,12 +138,19 @@ struct Simd {
   template <int M, int Blocks>
   static void dot_int8(const std::uint8_t* w, const std::int8_t* a, std::ptrdiff_t stride,
                        I (&sum)[M]) {
-    for (int m = 0; m < M; ++m) sum[m] = zero_int();
+    const std::int8_t* codes_of[M];
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+      sum[m] = zero_int();
+      codes_of[m] = a + m * stride;
+      // Or GCC would compute every address once for all rows of the panel, and spill them.
+      asm("" : "+r"(codes_of[m]));
+    }
 #pragma GCC unroll 16
     for (int k = 0; k < 8 * Blocks; ++k) {
       const I codes = _mm512_loadu_si512(w + 128 * k);
 #pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) dot4(sum[m], codes, broadcast4(a + m * stride + 4 * k));
+      for (int m = 0; m < M; ++m) dot4(sum[m], codes, codes_of[m] + 4 * k);
     }
   }
 };

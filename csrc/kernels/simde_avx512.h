@@ -2,12 +2,9 @@
 #pragma once
 
 #define SIMDE_ENABLE_NATIVE_ALIASES
-// GCC 12 takes the undefined operands inside its own intrinsics for uninitialised variables.
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wpsabi"
 #include <simde/x86/avx512.h>
-#pragma GCC diagnostic pop
 
+#include <cstdint>
 #include <cstring>
 
 namespace {
@@ -41,8 +38,7 @@ inline simde__m512i simde_cvtps_epi32(simde__m512 v) {
 
 inline simde__m512i simde_cvtepi8_epi32(__m128i v) {
   return simde_halves<simde__m512i>([&](int i) {
-    std::int64_t eight = simde_half<std::int64_t>(v, i);
-    return _mm256_cvtepi8_epi32(_mm_set1_epi64x(eight));
+    return _mm256_cvtepi8_epi32(_mm_set1_epi64x(simde_half<std::int64_t>(v, i)));
   });
 }
 

@@ -3,7 +3,9 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <exception>
 #include <functional>
+#include <memory>
 #include <numeric>
 #include <random>
 #include <string>
@@ -108,7 +110,7 @@ struct Form {
 };
 
 Matrix random_matrix(const Form& form, int rows, int columns) {
-  Matrix matrix(form.format, rows, columns, form.group, form.minimum);
+  Matrix matrix(std::make_shared<Arena>(), form.format, rows, columns, form.group, form.minimum);
   std::vector<std::int32_t> target(rows);
   std::iota(target.begin(), target.end(), 0);
   const auto padded = static_cast<std::size_t>(matrix.view().padded);
@@ -232,10 +234,7 @@ void check_attention(Check& check, KvFormat format, int dim, int queries, int wi
              });
 }
 
-}  // namespace
-
-int main(int count, char** arguments) {
-  const std::string isa = count > 1 ? arguments[1] : available_isas().front();
+int check_all(const std::string& isa) {
   std::printf("%s against scalar\n", isa.c_str());
   Check check(*kernels_for(isa));
   check_all_linear(check);
@@ -246,5 +245,16 @@ int main(int count, char** arguments) {
     }
   }
   std::printf("%d failures\n", check.failures());
-  return check.failures() > 0;
+  return check.failures();
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  try {
+    return check_all(count > 1 ? arguments[1] : available_isas().front()) > 0;
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 2;
+  }
 }
