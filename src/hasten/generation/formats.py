@@ -16,7 +16,14 @@ from hasten.kernels.quantization import BLOCK, QuantizedMatrix, quantize_rtn
 from hasten.models.weights import DenseTensor, StoredTensor
 from hasten.types import EngineOptions
 
-__all__ = ["MatrixFormat", "activation_group", "choose_formats", "pack_matrix", "parse_format"]
+__all__ = [
+    "MatrixFormat",
+    "activation_group",
+    "choose_formats",
+    "pack_matrix",
+    "parse_format",
+    "quantize_as",
+]
 
 Kind = Literal["f32", "bf16", "int8", "int4"]
 ALLOWED = "carried, f32, bf16, int8, int8:G, int4:G with G a multiple of 32"
@@ -202,7 +209,7 @@ def _place(
         else:
             matrix.place_float(tensor.to_float32(), target)
         return
-    codes = _quantized(tensor, form)
+    codes = quantize_as(tensor, form)
     scales = codes.scales.view(np.uint16)
     if form.kind == "int8":
         matrix.place_int8(np.ascontiguousarray(codes.codes.view(np.int8)), scales, target)
@@ -216,7 +223,7 @@ def _place(
     )
 
 
-def _quantized(tensor: StoredTensor, form: MatrixFormat) -> QuantizedMatrix:
+def quantize_as(tensor: StoredTensor, form: MatrixFormat) -> QuantizedMatrix:
     """The file's own codes where they have this format, else rounded to nearest."""
     carried = tensor.quantized()
     if (

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.generation.formats import MatrixFormat, choose_formats
-from hasten.kernels.quantization import QuantizedMatrix, quantize_rtn
+from hasten.generation.formats import MatrixFormat, choose_formats, quantize_as
+from hasten.kernels.quantization import QuantizedMatrix
 from hasten.models import Model
 from hasten.models.weights import DenseTensor, StoredTensor
 from hasten.optimize.candidates import Candidate, matrix_shapes
@@ -60,15 +60,7 @@ def _convert(tensor: StoredTensor, form: MatrixFormat) -> Weight:
         return tensor.to_float32()
     if form.kind == "bf16":
         return DenseTensor(tensor.name, "BF16", _round_to_bf16(tensor.to_float32()))
-    carried = tensor.quantized()
-    bits = 8 if form.kind == "int8" else 4
-    if (
-        carried is not None
-        and (carried.bits, carried.group) == (bits, form.group)
-        and (carried.minimums is not None) == form.minimum
-    ):
-        return carried
-    return quantize_rtn(tensor.to_float32(), 8 if bits == 8 else 4, form.group)
+    return quantize_as(tensor, form)
 
 
 def _lossless(tensor: StoredTensor) -> Weight:
