@@ -11,11 +11,24 @@ FUZZ_EXAMPLES ?= 20000
 
 PIP := -m pip install --quiet --disable-pip-version-check
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
+CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
 SOURCES := $(NATIVE) $(shell find src/hasten -name '*.py' -o -name '*.jinja' -o -name py.typed)
 PY := $(VENV)/bin/python
 
+# Builds the package in build/NAME/site with further flags for CMake.
+define variant
+	PATH="$(abspath $(VENV))/bin:$$PATH" cmake -S . -B build/$(1) -G Ninja \
+		-DPython_EXECUTABLE=$(abspath $(PY)) $(2)
+	PATH="$(abspath $(VENV))/bin:$$PATH" cmake --build build/$(1)
+	rm -rf build/$(1)/site
+	mkdir -p build/$(1)/site
+	cp -r src/hasten build/$(1)/site/
+	rm -f build/$(1)/site/hasten/_native*
+	PATH="$(abspath $(VENV))/bin:$$PATH" cmake --install build/$(1) --prefix build/$(1)/site
+endef
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench bench-peers fuzz sanitize check-aarch64 format clean
+.PHONY: help demo test check bench bench-peers fuzz sanitize check-aarch64 check-avx512 format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +42,7 @@ test: $(VENV)/hasten ## Install with everything the tests need, and run them (un
 
 check: $(VENV)/hasten ## Formatter, linter, strict types, import direction, docs and package
 	$(PY) -m ruff format --check .
+	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_SOURCES)
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 	$(PY) -m mypy benchmarks/*.py docs/*.py
@@ -47,24 +61,38 @@ bench-peers: $(VENV)/hasten build/peers/installed ## Measure Hasten beside llama
 fuzz: $(VENV)/hasten ## Try many more broken model files than the tests do
 	HASTEN_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(PY) -m pytest tests/models/test_reader_fuzz.py
 
-sanitize: $(VENV)/hasten ## Run the kernels' tests under address and undefined-behaviour sanitizers
+sanitize: $(VENV)/hasten ## Run the kernels' tests under the address, undefined and thread sanitizers
 	$(PY) $(PIP) --no-build-isolation --no-deps --target build/sanitized --upgrade . \
 		--config-settings=build-dir=build/cmake-sanitize \
 		--config-settings=cmake.build-type=RelWithDebInfo \
 		--config-settings=cmake.define.HASTEN_SANITIZE=address,undefined
-	PYTHONPATH=build/sanitized ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
+	PYTHONPATH=build/sanitized ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		$(PY) -m pytest tests/kernels tests/generation -m 'not parity'
+	$(call variant,tsan,-DHASTEN_SANITIZE=thread -DCMAKE_BUILD_TYPE=RelWithDebInfo)
+	OPENBLAS_NUM_THREADS=1 PYTHONPATH=build/tsan/site TSAN_OPTIONS=exitcode=66 \
+		LD_PRELOAD="$$($(CXX) -print-file-name=libtsan.so)" setarch -R \
+		$(PY) -m pytest tests/kernels/test_attention.py tests/kernels/test_linear.py \
+		tests/generation/test_exactness.py -k "threads or batch or company or computed"
 
-check-aarch64: ## Compile the AArch64 path with a cross compiler (Debian: g++-aarch64-linux-gnu)
-	mkdir -p build
-	for unit in kernels/isa_neon kernels/isa_scalar matrix kv_cache ops program threads; do \
-		aarch64-linux-gnu-g++ -std=c++20 -O3 -ffp-contract=off -Wall -Wextra -Werror -Icsrc \
-			-DHASTEN_NEON -march=armv8.2-a+dotprod -c csrc/$$unit.cpp -o build/aarch64.o || exit 1; \
-	done
+check-avx512: $(VENV)/hasten ## Run the AVX-512 kernels' tests over an emulation (Debian: libsimde-dev)
+	$(call variant,simde,-DHASTEN_SIMDE=ON)
+	PYTHONPATH=build/simde/site $(PY) -m pytest tests/kernels tests/generation \
+		-m 'not parity' -k 'not scalar and not avx2'
+
+check-aarch64: ## Cross-compile the NEON kernels and run them (Debian: g++-aarch64-linux-gnu qemu-user-static)
+	mkdir -p build/aarch64
+	aarch64-linux-gnu-g++ -std=c++20 -O2 -ffp-contract=off -Wall -Wextra -Werror \
+		-march=armv8.2-a+dotprod -static -DHASTEN_NEON -Icsrc csrc/tests/kernels_check.cpp \
+		csrc/dispatch.cpp csrc/matrix.cpp csrc/kv_cache.cpp csrc/kernels/isa_scalar.cpp \
+		csrc/kernels/isa_neon.cpp -o build/aarch64/kernels_check
+	for unit in ops program threads probes; do aarch64-linux-gnu-g++ -std=c++20 -O2 -Wall -Wextra \
+		-Werror -DHASTEN_NEON -Icsrc -c csrc/$$unit.cpp -o build/aarch64/unit.o || exit 1; done
+	qemu-aarch64-static -cpu max build/aarch64/kernels_check neon
 
 format: $(VENV)/hasten ## Format and fix what can be fixed
 	$(PY) -m ruff format .
+	$(VENV)/bin/clang-format -i $(CXX_SOURCES)
 	$(PY) -m ruff check --fix .
 
 clean: ## Remove everything that was built here

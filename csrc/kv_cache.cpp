@@ -23,7 +23,8 @@ float convert(KvFormat format, const float* x, int n, std::uint8_t* place, int s
       for (int i = 0; i < n; ++i) out[i * stride] = float_to_bf16(x[i]);
       return 1.0f;
     }
-    case KvFormat::int8: break;
+    case KvFormat::int8:
+      break;
   }
   float largest = 0.0f;
   for (int i = 0; i < n; ++i) largest = std::fmax(largest, std::fabs(x[i]));

@@ -47,12 +47,16 @@ std::size_t code_bytes(Format format, std::size_t columns) {
 }
 
 MatrixView describe(Format format, int rows, int columns, int group, bool minimum) {
-  MatrixView view{format, minimum, rows, columns, padded_columns(format, columns), group,
-                  nullptr, 0};
+  MatrixView view{format, minimum, rows, columns, padded_columns(format, columns),
+                  group,  nullptr, 0};
   const auto padded = static_cast<std::size_t>(view.padded);
   switch (format) {
-    case Format::f32: view.panel_bytes = padded * kPanelRows * 4; break;
-    case Format::bf16: view.panel_bytes = padded * kPanelRows * 2; break;
+    case Format::f32:
+      view.panel_bytes = padded * kPanelRows * 4;
+      break;
+    case Format::bf16:
+      view.panel_bytes = padded * kPanelRows * 2;
+      break;
     case Format::int8:
     case Format::int4:
       view.panel_bytes = padded / group * (scale_bytes(view) + code_bytes(format, group));

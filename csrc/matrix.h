@@ -66,9 +66,7 @@ class Matrix {
   void unpack_row(int row, float* out) const;
 
  private:
-  std::uint8_t* panel(int row) const {
-    return data_ + row / kPanelRows * view_.panel_bytes;
-  }
+  std::uint8_t* panel(int row) const { return data_ + row / kPanelRows * view_.panel_bytes; }
   std::size_t group_bytes() const;
   std::size_t header_bytes() const;
 

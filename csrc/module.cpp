@@ -90,8 +90,9 @@ void require_format(const Matrix& matrix, Format format) {
 }
 
 void bind_matrix(nb::module_& m) {
-  nb::class_<Arena>(m, "Arena", "Memory that the matrices of a model share.")
-      .def(nb::new_([] { return std::make_shared<Arena>(); }));
+  nb::class_<Arena>(m, "Arena", "Memory that the matrices of a model share.").def(nb::new_([] {
+    return std::make_shared<Arena>();
+  }));
   nb::class_<Matrix>(m, "Matrix", "A weight matrix in the panels of the native kernels.")
       .def(nb::new_(&make_matrix), "format"_a, "rows"_a, "columns"_a, "group"_a = 0,
            "minimum"_a = false, "arena"_a.none() = nb::none())
@@ -153,24 +154,23 @@ void bind_matrix(nb::module_& m) {
           "rows"_a.noconvert(),
           "Each row may be placed once; codes as in hasten.kernels.quantization.")
       .def_prop_ro("nbytes", &Matrix::bytes)
-      .def_prop_ro("activation_group",
-                   [](const Matrix& self) {
-                     return self.view().group == 0 ? 0 : self.activation_group();
-                   },
-                   "Columns of activations that share a scale, 0 for float matrices.");
+      .def_prop_ro(
+          "activation_group",
+          [](const Matrix& self) { return self.view().group == 0 ? 0 : self.activation_group(); },
+          "Columns of activations that share a scale, 0 for float matrices.");
 }
 
 void bind_cache(nb::module_& m) {
   nb::class_<KvCache>(m, "KvCache", "Keys and values in blocks of 32 positions.")
-      .def(nb::new_([](const std::string& format, int layers, int blocks, int kv_heads,
-                       int head_dim) {
-             if (layers < 1 || layers > 1024 || blocks < 1 || blocks > 1 << 22 || kv_heads < 1 ||
-                 kv_heads > 4096 || head_dim < 1 || head_dim > 512) {
-               reject("KV cache sizes out of range");
-             }
-             return std::make_shared<KvCache>(parse_kv_format(format), layers, blocks, kv_heads,
-                                              head_dim);
-           }),
+      .def(nb::new_(
+               [](const std::string& format, int layers, int blocks, int kv_heads, int head_dim) {
+                 if (layers < 1 || layers > 1024 || blocks < 1 || blocks > 1 << 22 ||
+                     kv_heads < 1 || kv_heads > 4096 || head_dim < 1 || head_dim > 512) {
+                   reject("KV cache sizes out of range");
+                 }
+                 return std::make_shared<KvCache>(parse_kv_format(format), layers, blocks, kv_heads,
+                                                  head_dim);
+               }),
            "format"_a, "layers"_a, "blocks"_a, "kv_heads"_a, "head_dim"_a)
       .def_prop_ro("nbytes", &KvCache::bytes);
 }
@@ -202,8 +202,8 @@ void run_program(Program& program, Rows tokens, Rows positions, Rows starts,
 
 void bind_program(nb::module_& m) {
   nb::class_<Program>(m, "Program", "A lowered graph over numbered buffers.")
-      .def(nb::init<int, const std::string&, int, int, int>(), "threads"_a, "isa"_a,
-           "max_tokens"_a, "max_selected"_a, "max_context"_a)
+      .def(nb::init<int, const std::string&, int, int, int>(), "threads"_a, "isa"_a, "max_tokens"_a,
+           "max_selected"_a, "max_context"_a)
       .def("add_buffer", &Program::add_buffer, "width"_a, "selected"_a = false)
       .def("add_quantized_buffer", &Program::add_quantized_buffer, "width"_a, "group"_a,
            "selected"_a = false)
@@ -236,8 +236,7 @@ void bind_program(nb::module_& m) {
             self.linear(in, std::move(matrix), out, std::move(values), parse_epilogue(epilogue));
           },
           "source"_a, "matrix"_a, "out"_a, "bias"_a.noconvert().none() = nb::none(),
-          "epilogue"_a = "store",
-          "The bias has one value a row, padded to whole panels of 32.")
+          "epilogue"_a = "store", "The bias has one value a row, padded to whole panels of 32.")
       .def("silu_mul", &Program::silu_mul, "gate"_a, "up"_a, "out"_a)
       .def("add", &Program::add, "a"_a, "b"_a, "out"_a)
       .def("rope", &Program::rope, "source"_a, "heads"_a, "out"_a)

@@ -7,7 +7,7 @@ namespace hasten {
 namespace {
 
 constexpr int kRowsPerItem = 4;
-constexpr int kTokenBlock = 128;     // tokens whose int8 activations stay in the L2 cache
+constexpr int kTokenBlock = 128;  // tokens whose int8 activations stay in the L2 cache
 constexpr int kFloatTokenBlock = 48;
 
 int rows_of(const Step& step, const Buffer& buffer) {
@@ -69,9 +69,8 @@ void RmsNormOp::run(const Step& step, int item, float* scratch) const {
 int QuantizeOp::items(const Step& step) const { return row_items(rows_of(step, *in)); }
 
 void QuantizeOp::run(const Step& step, int item, float*) const {
-  for_rows(item, rows_of(step, *in), [&](int t) {
-    kernels->quantize(row(*in, t), in->width, out->quantized, t);
-  });
+  for_rows(item, rows_of(step, *in),
+           [&](int t) { kernels->quantize(row(*in, t), in->width, out->quantized, t); });
 }
 
 LinearOp::Split LinearOp::split(const Step& step) const {
@@ -91,8 +90,9 @@ int LinearOp::items(const Step& step) const {
 
 void LinearOp::run(const Step& step, int item, float*) const {
   const Split part = split(step);
-  const LinearArgs args{matrix->view(), in->data, in->quantized,
-                        bias.empty() ? nullptr : bias.data(), out->data, out->width, epilogue};
+  const LinearArgs args{
+      matrix->view(), in->data,   in->quantized, bias.empty() ? nullptr : bias.data(),
+      out->data,      out->width, epilogue};
   const int panel = item / part.token_blocks * part.chunk;
   const int token = item % part.token_blocks * part.token_block;
   kernels->linear(args, panel, std::min(panel + part.chunk, matrix->panels()), token,
@@ -102,17 +102,15 @@ void LinearOp::run(const Step& step, int item, float*) const {
 int SiluMulOp::items(const Step& step) const { return row_items(rows_of(step, *out)); }
 
 void SiluMulOp::run(const Step& step, int item, float*) const {
-  for_rows(item, rows_of(step, *out), [&](int t) {
-    kernels->silu_mul(row(*gate, t), row(*up, t), out->width, row(*out, t));
-  });
+  for_rows(item, rows_of(step, *out),
+           [&](int t) { kernels->silu_mul(row(*gate, t), row(*up, t), out->width, row(*out, t)); });
 }
 
 int AddOp::items(const Step& step) const { return row_items(rows_of(step, *out)); }
 
 void AddOp::run(const Step& step, int item, float*) const {
-  for_rows(item, rows_of(step, *out), [&](int t) {
-    kernels->add(row(*a, t), row(*b, t), out->width, row(*out, t));
-  });
+  for_rows(item, rows_of(step, *out),
+           [&](int t) { kernels->add(row(*a, t), row(*b, t), out->width, row(*out, t)); });
 }
 
 int RopeOp::items(const Step& step) const { return row_items(step.count); }

@@ -104,8 +104,8 @@ struct AttentionOp final : Op {
 
  private:
   int head_split(const Step& step) const;
-  void attend(const Step& step, const TokenRange& range, int kv_head, int head_begin,
-              int head_end, float* scratch) const;
+  void attend(const Step& step, const TokenRange& range, int kv_head, int head_begin, int head_end,
+              float* scratch) const;
 };
 
 // Copies the rows whose logits are wanted.

@@ -336,6 +336,7 @@ void Program::prepare() {
 }
 
 void Program::run(Step& step, float* output) {
+  const std::lock_guard<std::mutex> lock(running_);
   check(step);
   if (team_ == nullptr) prepare();
   for (const auto& buffer : buffers_) {

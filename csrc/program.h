@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -42,8 +43,8 @@ struct Step {
   const std::int32_t* tables;
   const std::int32_t* logit_rows;
   int count, sequences, table_width, selected;
-  std::vector<std::int32_t> owner;   // sequence of each token
-  std::vector<TokenRange> ranges;    // latest first: they take longest
+  std::vector<std::int32_t> owner;  // sequence of each token
+  std::vector<TokenRange> ranges;   // latest first: they take longest
   const std::int32_t* table(int sequence) const {
     return tables + static_cast<std::ptrdiff_t>(sequence) * table_width;
   }
@@ -115,6 +116,7 @@ class Program {
   std::shared_ptr<KvCache> cache_;
   int vocabulary_ = 0;
   std::vector<std::unique_ptr<Op>> ops_;
+  std::mutex running_;  // one run at a time: runs share the buffers
   std::vector<int> items_;
   std::unique_ptr<Team> team_;
 };

@@ -125,8 +125,7 @@ void attend(const AttentionArgs& args) {
     longest = args.length[q] > longest ? args.length[q] : longest;
   }
   for (int position = earliest; position < longest; position += kKvBlock) {
-    const std::uint8_t* block =
-        args.cache + args.blocks[position / kKvBlock] * args.block_stride;
+    const std::uint8_t* block = args.cache + args.blocks[position / kKvBlock] * args.block_stride;
     const auto* scales = reinterpret_cast<const float*>(block + layout.key_scales);
     block_scores<Element, Q>(args, block, sizeof(Element) == 1 ? scales : nullptr, position);
   }
@@ -144,18 +143,25 @@ template <class Element>
 void attend_tile(const AttentionArgs& args) {
   static_assert(kQueryTile == 4);
   switch (args.queries) {
-    case 1: return attend<Element, 1>(args);
-    case 2: return attend<Element, 2>(args);
-    case 3: return attend<Element, 3>(args);
-    default: return attend<Element, 4>(args);
+    case 1:
+      return attend<Element, 1>(args);
+    case 2:
+      return attend<Element, 2>(args);
+    case 3:
+      return attend<Element, 3>(args);
+    default:
+      return attend<Element, 4>(args);
   }
 }
 
 void attention(const AttentionArgs& args) {
   switch (args.format) {
-    case KvFormat::f32: return attend_tile<float>(args);
-    case KvFormat::bf16: return attend_tile<std::uint16_t>(args);
-    case KvFormat::int8: return attend_tile<std::int8_t>(args);
+    case KvFormat::f32:
+      return attend_tile<float>(args);
+    case KvFormat::bf16:
+      return attend_tile<std::uint16_t>(args);
+    case KvFormat::int8:
+      return attend_tile<std::int8_t>(args);
   }
 }
 

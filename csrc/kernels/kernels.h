@@ -1,8 +1,9 @@
 // The contract of every kernel: one table of functions for each instruction set.
 //
-// The same templates (linear.h, attention.h, rows.h) are instantiated once per instruction set, over
-// the primitives of simd_<isa>.h, in isa_<isa>.cpp. Every reduction runs in an order fixed by the
-// position of its terms alone, so a result never depends on the tile or thread that computed it.
+// The same templates (linear.h, attention.h, rows.h) are instantiated once per instruction set,
+// over the primitives of simd_<isa>.h, in isa_<isa>.cpp. Every reduction runs in an order fixed by
+// the position of its terms alone, so a result never depends on the tile or thread that computed
+// it.
 #pragma once
 
 #include <cstddef>
@@ -14,10 +15,10 @@ enum class Format { f32, bf16, int8, int4 };
 enum class KvFormat { f32, bf16, int8 };
 enum class Epilogue { store, add, silu_mul };
 
-inline constexpr int kPanelRows = 32;   // rows of a weight panel
-inline constexpr int kBlock = 32;       // columns a dot primitive consumes at once
-inline constexpr int kKvBlock = 32;     // positions of a KV block
-inline constexpr int kQueryTile = 4;    // queries of one kv head that attention handles together
+inline constexpr int kPanelRows = 32;  // rows of a weight panel
+inline constexpr int kBlock = 32;      // columns a dot primitive consumes at once
+inline constexpr int kKvBlock = 32;    // positions of a KV block
+inline constexpr int kQueryTile = 4;   // queries of one kv head that attention handles together
 
 // A weight matrix in panels of 32 rows, columns padded to a multiple of 32 for integer formats.
 //   f32, bf16   per panel: [column][32 rows]
@@ -36,21 +37,21 @@ struct MatrixView {
 // Activations of several tokens as int8 codes with a scale per group of columns. What belongs to a
 // group lies side by side for neighbouring tokens, as a tile reads it.
 struct QuantizedView {
-  std::int8_t* codes;     // [rows][padded]
-  float* scales;          // [groups][rows]
-  float* sums;            // [groups][rows]: scale * (sum of codes), for minimums
-  std::int32_t* totals;   // [groups][rows]: sum of codes, for constant zero points
+  std::int8_t* codes;    // [rows][padded]
+  float* scales;         // [groups][rows]
+  float* sums;           // [groups][rows]: scale * (sum of codes), for minimums
+  std::int32_t* totals;  // [groups][rows]: sum of codes, for constant zero points
   int rows, padded, group, groups;
 };
 
 struct LinearArgs {
   MatrixView weight;
-  const float* x;         // [tokens][weight.columns], for f32 and bf16 weights
-  QuantizedView q;        // for integer weights; q.group divides weight.group
-  const float* bias;      // in panel order, or null
-  float* y;               // [tokens][y_width]
+  const float* x;     // [tokens][weight.columns], for f32 and bf16 weights
+  QuantizedView q;    // for integer weights; q.group divides weight.group
+  const float* bias;  // in panel order, or null
+  float* y;           // [tokens][y_width]
   int y_width;
-  Epilogue epilogue;      // silu_mul: rows 0-15 of a panel are gates, 16-31 their factors
+  Epilogue epilogue;  // silu_mul: rows 0-15 of a panel are gates, 16-31 their factors
 };
 
 struct AttentionArgs {
@@ -59,13 +60,13 @@ struct AttentionArgs {
   int first[kQueryTile];           // each query sees the positions first .. length - 1
   int length[kQueryTile];
   int queries;
-  const std::int32_t* blocks;      // block table of the sequence
-  const std::uint8_t* cache;       // of this layer and kv head, block 0
-  std::size_t block_stride;        // bytes from a block to the next
+  const std::int32_t* blocks;  // block table of the sequence
+  const std::uint8_t* cache;   // of this layer and kv head, block 0
+  std::size_t block_stride;    // bytes from a block to the next
   KvFormat format;
   int head_dim, padded_dim;
   float scale;
-  float* scores;                   // scratch [queries][score_stride]
+  float* scores;  // scratch [queries][score_stride]
   std::ptrdiff_t score_stride;
 };
 

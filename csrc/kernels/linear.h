@@ -43,8 +43,12 @@ void finish_tile(const LinearArgs& args, int panel, int token, Tile<M>& tile) {
     for (int v = 0; v < rows / S::width; ++v) {
       float* place = target + v * S::width;
       switch (args.epilogue) {
-        case Epilogue::store: S::store(place, tile[m][v]); break;
-        case Epilogue::add: S::store(place, S::add(S::load(place), tile[m][v])); break;
+        case Epilogue::store:
+          S::store(place, tile[m][v]);
+          break;
+        case Epilogue::add:
+          S::store(place, S::add(S::load(place), tile[m][v]));
+          break;
         case Epilogue::silu_mul:
           S::store(place, S::mul(silu(tile[m][v]), tile[m][v + kVectors / 2]));
           break;
@@ -59,8 +63,8 @@ void finish_tile(const LinearArgs& args, int panel, int token, Tile<M>& tile) {
 template <class Element, int M>
 void float_tile(const LinearArgs& args, int panel, int token) {
   using S = Simd;
-  const auto* w = reinterpret_cast<const Element*>(args.weight.data +
-                                                   panel * args.weight.panel_bytes);
+  const auto* w =
+      reinterpret_cast<const Element*>(args.weight.data + panel * args.weight.panel_bytes);
   const std::ptrdiff_t stride = args.weight.columns;
   const float* x = args.x + token * stride;
   Tile<M> tile;
@@ -190,8 +194,10 @@ void integer_tile(const LinearArgs& args, int panel, int token) {
 template <int M>
 void one_tile(const LinearArgs& args, int panel, int token) {
   switch (args.weight.format) {
-    case Format::f32: return float_tile<float, M>(args, panel, token);
-    case Format::bf16: return float_tile<std::uint16_t, M>(args, panel, token);
+    case Format::f32:
+      return float_tile<float, M>(args, panel, token);
+    case Format::bf16:
+      return float_tile<std::uint16_t, M>(args, panel, token);
     case Format::int8:
     case Format::int4:
       return args.q.group == 64 ? integer_tile<M, 2>(args, panel, token)

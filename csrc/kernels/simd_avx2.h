@@ -29,9 +29,7 @@ struct Simd {
   static F min(F a, F b) { return _mm256_min_ps(a, b); }
   static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
   static F abs(F a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
-  static F round(F a) {
-    return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  }
+  static F round(F a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   // 2^n for integral n in [-126, 127].
   static F exp2i(F n) {
     const I i = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
@@ -62,7 +60,8 @@ struct Simd {
   // Rounds to the nearest integer and keeps the low byte; |v| <= 127. Returns the integers.
   static I store_int8(std::int8_t* p, F v) {
     const I i = _mm256_cvtps_epi32(v);
-    const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(i), _mm256_extracti128_si256(i, 1));
+    const __m128i words =
+        _mm_packs_epi32(_mm256_castsi256_si128(i), _mm256_extracti128_si256(i, 1));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
     return i;
   }
@@ -78,8 +77,8 @@ struct Simd {
     return _mm_cvtsi128_si32(_mm_add_epi32(pair, _mm_shuffle_epi32(pair, 0xb1)));
   }
 
-  // 4 bytes at p + Offset to every lane. Volatile assembly with a constant offset, or GCC hoists the
-  // broadcasts (or their addresses) of a whole group out of the loop over rows and spills them.
+  // 4 bytes at p + Offset to every lane. Volatile assembly with a constant offset, or GCC hoists
+  // the broadcasts (or their addresses) of a whole group out of the loop over rows and spills them.
   template <int Offset>
   static I broadcast4(const std::int8_t* p) {
     I v;
@@ -133,7 +132,9 @@ struct Simd {
   }
 
  private:
-  struct Codes { std::int8_t bytes[32]; };
+  struct Codes {
+    std::int8_t bytes[32];
+  };
 
   template <int M, int Step>
   static void nibble_sums(const std::uint8_t* w, const std::int8_t* a, std::ptrdiff_t stride,

@@ -1,7 +1,7 @@
 // Primitives for AVX-512 (F, BW, VL, DQ, VNNI): 16 float lanes.
 //
-// With HASTEN_SIMDE the intrinsics are emulated, so that this path can be tested on machines without
-// AVX-512.
+// With HASTEN_SIMDE the intrinsics are emulated, so that this path can be tested on machines
+// without AVX-512.
 #pragma once
 
 #ifdef HASTEN_SIMDE
@@ -36,8 +36,8 @@ struct Simd {
   static F min(F a, F b) { return _mm512_min_ps(a, b); }
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   static F abs(F a) {
-    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(a),
-                                                _mm512_set1_epi32(0x7fffffff)));
+    return _mm512_castsi512_ps(
+        _mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(0x7fffffff)));
   }
   static F round(F a) { return _mm512_cvtepi32_ps(_mm512_cvtps_epi32(a)); }
   static F exp2i(F n) {
@@ -112,7 +112,7 @@ struct Simd {
 #else
     asm("vpdpbusd %2%{1to16%}, %1, %0"
         : "+v"(sum)
-        : "v"(w), "m"(*reinterpret_cast<const std::int8_t(*)[4]>(a)));
+        : "v"(w), "m"(*reinterpret_cast<const std::int8_t (*)[4]>(a)));
 #endif
   }
 

@@ -12,7 +12,7 @@ namespace {
 struct Simd {
   static constexpr const char* name = "neon";
   static constexpr int width = 4;
-  static constexpr int tile = 8;        // int4: 16 sums, 8 activations and the codes fit 32 registers
+  static constexpr int tile = 8;  // int4: 16 sums, 8 activations and the codes fit 32 registers
   static constexpr int float_tile = 2;  // 16 sums and 8 columns
   using F = float32x4_t;
   using I = int32x4_t;
@@ -32,8 +32,7 @@ struct Simd {
   static F round(F a) { return vrndnq_f32(a); }
   // 2^n for integral n in [-126, 127].
   static F exp2i(F n) {
-    return vreinterpretq_f32_s32(
-        vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23));
+    return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23));
   }
   static float reduce_add(F v) {
     const float32x2_t pair = vadd_f32(vget_low_f32(v), vget_high_f32(v));

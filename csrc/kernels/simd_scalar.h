@@ -13,8 +13,12 @@ struct Simd {
   static constexpr int width = 8;
   static constexpr int tile = 4;
   static constexpr int float_tile = 4;
-  struct F { float v[width]; };
-  struct I { std::int32_t v[width]; };
+  struct F {
+    float v[width];
+  };
+  struct I {
+    std::int32_t v[width];
+  };
 
   template <class Function>
   static F lanes(Function function) {
@@ -30,19 +34,41 @@ struct Simd {
   }
 
   static F zero() { return set1(0.0f); }
-  static F set1(float v) { return lanes([&](int) { return v; }); }
-  static F load(const float* p) { return lanes([&](int i) { return p[i]; }); }
+  static F set1(float v) {
+    return lanes([&](int) { return v; });
+  }
+  static F load(const float* p) {
+    return lanes([&](int i) { return p[i]; });
+  }
   static void store(float* p, F v) { std::memcpy(p, v.v, sizeof v.v); }
-  static F add(F a, F b) { return lanes([&](int i) { return a.v[i] + b.v[i]; }); }
-  static F sub(F a, F b) { return lanes([&](int i) { return a.v[i] - b.v[i]; }); }
-  static F mul(F a, F b) { return lanes([&](int i) { return a.v[i] * b.v[i]; }); }
-  static F div(F a, F b) { return lanes([&](int i) { return a.v[i] / b.v[i]; }); }
-  static F max(F a, F b) { return lanes([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; }); }
-  static F min(F a, F b) { return lanes([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; }); }
+  static F add(F a, F b) {
+    return lanes([&](int i) { return a.v[i] + b.v[i]; });
+  }
+  static F sub(F a, F b) {
+    return lanes([&](int i) { return a.v[i] - b.v[i]; });
+  }
+  static F mul(F a, F b) {
+    return lanes([&](int i) { return a.v[i] * b.v[i]; });
+  }
+  static F div(F a, F b) {
+    return lanes([&](int i) { return a.v[i] / b.v[i]; });
+  }
+  static F max(F a, F b) {
+    return lanes([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+  }
+  static F min(F a, F b) {
+    return lanes([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+  }
   // Two roundings: a fused one would be a library call a lane here.
-  static F fma(F a, F b, F c) { return lanes([&](int i) { return a.v[i] * b.v[i] + c.v[i]; }); }
-  static F abs(F a) { return lanes([&](int i) { return std::fabs(a.v[i]); }); }
-  static F round(F a) { return lanes([&](int i) { return std::nearbyint(a.v[i]); }); }
+  static F fma(F a, F b, F c) {
+    return lanes([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
+  }
+  static F abs(F a) {
+    return lanes([&](int i) { return std::fabs(a.v[i]); });
+  }
+  static F round(F a) {
+    return lanes([&](int i) { return std::nearbyint(a.v[i]); });
+  }
   static F exp2i(F n) {
     return lanes([&](int i) {
       const std::uint32_t bits = static_cast<std::uint32_t>(static_cast<int>(n.v[i]) + 127) << 23;
@@ -83,10 +109,18 @@ struct Simd {
   }
 
   static I zero_int() { return set1_int(0); }
-  static I set1_int(std::int32_t v) { return int_lanes([&](int) { return v; }); }
-  static I add_int(I a, I b) { return int_lanes([&](int i) { return a.v[i] + b.v[i]; }); }
-  static I sub_int(I a, I b) { return int_lanes([&](int i) { return a.v[i] - b.v[i]; }); }
-  static F to_float(I v) { return lanes([&](int i) { return static_cast<float>(v.v[i]); }); }
+  static I set1_int(std::int32_t v) {
+    return int_lanes([&](int) { return v; });
+  }
+  static I add_int(I a, I b) {
+    return int_lanes([&](int i) { return a.v[i] + b.v[i]; });
+  }
+  static I sub_int(I a, I b) {
+    return int_lanes([&](int i) { return a.v[i] - b.v[i]; });
+  }
+  static F to_float(I v) {
+    return lanes([&](int i) { return static_cast<float>(v.v[i]); });
+  }
   static std::int32_t reduce_add_int(I v) {
     std::int32_t r = 0;
     for (int i = 0; i < width; ++i) r += v.v[i];

@@ -1,4 +1,5 @@
-// AVX-512 intrinsics over SIMDe's emulation, and the few that SIMDe 0.7.4 lacks, from two AVX2 halves.
+// AVX-512 intrinsics over SIMDe's emulation, and the few that SIMDe 0.7.4 lacks, from two AVX2
+// halves.
 #pragma once
 
 #define SIMDE_ENABLE_NATIVE_ALIASES
@@ -37,9 +38,8 @@ inline simde__m512i simde_cvtps_epi32(simde__m512 v) {
 }
 
 inline simde__m512i simde_cvtepi8_epi32(__m128i v) {
-  return simde_halves<simde__m512i>([&](int i) {
-    return _mm256_cvtepi8_epi32(_mm_set1_epi64x(simde_half<std::int64_t>(v, i)));
-  });
+  return simde_halves<simde__m512i>(
+      [&](int i) { return _mm256_cvtepi8_epi32(_mm_set1_epi64x(simde_half<std::int64_t>(v, i))); });
 }
 
 inline simde__m512i simde_cvtepu16_epi32(__m256i v) {

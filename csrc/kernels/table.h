@@ -9,7 +9,7 @@
 
 namespace {
 
-constexpr hasten::Kernels kTable = {Simd::name, linear,    rms_norm,   quantize, silu_mul,
+constexpr hasten::Kernels kTable = {Simd::name, linear,    rms_norm,   quantize,  silu_mul,
                                     add,        attention, int8_probe, fp32_probe};
 
 }  // namespace

@@ -1,5 +1,6 @@
 // Holds one instruction set's kernels to the scalar ones, without Python: for emulators and
-// sanitizers. Usage: kernels_check [isa]; prints a line for each op and exits with 1 on a difference.
+// sanitizers. Usage: kernels_check [isa]; prints a line for each op and exits with 1 on a
+// difference.
 #include <cmath>
 #include <cstdio>
 #include <cstring>

@@ -6,7 +6,7 @@ from letters import PIECES, Tokenizer
 from tiny import make_model, some_tokens
 
 from hasten import _native
-from hasten.errors import CapacityError, UsageError
+from hasten.errors import CapacityError, UnsupportedModelError, UsageError
 from hasten.generation import Engine, engine_options
 from hasten.generation.native import choose_isa
 from hasten.types import EngineOptions, Request, SamplingParams
@@ -250,3 +250,20 @@ def test_the_reference_executor_answers_alike(model):
         want = generated(engine, max_tokens=10)
     with new_engine(model, weights="f32", kv="f32") as engine:
         assert generated(engine, max_tokens=10) == want
+
+
+def test_a_score_that_holds_the_cache_is_named():
+    with Engine(make_model(), EngineOptions(max_context=64)) as engine:
+        scores = engine.score([1, 2, 3] * 15)
+        next(scores)
+        with pytest.raises(CapacityError, match=r"score\(\)"):
+            next(engine.generate([1, 2], SamplingParams(max_tokens=40)))
+        scores.close()
+        assert (
+            len(list(engine.generate([1, 2], SamplingParams(max_tokens=4, ignore_eos=True)))) == 4
+        )
+
+
+def test_heads_that_are_too_wide():
+    with pytest.raises(UnsupportedModelError, match="514"):
+        Engine(make_model(head_dim=514))

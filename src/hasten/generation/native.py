@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten import _native
-from hasten.errors import UsageError
+from hasten.errors import UnsupportedModelError, UsageError
 from hasten.generation.formats import (
     MatrixFormat,
     activation_group,
@@ -44,6 +44,9 @@ from hasten.types import Batch, EngineOptions
 
 __all__ = ["NativeExecutor", "choose_isa"]
 
+_MAX_HEAD_DIM = 512
+"""As in csrc/module.cpp."""
+
 
 def choose_isa(wanted: str | None) -> str:
     """The instruction set to run: the argument, else `HASTEN_ISA`, else the best there is.
@@ -74,11 +77,17 @@ class NativeExecutor:
 
     Raises:
         UsageError: An option that does not fit the model or the machine.
+        UnsupportedModelError: Attention heads are wider than the kernels take.
         CapacityError: Weights and KV cache exceed the memory of this process.
     """
 
     def __init__(self, model: Model, options: EngineOptions, blocks: int, context: int) -> None:
         config = model.config
+        if config.head_dim > _MAX_HEAD_DIM:
+            raise UnsupportedModelError(
+                f"the attention heads have {config.head_dim} dimensions",
+                allowed=f"up to {_MAX_HEAD_DIM}",
+            )
         self.threads = options.threads or available_cores()
         self.isa = choose_isa(options.isa)
         graph = architectures.build(config)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from hasten.errors import CapacityError
 from hasten.generation.kvcache import BlockPool, blocks_for
 from hasten.generation.sampler import make_generator
 from hasten.generation.text import TextStream
@@ -73,7 +74,11 @@ class Scheduler:
         return bool(self.waiting or self.running)
 
     def schedule(self) -> tuple[Batch, list[Sequence]]:
-        """The next batch, and the sequences whose tokens it holds in their order."""
+        """The next batch, and the sequences whose tokens it holds in their order.
+
+        Raises:
+            CapacityError: No sequence runs and the next one finds no room.
+        """
         self._admit()
         shares: list[tuple[Sequence, int]] = []
         budget = self._budget
@@ -83,6 +88,12 @@ class Scheduler:
             if count > 0:
                 shares.append((sequence, count))
                 budget -= count
+        if not shares:
+            needed = blocks_for(self._longest(self.waiting[0]))
+            raise CapacityError(
+                f"the next request needs {needed} KV blocks and {self._pool.free} are free",
+                do="finish or close the iterator of the score() call that holds the others",
+            )
         return _batch(shares), [sequence for sequence, _ in shares]
 
     def finish(self, sequence: Sequence) -> None:
@@ -104,12 +115,16 @@ class Scheduler:
     def _admit(self) -> None:
         while self.waiting and len(self.running) < self._max_sequences:
             sequence = self.waiting[0]
-            longest = len(sequence.request.prompt) + sequence.request.sampling.max_tokens
-            needed = blocks_for(min(longest, self._context))
+            needed = blocks_for(self._longest(sequence))
             if needed > self._pool.free:
                 return
             sequence.blocks = self._pool.take(needed)
             self.running.append(self.waiting.popleft())
+
+    def _longest(self, sequence: Sequence) -> int:
+        """Positions that a sequence can come to."""
+        request = sequence.request
+        return min(len(request.prompt) + request.sampling.max_tokens, self._context)
 
 
 def _batch(shares: list[tuple[Sequence, int]]) -> Batch:
