@@ -99,7 +99,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         lines.append(
             f"- {promise['this']}: {promise['what']} {ratio['estimate']:.2f} "
             f"[{ratio['low']:.2f}, {ratio['high']:.2f}] times as fast as {promise['other']} "
-            f"(wanted: {promise['wanted']:g})"
+            f"(goal: at least {promise['wanted']:g})"
         )
     bandwidth = conditions["bandwidth_bytes_per_s"]
     rate = conditions["int8_operations_per_s"]
