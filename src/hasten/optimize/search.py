@@ -38,8 +38,11 @@ Status = Literal["original", "open", "refused", "slower", "passed", "chosen"]
 Progress = Callable[[str, float], None]
 """Told what is being done, and the share of the whole search that is done."""
 
-_TIE = 0.02
-"""Medians nearer than this are taken as equally fast; the more accurate candidate is preferred."""
+_TIE = 0.05
+"""Medians nearer than this are taken as equally fast; the more accurate candidate is preferred.
+
+A mixture with 0.2 % fewer bytes came out 2.5 % ahead in a quiet race: that near, races do not tell.
+"""
 
 _LEAST_SAVING = 0.03
 """A mixture must promise at least this share of fewer weight bytes to be worth measuring."""
