@@ -17,10 +17,25 @@ __all__ = [
     "Output",
     "Request",
     "SamplingParams",
+    "Structure",
+    "TokenLogprobs",
 ]
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "deadline"]
 KvFormat = Literal["f32", "bf16", "int8"]
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """What the output must look like; filled by whoever asks.
+
+    Attributes:
+        kind: A JSON schema, a regular expression, or a grammar in llguidance's Lark form.
+        text: The schema as JSON text, the expression, or the grammar.
+    """
+
+    kind: Literal["json_schema", "regex", "grammar"]
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +51,17 @@ class SamplingParams:
         seed: Makes the sample repeatable, independent of what else runs; None draws a fresh one.
         stop: Output ends before the first of these strings.
         ignore_eos: Go on after an end-of-sequence token (for benchmarks of fixed length).
+        stop_tokens: Output ends with the first of these tokens, as with an end-of-sequence token.
+        repetition_penalty: Divides positive logits of tokens in prompt or output, multiplies
+            negative ones; 1 does nothing (Keskar et al. 2019).
+        presence_penalty: Subtracted from the logits of tokens in the output, in [-2, 2].
+        frequency_penalty: Subtracted once for each time a token is in the output, in [-2, 2].
+        logit_bias: Added to the logits of single tokens, by token id.
+        n: Outputs for the prompt, each with its own stream of random numbers.
+        logprobs: Report the chosen token's log probability and so many of the likeliest; None
+            reports none.
+        prompt_logprobs: The same for the prompt's tokens.
+        structure: What the output must look like; None leaves it free.
     """
 
     max_tokens: int = 256
@@ -46,15 +72,58 @@ class SamplingParams:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    stop_tokens: tuple[int, ...] = ()
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    n: int = 1
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    structure: Structure | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One generation; filled by whoever asks, read by the scheduler."""
+    """One generation; filled by whoever asks, read by the scheduler.
+
+    Attributes:
+        id: Its own among the requests in flight.
+        prompt: Token ids, at least one.
+        sampling: How to choose the output.
+        priority: Lower numbers run first; equal ones in the order they came.
+        deadline: When it ends unfinished, in seconds of `time.monotonic`; None never.
+        tenant: Requests of different tenants share no cached prefix.
+        adapter: Name of a LoRA adapter that the engine has loaded; None runs the model itself.
+    """
 
     id: str
     prompt: tuple[int, ...]
     sampling: SamplingParams = field(default_factory=SamplingParams)
+    priority: int = 0
+    deadline: float | None = None
+    tenant: str = ""
+    adapter: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """How likely a token was; filled by the sampler.
+
+    Natural logarithms of probabilities under the model's own logits, before temperature, penalties
+    and filters.
+
+    Attributes:
+        token: The token that was chosen, or that the prompt holds.
+        logprob: Its log probability; None for a prompt's first token, which has none.
+        rank: 1 for the likeliest token.
+        top: The likeliest tokens and their log probabilities, likeliest first.
+    """
+
+    token: int
+    logprob: float | None
+    rank: int | None
+    top: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +137,10 @@ class Output:
             possible stop string is incomplete. The texts of all steps join to the whole answer.
         finish_reason: None while the request goes on.
         model_seconds: Time inside the executor since the request's last output, in seconds.
+        index: Which of the request's `n` outputs it belongs to, from 0.
+        cached_tokens: Tokens of the prompt that the prefix cache held; with the first output.
+        logprobs: One entry for each of `tokens` where the request asked for them.
+        prompt_logprobs: One entry for each token of the prompt, with the first output.
     """
 
     request_id: str
@@ -75,6 +148,10 @@ class Output:
     text: str
     finish_reason: FinishReason | None
     model_seconds: float
+    index: int = 0
+    cached_tokens: int = 0
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +164,8 @@ class Batch:
         starts: int32 [S + 1], sequence s owns tokens[starts[s]:starts[s + 1]].
         block_tables: int32 [S, B], the KV blocks of each sequence in order, -1 where unused.
         logit_rows: int32 [R], indices into tokens whose logits are wanted, ascending.
+        adapters: int32 [S], slot of each sequence's LoRA adapter, -1 for none; None where no
+            sequence has one.
     """
 
     tokens: NDArray[np.int32]
@@ -94,6 +173,7 @@ class Batch:
     starts: NDArray[np.int32]
     block_tables: NDArray[np.int32]
     logit_rows: NDArray[np.int32]
+    adapters: NDArray[np.int32] | None = None
 
 
 @dataclass(frozen=True, slots=True)
