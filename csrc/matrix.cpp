@@ -145,13 +145,14 @@ void Matrix::place_bf16(const std::uint16_t* values, std::span<const std::int32_
 }
 
 void Matrix::place_int8(const std::int8_t* codes, const std::uint16_t* scales,
-                        std::span<const std::int32_t> target) {
+                        const std::uint16_t* minimums, std::span<const std::int32_t> target) {
   const int groups = view_.padded / view_.group;
   for (const std::int32_t row : target) {
     const int lane = row % kPanelRows;
     std::uint8_t* place = panel(row);
     for (int g = 0; g < groups; ++g, place += group_bytes()) {
       std::memcpy(place + 2 * lane, scales + g, 2);
+      if (view_.minimum) std::memcpy(place + 2 * (kPanelRows + lane), minimums + g, 2);
       std::uint8_t* out = place + header_bytes() + 4 * lane;
       for (int k = 0; k < view_.group; k += 4, out += 4 * kPanelRows) {
         for (int i = 0; i < 4; ++i) out[i] = static_cast<std::uint8_t>(codes[k + i] + 128);
@@ -159,6 +160,7 @@ void Matrix::place_int8(const std::int8_t* codes, const std::uint16_t* scales,
       codes += view_.group;
     }
     scales += groups;
+    if (view_.minimum) minimums += groups;
   }
 }
 

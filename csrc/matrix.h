@@ -58,7 +58,7 @@ class Matrix {
   void place_float(const float* values, std::span<const std::int32_t> target);
   void place_bf16(const std::uint16_t* values, std::span<const std::int32_t> target);
   void place_int8(const std::int8_t* codes, const std::uint16_t* scales,
-                  std::span<const std::int32_t> target);
+                  const std::uint16_t* minimums, std::span<const std::int32_t> target);
   void place_int4(const std::uint8_t* codes, const std::uint16_t* scales,
                   const std::uint16_t* minimums, std::span<const std::int32_t> target);
 

@@ -64,7 +64,7 @@ std::shared_ptr<Matrix> make_matrix(const std::string& format, int rows, int col
     reject("the group must be a multiple of 32 that divides the padded columns");
   }
   if (!integer && group != 0) reject("float matrices have no groups");
-  if (minimum && kind != Format::int4) reject("only int4 matrices have minimums");
+  if (minimum && !integer) reject("float matrices have no minimums");
   if (arena == nullptr) arena = std::make_shared<Arena>();
   return std::make_shared<Matrix>(std::move(arena), kind, rows, columns, group, minimum);
 }
@@ -87,6 +87,18 @@ void require_shape(std::size_t rows, std::size_t columns, std::size_t expected_r
 
 void require_format(const Matrix& matrix, Format format) {
   if (matrix.view().format != format) reject("the matrix has another format");
+}
+
+// The minimums, or null where the matrix has none, after a check of both shapes.
+const std::uint16_t* group_values(const Matrix& matrix, const Array<std::uint16_t, 2>& scales,
+                                  const std::optional<Array<std::uint16_t, 2>>& minimums) {
+  const MatrixView& view = matrix.view();
+  const int groups = view.padded / view.group;
+  if (minimums.has_value() != view.minimum) reject("minimums do not fit the matrix");
+  require_shape(scales.shape(0), scales.shape(1), scales.shape(0), groups);
+  if (!minimums) return nullptr;
+  require_shape(minimums->shape(0), minimums->shape(1), scales.shape(0), groups);
+  return minimums->data();
 }
 
 void bind_matrix(nb::module_& m) {
@@ -119,34 +131,25 @@ void bind_matrix(nb::module_& m) {
           "values"_a.noconvert(), "rows"_a.noconvert(), "Puts rows of bfloat16 bit patterns.")
       .def(
           "place_int8",
-          [](Matrix& self, Array<std::int8_t, 2> codes, Array<std::uint16_t, 2> scales, Rows rows) {
+          [](Matrix& self, Array<std::int8_t, 2> codes, Array<std::uint16_t, 2> scales,
+             std::optional<Array<std::uint16_t, 2>> minimums, Rows rows) {
             require_format(self, Format::int8);
-            const MatrixView& view = self.view();
-            require_shape(codes.shape(0), codes.shape(1), scales.shape(0), view.padded);
-            require_shape(scales.shape(0), scales.shape(1), codes.shape(0),
-                          view.padded / view.group);
+            require_shape(codes.shape(0), codes.shape(1), scales.shape(0), self.view().padded);
+            const std::uint16_t* low = group_values(self, scales, minimums);
             const auto target = targets(self, rows, codes.shape(0));
             nb::gil_scoped_release release;
-            self.place_int8(codes.data(), scales.data(), target);
+            self.place_int8(codes.data(), scales.data(), low, target);
           },
-          "codes"_a.noconvert(), "scales"_a.noconvert(), "rows"_a.noconvert(),
-          "Scales are half-precision bit patterns.")
+          "codes"_a.noconvert(), "scales"_a.noconvert(), "minimums"_a.noconvert().none(),
+          "rows"_a.noconvert(), "Scales and minimums are half-precision bit patterns.")
       .def(
           "place_int4",
           [](Matrix& self, Array<std::uint8_t, 2> codes, Array<std::uint16_t, 2> scales,
              std::optional<Array<std::uint16_t, 2>> minimums, Rows rows) {
             require_format(self, Format::int4);
-            const MatrixView& view = self.view();
-            if (minimums.has_value() != view.minimum) reject("minimums do not fit the matrix");
-            require_shape(codes.shape(0), codes.shape(1), scales.shape(0), view.padded / 2);
-            require_shape(scales.shape(0), scales.shape(1), codes.shape(0),
-                          view.padded / view.group);
-            if (minimums) {
-              require_shape(minimums->shape(0), minimums->shape(1), codes.shape(0),
-                            view.padded / view.group);
-            }
+            require_shape(codes.shape(0), codes.shape(1), scales.shape(0), self.view().padded / 2);
+            const std::uint16_t* low = group_values(self, scales, minimums);
             const auto target = targets(self, rows, codes.shape(0));
-            const std::uint16_t* low = minimums ? minimums->data() : nullptr;
             nb::gil_scoped_release release;
             self.place_int4(codes.data(), scales.data(), low, target);
           },

@@ -22,10 +22,10 @@ inline constexpr int kQueryTile = 4;   // queries of one kv head that attention 
 
 // A weight matrix in panels of 32 rows, columns padded to a multiple of 32 for integer formats.
 //   f32, bf16   per panel: [column][32 rows]
-//   int8        per panel and group: 32 half-precision scales, then per 4 columns
-//               [32 rows][4 columns] of code + 128
-//   int4        per panel and group: 32 scales, 32 minimums if it has them, then per 4 columns
-//               [16 rows][4 columns]: low nibbles are rows 0-15, high nibbles rows 16-31
+//   int8        per panel and group: 32 half-precision scales, 32 minimums if it has them, then per
+//               4 columns [32 rows][4 columns] of code + 128, codes -128 to 127
+//   int4        the same scales and minimums, then per 4 columns [16 rows][4 columns]: low nibbles
+//               are rows 0-15, high nibbles rows 16-31
 struct MatrixView {
   Format format;
   bool minimum;

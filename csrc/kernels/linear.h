@@ -148,7 +148,7 @@ void int4_tile(const LinearArgs& args, int panel, int token) {
   finish_tile<M>(args, panel, token, tile);
 }
 
-template <int M, int Blocks>
+template <int M, int Blocks, bool Minimum>
 void int8_tile(const LinearArgs& args, int panel, int token) {
   using S = Simd;
   const hasten::MatrixView& weight = args.weight;
@@ -163,18 +163,23 @@ void int8_tile(const LinearArgs& args, int panel, int token) {
   }
   for (int g = 0; g < groups;) {
     const auto* row_scales = reinterpret_cast<const std::uint16_t*>(w);
-    w += kPanelRows * 2;
+    const auto* minimums = row_scales + kPanelRows;
+    w += kPanelRows * (Minimum ? 4 : 2);
     for (int part = 0; part < parts; ++part, ++g) {
       const std::ptrdiff_t index = static_cast<std::ptrdiff_t>(g) * q.rows + token;
-      const float* scales = q.scales + index;
+      const float *scales = q.scales + index, *sums = q.sums + index;
       for (int v = 0; v < kVectors; ++v) {
         S::I sum[M];
         S::template dot_int8<M, Blocks>(w + v * 4 * S::width, codes, stride, sum);
         subtract_zero<M>(sum, kInt8Zero, q.totals + index);
         const S::F row_scale = S::load_half(row_scales + v * S::width);
+        S::F minimum;
+        if constexpr (Minimum) minimum = S::load_half(minimums + v * S::width);
         for (int m = 0; m < M; ++m) {
           const S::F scale = S::mul(row_scale, S::set1(scales[m]));
-          tile[m][v] = S::fma(S::to_float(sum[m]), scale, tile[m][v]);
+          S::F y = S::fma(S::to_float(sum[m]), scale, tile[m][v]);
+          if constexpr (Minimum) y = S::fma(minimum, S::set1(sums[m]), y);
+          tile[m][v] = y;
         }
       }
       w += Blocks * 1024;
@@ -186,9 +191,13 @@ void int8_tile(const LinearArgs& args, int panel, int token) {
 
 template <int M, int Blocks>
 void integer_tile(const LinearArgs& args, int panel, int token) {
-  if (args.weight.format == Format::int8) return int8_tile<M, Blocks>(args, panel, token);
-  return args.weight.minimum ? int4_tile<M, Blocks, true>(args, panel, token)
-                             : int4_tile<M, Blocks, false>(args, panel, token);
+  const bool minimum = args.weight.minimum;
+  if (args.weight.format == Format::int8) {
+    return minimum ? int8_tile<M, Blocks, true>(args, panel, token)
+                   : int8_tile<M, Blocks, false>(args, panel, token);
+  }
+  return minimum ? int4_tile<M, Blocks, true>(args, panel, token)
+                 : int4_tile<M, Blocks, false>(args, panel, token);
 }
 
 template <int M>

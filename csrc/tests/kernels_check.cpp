@@ -122,8 +122,8 @@ Matrix random_matrix(const Form& form, int rows, int columns) {
   const std::size_t groups = rows * padded / form.group;
   const auto scales = halves(groups), minimums = halves(groups);
   if (form.format == Format::int8) {
-    matrix.place_int8(integers<std::int8_t>(rows * padded, -127, 127).data(), scales.data(),
-                      target);
+    matrix.place_int8(integers<std::int8_t>(rows * padded, -128, 127).data(), scales.data(),
+                      form.minimum ? minimums.data() : nullptr, target);
   } else {
     matrix.place_int4(integers<std::uint8_t>(rows * padded / 2, 0, 255).data(), scales.data(),
                       form.minimum ? minimums.data() : nullptr, target);
@@ -157,10 +157,11 @@ void check_linear(Check& check, const Form& form, int rows, int columns, Epilogu
 
 void check_all_linear(Check& check) {
   const Form forms[] = {
-      {"f32", Format::f32, 0, false},         {"bf16", Format::bf16, 0, false},
-      {"int8:32", Format::int8, 32, false},   {"int8:64", Format::int8, 64, false},
-      {"int8:192", Format::int8, 192, false}, {"int4:32", Format::int4, 32, false},
-      {"int4:64", Format::int4, 64, false},   {"int4:32+min", Format::int4, 32, true},
+      {"f32", Format::f32, 0, false},          {"bf16", Format::bf16, 0, false},
+      {"int8:32", Format::int8, 32, false},    {"int8:64", Format::int8, 64, false},
+      {"int8:192", Format::int8, 192, false},  {"int8:32+min", Format::int8, 32, true},
+      {"int8:64+min", Format::int8, 64, true}, {"int4:32", Format::int4, 32, false},
+      {"int4:64", Format::int4, 64, false},    {"int4:32+min", Format::int4, 32, true},
       {"int4:64+min", Format::int4, 64, true}};
   for (const Form& form : forms) {
     check_linear(check, form, 70, 180, Epilogue::store);

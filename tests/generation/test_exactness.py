@@ -2,7 +2,14 @@
 
 import numpy as np
 import pytest
-from tiny import Player, make_model, some_tokens, symmetric_model
+from tiny import (
+    Player,
+    int8_with_minimum,
+    make_model,
+    quantised_model,
+    some_tokens,
+    symmetric_int4,
+)
 
 from hasten.generation import Engine
 from hasten.types import EngineOptions, Request, SamplingParams
@@ -37,13 +44,16 @@ def test_logits_do_not_depend_on_how_they_are_computed(isa, model, weights, kv):
         np.testing.assert_array_equal(player().together(size), want, f"{size=}")
 
 
-def test_codes_of_the_file_do_not_depend_on_how_they_are_run(isa):
-    """Int4 without minimums, which only files bring."""
-    model = symmetric_model()
+@pytest.mark.parametrize(
+    ("quantise", "form"), [(symmetric_int4, "int4:32"), (int8_with_minimum, "int8:32+min")]
+)
+def test_codes_of_the_file_do_not_depend_on_how_they_are_run(isa, quantise, form):
+    """Formats that only files bring."""
+    model = quantised_model(quantise)
     want = Player(model, SEQUENCES, isa=isa).alone()
     for size in (1, 7, 512):
         player = Player(model, SEQUENCES, isa=isa, fuse=size == 512)
-        assert set(player.executor.formats.values()) == {"int4:32"}
+        assert set(player.executor.formats.values()) == {form}
         np.testing.assert_array_equal(player.together(size), want)
 
 

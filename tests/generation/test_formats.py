@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from tiny import make_model, symmetric_int4
+from tiny import int8_with_minimum, make_model, symmetric_int4
 
 from hasten.errors import UsageError
 from hasten.generation.formats import (
@@ -65,8 +65,14 @@ def test_carried_codes_run_as_they_are():
         QuantizedTensor("a", quantize_rtn(values, 4, 32)),
         QuantizedTensor("b", quantize_rtn(values, 8, 64)),
         QuantizedTensor("c", symmetric_int4(values)),
+        QuantizedTensor("d", int8_with_minimum(values)),
     ]
-    assert chosen(tensors) == {"a": "int4:32+min", "b": "int8:64", "c": "int4:32"}
+    assert chosen(tensors) == {
+        "a": "int4:32+min",
+        "b": "int8:64",
+        "c": "int4:32",
+        "d": "int8:32+min",
+    }
 
 
 @pytest.mark.parametrize(
@@ -145,6 +151,11 @@ def test_predicted_bytes_are_those_of_the_quantised_matrix(bits, group, shape):
     name = f"int{bits}" + ("" if group is None else f":{group}") + ("+min" if bits == 4 else "")
     form = MatrixFormat.from_name(name, shape[1])
     assert form.nbytes(shape) == quantize_rtn(values, bits, group).nbytes
+
+
+def test_predicted_bytes_of_int8_with_minimums():
+    matrix = int8_with_minimum(np.arange(576, dtype=np.float32).reshape(3, 192))
+    assert MatrixFormat.from_name("int8:32+min", 192).nbytes((3, 192)) == matrix.nbytes
 
 
 def test_predicted_bytes_of_floats_and_of_int4_without_minimums():

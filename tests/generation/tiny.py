@@ -42,13 +42,26 @@ def make_model(seed=0, tokenizer=None, **changes) -> Model:
     return Model("tiny", Path("tiny"), config, weights, [], parts)
 
 
-def symmetric_model(seed=0, **changes) -> Model:
-    """The same with int4 matrices that count from -8, as a file of Q4_0 blocks holds them."""
+def quantised_model(quantise, seed=0, **changes) -> Model:
+    """The same with matrices that `quantise` made, as a file may hold them."""
     model = make_model(seed, **changes)
     for name, tensor in model.weights.items():
         if len(tensor.shape) == 2:
-            model.weights[name] = QuantizedTensor(name, symmetric_int4(tensor.to_float32()))
+            model.weights[name] = QuantizedTensor(name, quantise(tensor.to_float32()))
     return model
+
+
+def int8_with_minimum(values) -> QuantizedMatrix:
+    """Rounds groups of 32 columns to -128..127 times a scale, plus a minimum."""
+    rows, columns = values.shape
+    blocks = np.pad(values, ((0, 0), (0, -columns % 32))).reshape(rows, -1, 32)
+    low, high = blocks.min(axis=2), blocks.max(axis=2)
+    scales = ((high - low) / 255).astype(np.float16)
+    minimums = (low + 128 * scales.astype(np.float32)).astype(np.float16)
+    shifted = blocks - minimums.astype(np.float32)[:, :, None]
+    codes = np.rint(shifted / scales.astype(np.float32)[:, :, None]).clip(-128, 127)
+    packed = codes.astype(np.int8).reshape(rows, -1)
+    return QuantizedMatrix(8, (rows, columns), 32, packed, scales, minimums)
 
 
 def symmetric_int4(values) -> QuantizedMatrix:

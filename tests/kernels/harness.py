@@ -37,11 +37,9 @@ def place(matrix, quantized: QuantizedMatrix, rows):
     """Puts the rows of a quantised matrix at the given rows of a packed one."""
     rows = np.asarray(rows, np.int32)
     scales = quantized.scales.view(np.uint16)
-    if quantized.bits == 8:
-        matrix.place_int8(quantized.codes, scales, rows)
-    else:
-        low = None if quantized.minimums is None else quantized.minimums.view(np.uint16)
-        matrix.place_int4(quantized.codes, scales, low, rows)
+    low = None if quantized.minimums is None else quantized.minimums.view(np.uint16)
+    put = matrix.place_int8 if quantized.bits == 8 else matrix.place_int4
+    put(quantized.codes, scales, low, rows)
     return matrix
 
 
@@ -90,9 +88,10 @@ def random_codes(kind, rows, columns, group, minimum, seed) -> QuantizedMatrix:
     size = group or padded
     scales = rng.uniform(-0.1, 0.1, (rows, padded // size)).astype(np.float16)
     if kind == "int8":
-        codes = rng.integers(-127, 128, (rows, padded)).astype(np.int8)
-        codes[0], codes[-1] = 127, -127
-        return QuantizedMatrix(8, (rows, columns), size, codes, scales)
+        codes = rng.integers(-128, 128, (rows, padded)).astype(np.int8)
+        codes[0], codes[-1] = 127, -128
+        low = rng.uniform(-10, 10, scales.shape).astype(np.float16) if minimum else None
+        return QuantizedMatrix(8, (rows, columns), size, codes, scales, low)
     nibbles = rng.integers(0, 256, (rows, padded // 2)).astype(np.uint8)
     nibbles[0] = 255
     low = rng.uniform(-1, 1, scales.shape).astype(np.float16) if minimum else None

@@ -35,7 +35,7 @@ def int32(*values):
         ("int8", 4, 64, 48),
         ("int8", 4, 64, 128),
         ("int8", 4, 64, -32),
-        ("int8", 4, 64, 32, True),
+        ("f32", 4, 4, 0, True),
         ("f32", 4.5, 4),
         ("f32", 2**40, 4),
     ],
@@ -52,7 +52,7 @@ def test_rows_out_of_range(rows):
     quantized = random_codes("int8", 2, 64, 32, False, 0)
     with pytest.raises(BAD):
         _native.Matrix("int8", 40, 64, 32).place_int8(
-            quantized.codes, quantized.scales.view(np.uint16), int32(*rows)
+            quantized.codes, quantized.scales.view(np.uint16), None, int32(*rows)
         )
 
 
@@ -91,6 +91,7 @@ def test_codes_that_do_not_fit():
     )
     with_minimum = _native.Matrix("int4", 40, 64, 32, True)
     without = _native.Matrix("int4", 40, 64, 32)
+    wide = _native.Matrix("int8", 40, 64, 32, True)
     rows = int32(0, 1)
     calls = [
         lambda: with_minimum.place_int4(codes, scales, None, rows),
@@ -100,7 +101,10 @@ def test_codes_that_do_not_fit():
         lambda: with_minimum.place_int4(codes, scales, low[:1], rows),
         lambda: with_minimum.place_int4(codes, scales[:1], low, rows),
         lambda: with_minimum.place_int4(codes.view(np.int8), scales, low, rows),
-        lambda: with_minimum.place_int8(codes.view(np.int8), scales, rows),
+        lambda: with_minimum.place_int8(codes.view(np.int8), scales, low, rows),
+        lambda: wide.place_int8(codes.view(np.int8), scales, low, rows),
+        lambda: wide.place_int8(np.zeros((2, 64), np.int8), scales, None, rows),
+        lambda: wide.place_int8(np.zeros((2, 64), np.int8), scales, low[:1], rows),
         lambda: with_minimum.place_float(normal(2, 64), rows),
         lambda: with_minimum.place_bf16(np.zeros((2, 64), np.uint16), rows),
         lambda: _native.Matrix("f32", 40, 64).place_bf16(np.zeros((2, 64), np.uint16), rows),

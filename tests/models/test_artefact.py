@@ -1,6 +1,7 @@
 """Artefacts: what is written is read back, and nothing else is overwritten or believed."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,13 @@ from hasten.kernels.quantization import QuantizedMatrix, dequantize, quantize_rt
 from hasten.models import artefact as artefact_module
 from hasten.models import load_model
 from hasten.models.artefact import write_artefact
+from hasten.models.ggml_blocks import GGML_TYPES
+from hasten.models.weights import GgmlTensor
 
 DOWN = "model.layers.0.mlp.down_proj.weight"
 QUERY = "model.layers.0.self_attn.q_proj.weight"
 NORM = "model.norm.weight"
+PARTS = ("codes", "scales", "minimums", "order")
 RECIPE = {"passes": [{"name": "quantize", "weights": "int4:32"}], "speed-up": 2.5, "ä": None}
 
 
@@ -32,6 +36,8 @@ def mixed_weights(model):
         if group == 96 and tensor.shape[1] != 96:
             group = 64
         weights[name] = quantize_rtn(tensor.to_float32(), bits, group)
+    order = np.random.default_rng(0).permutation(64).astype(np.int32)
+    weights[QUERY] = replace(weights[QUERY], order=order)
     weights["lm_head.weight"] = model.weights["lm_head.weight"].to_float32().astype(np.float16)
     return weights
 
@@ -48,13 +54,9 @@ def artefact(tmp_path, model):
 
 
 def same(a: QuantizedMatrix, b: QuantizedMatrix) -> bool:
-    parts = [(a.codes, b.codes), (a.scales, b.scales)]
-    if a.minimums is not None and b.minimums is not None:
-        parts.append((a.minimums, b.minimums))
-    return (
-        (a.bits, a.group, a.shape) == (b.bits, b.group, b.shape)
-        and (a.minimums is None) == (b.minimums is None)
-        and all(x.dtype == y.dtype and np.array_equal(x, y) for x, y in parts)
+    parts = [(getattr(a, part), getattr(b, part)) for part in PARTS]
+    return (a.bits, a.group, a.shape) == (b.bits, b.group, b.shape) and all(
+        (x is None and y is None) or (x.dtype == y.dtype and np.array_equal(x, y)) for x, y in parts
     )
 
 
@@ -90,7 +92,7 @@ def test_other_tools_can_read_the_files(artefact):
     }
 
 
-@pytest.mark.parametrize("encoding", ["F16", "BF16", "Q4_0", "Q4_1", "Q8_0"])
+@pytest.mark.parametrize("encoding", ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
 def test_carries_the_codes_of_a_gguf_file(tmp_path, encoding):
     source = load_model(write_gguf(tmp_path / "source.gguf", encoding=encoding))
     write_artefact(tmp_path / "out", source, source.weights, {})
@@ -107,9 +109,10 @@ def test_carries_the_codes_of_a_gguf_file(tmp_path, encoding):
 
 
 def test_refuses_what_it_cannot_store(tmp_path, model):
-    source = load_model(write_gguf(tmp_path / "source.gguf", encoding="Q5_1"))
-    with pytest.raises(UsageError, match="cannot be stored as Q5_1"):
-        write_artefact(tmp_path / "out", source, source.weights, {})
+    rows = np.zeros((64, 210), np.uint8)
+    sixth = GgmlTensor(QUERY, (64, 256), GGML_TYPES[14], rows)
+    with pytest.raises(UsageError, match="cannot be stored as Q6_K"):
+        write_artefact(tmp_path / "out", model, model.weights | {QUERY: sixth}, {})
     double = model.weights | {NORM: np.zeros(64)}
     with pytest.raises(UsageError, match=r"'model.norm.weight' cannot be stored as float64"):
         write_artefact(tmp_path / "out", model, double, {})
@@ -216,7 +219,7 @@ def test_refuses_a_config_that_lies(artefact, change):
 
 def test_refuses_codes_that_the_config_does_not_list(artefact):
     change_config(artefact, lambda q: q["tensors"].pop(QUERY))
-    with pytest.raises(UnsupportedModelError, match=r"q_proj.weight.codes' is stored as I8"):
+    with pytest.raises(UnsupportedModelError, match=r"q_proj.weight.[a-z]+' is stored as I"):
         load_model(artefact)
 
 
@@ -246,6 +249,17 @@ def test_refuses_tensors_that_lie(tmp_path, model, part, lie):
         return
     with pytest.raises(ModelFileError, match=name if lie == "absent" else "allowed"):
         load_model(tmp_path / "out")
+
+
+@pytest.mark.parametrize("order", [[0, 0], [64, 1], [-1, 1]])
+def test_refuses_an_order_that_is_no_permutation(artefact, order):
+    path = artefact / "model.safetensors"
+    arrays = dict(load_file(path))
+    changed = np.arange(64, dtype=np.int32)
+    changed[:2] = order
+    save_file(arrays | {QUERY + ".order": changed}, path)
+    with pytest.raises(ModelFileError, match=r"q_proj.weight.order' is no permutation"):
+        load_model(artefact)
 
 
 @pytest.mark.parametrize("name", ["recipe.json", "model.safetensors"])

@@ -1,10 +1,13 @@
 """Stored tensors: float32 values and codes taken over as they are."""
 
+from dataclasses import replace
+
 import gguf
 import numpy as np
 import pytest
+from test_ggml_blocks import random_rows
 
-from hasten.errors import ModelFileError
+from hasten.errors import ModelFileError, UnsupportedModelError
 from hasten.kernels.quantization import QuantizedMatrix, dequantize, quantize_rtn
 from hasten.models.ggml_blocks import GGML_TYPES
 from hasten.models.weights import DenseTensor, GgmlTensor, QuantizedTensor
@@ -30,36 +33,91 @@ def test_ggml_values(encoding, order):
     assert np.array_equal(tensor.to_float32(), expected)
 
 
-@pytest.mark.parametrize("encoding", ["Q4_0", "Q4_1", "Q8_0"])
+@pytest.mark.parametrize(
+    ("encoding", "bits", "minimum"),
+    [
+        ("Q4_0", 4, False),
+        ("Q4_1", 4, True),
+        ("Q5_0", 8, False),
+        ("Q5_1", 8, True),
+        ("Q8_0", 8, False),
+    ],
+)
 @pytest.mark.parametrize("order", [None, np.array([3, 1, 0, 2, 5, 4])], ids=["plain", "ordered"])
 @pytest.mark.parametrize("columns", [32, 96, 256])
-def test_ggml_codes_are_taken_over_exactly(encoding, order, columns):
+def test_ggml_codes_are_taken_over_exactly(encoding, bits, minimum, order, columns):
     tensor, expected = ggml_tensor(encoding, (6, columns), order=order)
-    matrix = tensor.quantized()
-    assert (matrix.bits, matrix.group) == (8 if encoding == "Q8_0" else 4, 32)
-    assert matrix.shape == (6, columns)
-    assert (matrix.minimums is None) == (encoding != "Q4_1")
+    matrix, layout = tensor.quantized(), tensor.layout()
+    assert (layout.bits, layout.group, layout.minimum, layout.order) == (bits, 32, minimum, None)
+    assert (matrix.bits, matrix.group, matrix.shape) == (bits, 32, (6, columns))
+    assert (matrix.minimums is not None) == minimum
     assert matrix.codes.flags.c_contiguous
     assert np.array_equal(dequantize(matrix), expected)
 
 
-@pytest.mark.parametrize("encoding", ["F32", "F16", "BF16", "Q5_0", "Q5_1"])
+@pytest.mark.parametrize(("encoding", "bits"), [("Q4_K", 4), ("Q5_K", 8)])
+@pytest.mark.parametrize("order", [None, np.random.default_rng(0).permutation(600)])
+def test_k_quants_keep_their_codes_and_round_only_scales_and_minimums(encoding, bits, order):
+    """Both are a half times six bits; half precision keeps 11 of the up to 17 bits."""
+    rows = random_rows(KINDS[encoding], 600, 3)  # in two pieces
+    tensor = GgmlTensor("w", (600, 768), KINDS[encoding], rows, order)
+    matrix, exact = tensor.quantized(), tensor.to_float32()
+    assert (matrix.bits, matrix.group, matrix.layout.minimum) == (bits, 32, True)
+    codes = matrix.integer_codes().reshape(600, -1, 32)
+    scales = matrix.scales.astype(float)[:, :, None]
+    minimums = matrix.minimums.astype(float)[:, :, None]
+    bound = (np.abs(scales * codes) + np.abs(minimums)) * 2.0**-11
+    assert (
+        np.abs(dequantize(matrix).reshape(codes.shape) - exact.reshape(codes.shape)) <= bound
+    ).all()
+    spread = exact.reshape(codes.shape).max(2) - exact.reshape(codes.shape).min(2)
+    integers = np.ptp(codes, axis=2) * np.abs(scales[:, :, 0])
+    np.testing.assert_allclose(spread, integers, rtol=2.0**-11, atol=1e-6 * np.abs(exact).max())
+
+
+def test_subnormal_scales_of_k_quants_lose_nothing():
+    """A product of a half and a whole number is a multiple of the smallest half."""
+    rows = random_rows(KINDS["Q4_K"], 4, 2).reshape(8, -1)
+    rows[:, :2] = np.full((8, 1), 3 * 2.0**-24, np.float16).view(np.uint8)
+    rows[:, 2:4] = np.full((8, 1), 2.0**-24, np.float16).view(np.uint8)
+    tensor = GgmlTensor("w", (4, 512), KINDS["Q4_K"], rows.reshape(4, -1))
+    assert np.array_equal(dequantize(tensor.quantized()), tensor.to_float32())
+
+
+def test_names_a_scale_beyond_half_precision():
+    rows = random_rows(KINDS["Q4_K"], 4, 2).reshape(8, -1)
+    rows[3, :2] = np.full(1, 2000, np.float16).view(np.uint8)
+    rows[3, 4:16] = 0xFF
+    tensor = GgmlTensor("w", (4, 512), KINDS["Q4_K"], rows.reshape(4, -1))
+    assert tensor.to_float32().max() > 65504
+    with pytest.raises(UnsupportedModelError, match=r"'w' holds a scale .* 1.26e\+05; .*65504"):
+        tensor.quantized()
+
+
+@pytest.mark.parametrize("encoding", ["F32", "F16", "BF16", "Q2_K", "Q3_K", "Q6_K"])
 def test_other_encodings_have_no_codes(encoding):
-    assert ggml_tensor(encoding)[0].quantized() is None
+    rows = random_rows(KINDS[encoding], 4, 2)
+    tensor = GgmlTensor("w", (4, 2 * KINDS[encoding].columns), KINDS[encoding], rows)
+    assert tensor.quantized() is None
+    assert tensor.layout() is None
 
 
-def test_q8_0_with_the_code_minus_128_has_no_codes_but_values():
-    """Clamping it would change the model, so the codes are not handed out."""
+def test_vectors_have_no_codes():
+    tensor = GgmlTensor("w", (256,), KINDS["Q8_0"], random_rows(KINDS["Q8_0"], 1, 8))
+    assert tensor.quantized() is None
+    assert tensor.layout() is None
+
+
+def test_q8_0_keeps_the_code_minus_128():
     tensor, _ = ggml_tensor("Q8_0")
     rows = np.array(tensor._rows)
     rows[2, 2 + 5] = 0x80  # the sixth code of the third row
     changed = GgmlTensor("w", (6, 256), KINDS["Q8_0"], rows)
-    assert changed.quantized() is None
-    scale = rows[2, :2].view(np.float16).astype(np.float32)
-    assert changed.to_float32()[2, 5] == scale * -128
+    assert changed.quantized().codes[2, 5] == -128
+    assert np.array_equal(dequantize(changed.quantized()), changed.to_float32())
 
 
-@pytest.mark.parametrize("encoding", ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0"])
+@pytest.mark.parametrize("encoding", ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q8_0"])
 @pytest.mark.parametrize("bits", [0x7C00, 0xFC00, 0x7E01], ids=["inf", "-inf", "nan"])
 def test_refuses_values_that_are_not_finite(encoding, bits):
     tensor, _ = ggml_tensor(encoding)
@@ -110,6 +168,15 @@ def test_values_at_odd_addresses_come_out_aligned():
     assert found.flags.c_contiguous
 
 
+def test_columns_of_codes_in_another_order():
+    values = np.random.default_rng(0).standard_normal((5, 100)).astype(np.float32)
+    order = np.random.default_rng(1).permutation(100).astype(np.int32)
+    plain = quantize_rtn(values, 4, 32)
+    ordered = replace(plain, order=order)
+    assert np.array_equal(dequantize(ordered)[:, order], dequantize(plain))
+    assert ordered.layout.order is order
+
+
 @pytest.mark.parametrize(("bits", "group"), [(4, 32), (8, 64), (8, None)])
 def test_quantised_values(bits, group):
     values = np.random.default_rng(0).standard_normal((5, 100)).astype(np.float32)
@@ -130,6 +197,3 @@ def test_refuses_bad_quantised_content():
     nibbles = np.zeros((2, 16), np.uint8)
     with pytest.raises(ModelFileError, match="NaN or infinite"):
         QuantizedTensor("w", QuantizedMatrix(4, (2, 32), 32, nibbles, scales, bad)).quantized()
-    codes[1, 3] = -128
-    with pytest.raises(ModelFileError, match="-128"):
-        QuantizedTensor("w", QuantizedMatrix(8, (2, 32), 32, codes, scales)).quantized()

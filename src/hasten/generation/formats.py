@@ -39,7 +39,7 @@ class MatrixFormat:
     Attributes:
         kind: Element type.
         group: Columns that share a scale; 0 for float.
-        minimum: Int4 codes count from a minimum for each group rather than from -8.
+        minimum: Codes count from a minimum for each group.
     """
 
     kind: Kind
@@ -148,16 +148,10 @@ def _carried(tensor: StoredTensor) -> MatrixFormat:
     """What the file holds, if a kernel runs it as it is."""
     if isinstance(tensor, DenseTensor):
         return MatrixFormat("f32" if tensor.encoding == "F32" else "bf16")
-    # The encodings whose blocks are known are not decoded just to be asked.
-    if tensor.encoding == "Q4_0":
-        return MatrixFormat("int4", BLOCK)
-    if tensor.encoding == "Q4_1":
-        return MatrixFormat("int4", BLOCK, minimum=True)
-    matrix = tensor.quantized()
-    if matrix is None:
+    layout = tensor.layout()
+    if layout is None:
         return _resolve(tensor, _FALLBACK)
-    kind: Kind = "int8" if matrix.bits == 8 else "int4"
-    return MatrixFormat(kind, matrix.group, matrix.minimums is not None)
+    return MatrixFormat("int8" if layout.bits == 8 else "int4", layout.group, layout.minimum)
 
 
 def activation_group(form: MatrixFormat) -> int:
@@ -209,31 +203,35 @@ def _place(
         else:
             matrix.place_float(tensor.to_float32(), target)
         return
-    codes = quantize_as(tensor, form)
-    scales = codes.scales.view(np.uint16)
+    found = quantize_as(tensor, form)
+    codes = np.ascontiguousarray(found.codes)
+    scales = np.ascontiguousarray(found.scales).view(np.uint16)
+    minimums = None
+    if found.minimums is not None:
+        minimums = np.ascontiguousarray(found.minimums).view(np.uint16)
     if form.kind == "int8":
-        matrix.place_int8(np.ascontiguousarray(codes.codes.view(np.int8)), scales, target)
-        return
-    minimums = None if codes.minimums is None else codes.minimums.view(np.uint16)
-    matrix.place_int4(
-        np.ascontiguousarray(codes.codes.view(np.uint8)),
-        np.ascontiguousarray(scales),
-        None if minimums is None else np.ascontiguousarray(minimums),
-        target,
-    )
+        matrix.place_int8(codes.view(np.int8), scales, minimums, target)
+    else:
+        matrix.place_int4(codes.view(np.uint8), scales, minimums, target)
 
 
 def quantize_as(tensor: StoredTensor, form: MatrixFormat) -> QuantizedMatrix:
     """The file's own codes where they have this format, else rounded to nearest."""
-    carried = tensor.quantized()
-    if (
-        carried is not None
-        and carried.bits == (8 if form.kind == "int8" else 4)
-        and carried.group == form.group
-        and (carried.minimums is not None) == form.minimum
-    ):
-        return carried
+    if _carries(tensor, form):
+        carried = tensor.quantized()
+        if carried is not None:
+            return carried
     return quantize_rtn(tensor.to_float32(), 8 if form.kind == "int8" else 4, form.group)
+
+
+def _carries(tensor: StoredTensor, form: MatrixFormat) -> bool:
+    layout = tensor.layout()
+    return (
+        layout is not None
+        and layout.bits == (8 if form.kind == "int8" else 4)
+        and layout.group == form.group
+        and layout.minimum == form.minimum
+    )
 
 
 def _stacked_rows(pieces: list[StoredTensor]) -> list[NDArray[np.int32]]:

@@ -16,12 +16,29 @@ from numpy.typing import NDArray
 
 from hasten.errors import UsageError
 
-__all__ = ["BLOCK", "QuantizedMatrix", "dequantize", "quantize_rtn"]
+__all__ = ["BLOCK", "CodeLayout", "QuantizedMatrix", "dequantize", "pack_nibbles", "quantize_rtn"]
 
 BLOCK = 32
 """Columns are padded with zeros to a multiple of this; groups are multiples of it."""
 
 _INT4_ZERO = 8
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CodeLayout:
+    """What form codes have, without the codes.
+
+    Attributes:
+        bits: 4 or 8.
+        group: Columns that share a scale.
+        minimum: Whether codes count from a minimum for each group.
+        order: int32 [columns] or None, as for `QuantizedMatrix`.
+    """
+
+    bits: Literal[4, 8]
+    group: int
+    minimum: bool
+    order: NDArray[np.int32] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +50,11 @@ class QuantizedMatrix:
         shape: (rows, columns) of the matrix it stands for.
         group: Columns that share a scale, a multiple of 32 that divides the padded columns.
         codes: bits 4: uint8 [rows, padded / 2], nibbles 0..15 (order: see the module);
-            bits 8: int8 [rows, padded], values -127..127.
+            bits 8: int8 [rows, padded].
         scales: float16 [rows, padded / group].
-        minimums: float16 like `scales`, or None. Int4 only.
+        minimums: float16 like `scales`, or None.
+        order: int32 [columns], a permutation: column i of the codes is column order[i] of the
+            matrix. None where they are in order.
 
     The value of a code is `scale * code + minimum` with minimums, else `scale * (code - 8)` for
     int4 and `scale * code` for int8.
@@ -47,6 +66,7 @@ class QuantizedMatrix:
     codes: NDArray[np.uint8] | NDArray[np.int8]
     scales: NDArray[np.float16]
     minimums: NDArray[np.float16] | None = None
+    order: NDArray[np.int32] | None = None
 
     @property
     def padded(self) -> int:
@@ -60,13 +80,18 @@ class QuantizedMatrix:
         return "int8" if whole_row else f"int{self.bits}:{self.group}"
 
     @property
+    def layout(self) -> CodeLayout:
+        """The form of the codes."""
+        return CodeLayout(self.bits, self.group, self.minimums is not None, self.order)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of codes, scales and minimums."""
         minimums = 0 if self.minimums is None else self.minimums.nbytes
         return self.codes.nbytes + self.scales.nbytes + minimums
 
     def integer_codes(self) -> NDArray[np.int16]:
-        """Codes as int16 [rows, padded]: 0..15 for int4, -127..127 for int8."""
+        """Codes as int16 [rows, padded]: 0..15 for int4, -128..127 for int8."""
         if self.bits == 8:
             return self.codes.astype(np.int16)
         nibbles = self.codes.reshape(self.shape[0], -1, BLOCK // 2)
@@ -85,7 +110,12 @@ def dequantize(matrix: QuantizedMatrix) -> NDArray[np.float32]:
         values = (codes - _INT4_ZERO) * scales
     else:
         values = codes * scales
-    return values.reshape(rows, -1)[:, :columns]
+    values = values.reshape(rows, -1)[:, :columns]
+    if matrix.order is None:
+        return values
+    ordered = np.empty((rows, columns), np.float32)
+    ordered[:, matrix.order] = values
+    return ordered
 
 
 def quantize_rtn(
@@ -117,8 +147,16 @@ def quantize_rtn(
         return QuantizedMatrix(8, (rows, columns), size, codes.reshape(rows, padded), scales)
     nibbles, scales, minimums = _round_with_minimum(grouped)
     return QuantizedMatrix(
-        4, (rows, columns), size, _pack_nibbles(nibbles.reshape(rows, padded)), scales, minimums
+        4, (rows, columns), size, pack_nibbles(nibbles.reshape(rows, padded)), scales, minimums
     )
+
+
+def pack_nibbles(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Packs int4 codes uint8 [rows, padded] of 0..15 into [rows, padded / 2]: see the module."""
+    halves = codes.reshape(codes.shape[0], -1, 2, BLOCK // 2)
+    packed = halves[:, :, 1] << np.uint8(4)
+    packed |= halves[:, :, 0]
+    return packed.reshape(codes.shape[0], -1)
 
 
 def _round_symmetric(
@@ -145,9 +183,3 @@ def _round_with_minimum(
 def _inverse(scales: NDArray[np.float16]) -> NDArray[np.float32]:
     wide = scales.astype(np.float32)[:, :, None]
     return np.divide(1.0, wide, out=np.zeros_like(wide), where=wide > 0)
-
-
-def _pack_nibbles(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    halves = codes.reshape(codes.shape[0], -1, 2, BLOCK // 2)
-    packed = halves[:, :, 0] | (halves[:, :, 1] << 4)
-    return packed.astype(np.uint8, copy=False).reshape(codes.shape[0], -1)

@@ -2,7 +2,7 @@
 
 It holds ``config.json`` in Hugging Face style, whose ``quantization_config`` names the quantised
 tensors; ``model.safetensors``, where a quantised matrix W lies as "W.codes" (U8 for int4, I8 for
-int8), "W.scales" and, where it has them, "W.minimums" (F16) in the layout of
+int8), "W.scales" and, where it has them, "W.minimums" (F16) and "W.order" (I32) in the layout of
 `hasten.kernels.quantization`; the tokenizer's files; and ``recipe.json``, how it was made.
 """
 
@@ -44,7 +44,7 @@ RECIPE_FILE: Final = "recipe.json"
 _METHOD = "hasten"
 _VERSION = 1
 
-_STORABLE = "quantised matrices (int4, int8, Q4_0, Q4_1, Q8_0), float32, float16 and bfloat16"
+_STORABLE = "quantised matrices whose codes a kernel runs, float32, float16 and bfloat16"
 
 _Weight = QuantizedMatrix | StoredTensor | NDArray[Any]
 
@@ -164,17 +164,19 @@ def _arrays(stored: Mapping[str, DenseTensor | QuantizedTensor]) -> dict[str, St
             arrays[name + ".scales"] = StoredArray("F16", matrix.scales)
             if matrix.minimums is not None:
                 arrays[name + ".minimums"] = StoredArray("F16", matrix.minimums)
+            if matrix.order is not None:
+                arrays[name + ".order"] = StoredArray("I32", matrix.order)
     return arrays
 
 
 def _config_values(config: ModelConfig, stored: Mapping[str, StoredTensor]) -> dict[str, Any]:
-    matrices = {name: tensor.quantized() for name, tensor in stored.items()}
-    layouts = {
-        name: {"bits": matrix.bits, "group": matrix.group}
-        for name, matrix in matrices.items()
-        if matrix is not None
+    layouts = {name: tensor.layout() for name, tensor in stored.items()}
+    listed = {
+        name: {"bits": layout.bits, "group": layout.group}
+        for name, layout in layouts.items()
+        if layout is not None
     }
-    quantization = {"quant_method": _METHOD, "version": _VERSION, "tensors": layouts}
+    quantization = {"quant_method": _METHOD, "version": _VERSION, "tensors": listed}
     return config.to_huggingface() | {"quantization_config": quantization}
 
 
@@ -202,16 +204,18 @@ def _take_matrix(
             allowed=f"4 or 8 bits in groups that are multiples of {BLOCK} and divide {padded}",
         )
     groups = (shape[0], padded // group)
-    if bits == 8:
-        codes = _take(arrays, name + ".codes", "I8", (shape[0], padded))
-        scales = _take(arrays, name + ".scales", "F16", groups)
-        return QuantizedTensor(name, QuantizedMatrix(8, shape, group, codes, scales))
-    codes = _take(arrays, name + ".codes", "U8", (shape[0], padded // 2))
+    kind, width = ("I8", padded) if bits == 8 else ("U8", padded // 2)
+    codes = _take(arrays, name + ".codes", kind, (shape[0], width))
     scales = _take(arrays, name + ".scales", "F16", groups)
-    minimums = None
+    minimums = order = None
     if name + ".minimums" in arrays:
         minimums = _take(arrays, name + ".minimums", "F16", groups)
-    return QuantizedTensor(name, QuantizedMatrix(4, shape, group, codes, scales, minimums))
+    if name + ".order" in arrays:
+        order = _take(arrays, name + ".order", "I32", shape[1:])
+        if not np.array_equal(np.sort(order), np.arange(shape[1])):
+            raise ModelFileError(f"tensor {name + '.order'!r} is no permutation of the columns")
+    matrix = QuantizedMatrix(8 if bits == 8 else 4, shape, group, codes, scales, minimums, order)
+    return QuantizedTensor(name, matrix)
 
 
 def _take(

@@ -9,11 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["GGML_TYPES", "KNOWN_TYPE_NAMES", "GgmlType", "dequantize_rows"]
+__all__ = [
+    "GGML_TYPES",
+    "KNOWN_TYPE_NAMES",
+    "BlockCodes",
+    "BlockParts",
+    "GgmlType",
+    "dequantize_rows",
+]
 
 _Bytes = NDArray[np.uint8]
 _Floats = NDArray[np.float32]
@@ -21,6 +29,47 @@ _Decoder = Callable[[_Bytes, _Floats], None]
 
 _CHUNK = 1 << 18
 """Elements decoded at a time: the intermediates stay in the cache and memory stays bounded."""
+
+
+class BlockParts(NamedTuple):
+    """Blocks taken apart.
+
+    Attributes:
+        codes: uint8 [n, columns].
+        scales: float32 [n, columns / 32].
+        minimums: float32 like `scales`, or None.
+    """
+
+    codes: _Bytes
+    scales: _Floats
+    minimums: _Floats | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BlockCodes:
+    """How the blocks of an encoding hold one integer code a column, with a scale for 32 of them.
+
+    The value of a code is `scale * (code - zero)`, or `scale * code + minimum`.
+
+    Attributes:
+        bits: 4 where codes are 0..15; 8 where they are wider.
+        zero: Code of the value 0; 0 where there are minimums.
+        minimum: Whether there are minimums.
+        split: Takes blocks uint8 [n, nbytes] apart.
+    """
+
+    bits: Literal[4, 8]
+    zero: int
+    minimum: bool
+    split: Callable[[_Bytes], BlockParts]
+
+    def decode(self, blocks: _Bytes, out: _Floats) -> None:
+        """Writes the values as float32 into out [n, columns]."""
+        codes, scales, minimums = self.split(blocks)
+        out[...] = codes
+        if self.zero:
+            out -= self.zero
+        _scaled_groups(out, scales, minimums)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +81,14 @@ class GgmlType:
         columns: Columns of one block.
         nbytes: Bytes of one block.
         decode: Writes blocks uint8 [n, nbytes] as float32 into out [n, columns].
+        codes: The integer codes, where they have the form of `BlockCodes`.
     """
 
     name: str
     columns: int
     nbytes: int
     decode: _Decoder
+    codes: BlockCodes | None = None
 
 
 def dequantize_rows(kind: GgmlType, rows: _Bytes, order: NDArray[np.intp] | None = None) -> _Floats:
@@ -90,48 +141,42 @@ def _decode_bf16(blocks: _Bytes, out: _Floats) -> None:
     np.left_shift(blocks.view(np.uint16), np.uint32(16), out=out.view(np.uint32), dtype=np.uint32)
 
 
-def _decode_q4_0(blocks: _Bytes, out: _Floats) -> None:
-    out[...] = _fields(blocks[:, 2:18], 4, 2).reshape(-1, 32)
-    out -= 8
-    out *= _half(blocks, 0)
+def _split_q4_0(blocks: _Bytes) -> BlockParts:
+    return BlockParts(_fields(blocks[:, 2:18], 4, 2).reshape(-1, 32), _half(blocks, 0))
 
 
-def _decode_q4_1(blocks: _Bytes, out: _Floats) -> None:
-    out[...] = _fields(blocks[:, 4:20], 4, 2).reshape(-1, 32)
-    out *= _half(blocks, 0)
-    out += _half(blocks, 2)
+def _split_q4_1(blocks: _Bytes) -> BlockParts:
+    codes = _fields(blocks[:, 4:20], 4, 2).reshape(-1, 32)
+    return BlockParts(codes, _half(blocks, 0), _half(blocks, 2))
 
 
-def _decode_q5_0(blocks: _Bytes, out: _Floats) -> None:
-    out[...] = _fields(blocks[:, 6:22], 4, 2).reshape(-1, 32) | _high_bits(blocks[:, 2:6])
-    out -= 16
-    out *= _half(blocks, 0)
+def _split_q5_0(blocks: _Bytes) -> BlockParts:
+    codes = _fields(blocks[:, 6:22], 4, 2).reshape(-1, 32) | _high_bits(blocks[:, 2:6])
+    return BlockParts(codes, _half(blocks, 0))
 
 
-def _decode_q5_1(blocks: _Bytes, out: _Floats) -> None:
-    out[...] = _fields(blocks[:, 8:24], 4, 2).reshape(-1, 32) | _high_bits(blocks[:, 4:8])
-    out *= _half(blocks, 0)
-    out += _half(blocks, 2)
+def _split_q5_1(blocks: _Bytes) -> BlockParts:
+    codes = _fields(blocks[:, 8:24], 4, 2).reshape(-1, 32) | _high_bits(blocks[:, 4:8])
+    return BlockParts(codes, _half(blocks, 0), _half(blocks, 2))
 
 
-def _decode_q8_0(blocks: _Bytes, out: _Floats) -> None:
-    out[...] = blocks[:, 2:34].view(np.int8)
-    out *= _half(blocks, 0)
+def _split_q8_0(blocks: _Bytes) -> BlockParts:
+    return BlockParts(blocks[:, 2:34] ^ np.uint8(0x80), _half(blocks, 0))
 
 
 def _scaled_groups(out: _Floats, scales: _Floats, minimums: _Floats | None = None) -> None:
-    """out[n, 256] *= scales[n, g] and -= minimums[n, g], each over 256 / g columns."""
+    """out[n, columns] *= scales[n, g] and += minimums[n, g], each over columns / g."""
     groups = out.reshape(len(out), scales.shape[1], -1)
     groups *= scales[:, :, None]
     if minimums is not None:
-        groups -= minimums[:, :, None]
+        groups += minimums[:, :, None]
 
 
 def _decode_q2_k(blocks: _Bytes, out: _Floats) -> None:
     packed = blocks[:, 16:80].reshape(-1, 32)
     out[...] = _fields(packed, 2, 4).reshape(-1, 256)
     scales = _half(blocks, 80) * (blocks[:, :16] & 15).astype(np.float32)
-    minimums = _half(blocks, 82) * (blocks[:, :16] >> 4).astype(np.float32)
+    minimums = -_half(blocks, 82) * (blocks[:, :16] >> 4).astype(np.float32)
     _scaled_groups(out, scales, minimums)
 
 
@@ -155,18 +200,17 @@ def _scales_and_minimums(packed: _Bytes) -> tuple[_Floats, _Floats]:
     return scales.astype(np.float32), minimums.astype(np.float32)
 
 
-def _decode_q4_k(blocks: _Bytes, out: _Floats) -> None:
-    out[...] = _fields(blocks[:, 16:144].reshape(-1, 32), 4, 2).reshape(-1, 256)
+def _split_q4_k(blocks: _Bytes) -> BlockParts:
+    codes = _fields(blocks[:, 16:144].reshape(-1, 32), 4, 2).reshape(-1, 256)
     scales, minimums = _scales_and_minimums(blocks[:, 4:16])
-    _scaled_groups(out, _half(blocks, 0) * scales, _half(blocks, 2) * minimums)
+    return BlockParts(codes, _half(blocks, 0) * scales, -_half(blocks, 2) * minimums)
 
 
-def _decode_q5_k(blocks: _Bytes, out: _Floats) -> None:
+def _split_q5_k(blocks: _Bytes) -> BlockParts:
     low = _fields(blocks[:, 48:176].reshape(-1, 32), 4, 2).reshape(-1, 256)
     high = _fields(blocks[:, 16:48], 1, 8).reshape(-1, 256) << np.uint8(4)
-    out[...] = low | high
     scales, minimums = _scales_and_minimums(blocks[:, 4:16])
-    _scaled_groups(out, _half(blocks, 0) * scales, _half(blocks, 2) * minimums)
+    return BlockParts(low | high, _half(blocks, 0) * scales, -_half(blocks, 2) * minimums)
 
 
 def _decode_q6_k(blocks: _Bytes, out: _Floats) -> None:
@@ -178,18 +222,22 @@ def _decode_q6_k(blocks: _Bytes, out: _Floats) -> None:
     _scaled_groups(out, _half(blocks, 208) * scales)
 
 
+def _grouped(name: str, columns: int, nbytes: int, codes: BlockCodes) -> GgmlType:
+    return GgmlType(name, columns, nbytes, codes.decode, codes)
+
+
 GGML_TYPES: dict[int, GgmlType] = {
     0: GgmlType("F32", 1, 4, _decode_f32),
     1: GgmlType("F16", 1, 2, _decode_f16),
-    2: GgmlType("Q4_0", 32, 18, _decode_q4_0),
-    3: GgmlType("Q4_1", 32, 20, _decode_q4_1),
-    6: GgmlType("Q5_0", 32, 22, _decode_q5_0),
-    7: GgmlType("Q5_1", 32, 24, _decode_q5_1),
-    8: GgmlType("Q8_0", 32, 34, _decode_q8_0),
+    2: _grouped("Q4_0", 32, 18, BlockCodes(4, 8, False, _split_q4_0)),
+    3: _grouped("Q4_1", 32, 20, BlockCodes(4, 0, True, _split_q4_1)),
+    6: _grouped("Q5_0", 32, 22, BlockCodes(8, 16, False, _split_q5_0)),
+    7: _grouped("Q5_1", 32, 24, BlockCodes(8, 0, True, _split_q5_1)),
+    8: _grouped("Q8_0", 32, 34, BlockCodes(8, 128, False, _split_q8_0)),
     10: GgmlType("Q2_K", 256, 84, _decode_q2_k),
     11: GgmlType("Q3_K", 256, 110, _decode_q3_k),
-    12: GgmlType("Q4_K", 256, 144, _decode_q4_k),
-    13: GgmlType("Q5_K", 256, 176, _decode_q5_k),
+    12: _grouped("Q4_K", 256, 144, BlockCodes(4, 0, True, _split_q4_k)),
+    13: _grouped("Q5_K", 256, 176, BlockCodes(8, 0, True, _split_q5_k)),
     14: GgmlType("Q6_K", 256, 210, _decode_q6_k),
     30: GgmlType("BF16", 1, 2, _decode_bf16),
 }

@@ -8,14 +8,24 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.errors import ModelFileError
-from hasten.kernels.quantization import QuantizedMatrix, dequantize
+from hasten.errors import ModelFileError, UnsupportedModelError
+from hasten.kernels.quantization import BLOCK, CodeLayout, QuantizedMatrix, dequantize, pack_nibbles
 from hasten.models.ggml_blocks import GgmlType, dequantize_rows
 
-__all__ = ["DenseTensor", "GgmlTensor", "QuantizedTensor", "StoredTensor"]
+__all__ = [
+    "DenseTensor",
+    "GgmlTensor",
+    "QuantizedTensor",
+    "StoredTensor",
+    "require_finite",
+    "to_half",
+]
 
 DenseEncoding = Literal["F32", "F16", "BF16"]
 _Float = TypeVar("_Float", np.float16, np.float32)
+
+_CHUNK = 1 << 18
+"""Codes taken apart at a time, so that the intermediates stay in the cache."""
 
 _DENSE_DTYPES: dict[DenseEncoding, type[np.generic]] = {
     "F32": np.float32,
@@ -56,11 +66,16 @@ class StoredTensor(ABC):
         """
 
     @abstractmethod
+    def layout(self) -> CodeLayout | None:
+        """The form of the codes that `quantized` gives, without decoding them; None if it does."""
+
+    @abstractmethod
     def quantized(self) -> QuantizedMatrix | None:
         """The stored integer codes as they are, or None if no integer kernel runs this encoding.
 
         Raises:
             ModelFileError: A scale or minimum is NaN or infinite.
+            UnsupportedModelError: A scale or minimum is beyond the range of half precision.
         """
 
 
@@ -88,9 +103,13 @@ class DenseTensor(StoredTensor):
         """The values as float32; an F32 tensor is returned as a view."""
         if self.encoding == "BF16":
             wide = np.left_shift(self.data, np.uint32(16), dtype=np.uint32)
-            return _finite(self.name, wide.view(np.float32))
+            return require_finite(self.name, wide.view(np.float32))
         # A safetensors file may place data at any byte; NumPy copes, native kernels do not.
-        return _finite(self.name, np.require(self.data, np.float32, ["C", "A"]))
+        return require_finite(self.name, np.require(self.data, np.float32, ["C", "A"]))
+
+    def layout(self) -> None:
+        """None: there are no codes."""
+        return
 
     def quantized(self) -> None:
         """None: there are no codes."""
@@ -131,36 +150,68 @@ class GgmlTensor(StoredTensor):
         # Scales of 0x7C00 (infinite) times a code of zero warn; the check below reports them.
         with np.errstate(invalid="ignore", over="ignore"):
             values = dequantize_rows(self._kind, self._rows, self._order)
-        return _finite(self.name, values.reshape(self.shape))
+        return require_finite(self.name, values.reshape(self.shape))
+
+    def layout(self) -> CodeLayout | None:
+        """Groups of 32 for the encodings that hold a code a column with a scale for 32 of them."""
+        codes = self._kind.codes
+        if codes is None or len(self.shape) != 2:
+            return None
+        return CodeLayout(codes.bits, BLOCK, codes.minimum)
 
     def quantized(self) -> QuantizedMatrix | None:
-        """Codes of Q4_0, Q4_1 and Q8_0, which need no conversion; None for other encodings.
+        """The codes of Q4_0, Q4_1, Q4_K (int4), Q5_0, Q5_1, Q5_K and Q8_0 (int8).
 
-        A Q8_0 tensor that holds the code -128 gives None: integer kernels multiply -127..127, and
-        changing the code would no longer be what the file says. (ggml's own quantiser writes none.)
+        Codes are exact. The scales and minimums of Q4_K and Q5_K are products of two numbers of the
+        file, rounded to half precision here.
         """
-        layout = _CODE_LAYOUTS.get(self.encoding)
-        if layout is None or len(self.shape) != 2:
+        layout = self.layout()
+        if layout is None:
             return None
         stored = self._rows if self._order is None else self._rows[self._order]
-        blocks = stored.view(layout)
+        fields = _FIELDS.get(self.encoding)
+        matrix = self._split(stored) if fields is None else self._view(stored.view(fields))
+        require_finite(self.name, matrix.scales)
+        if matrix.minimums is not None:
+            require_finite(self.name, matrix.minimums)
+        return matrix
+
+    def _view(self, blocks: NDArray[Any]) -> QuantizedMatrix:
+        """Codes that lie in the blocks as the kernels want them: a copy is all there is to do."""
         rows, columns = self.shape
-        codes = np.ascontiguousarray(blocks["codes"]).view(np.uint8).reshape(rows, -1)
-        scales = _finite(self.name, np.ascontiguousarray(blocks["scale"]))
+        codes: Any = np.ascontiguousarray(blocks["codes"]).view(np.uint8).reshape(rows, -1)
+        scales = np.ascontiguousarray(blocks["scale"])
         if self.encoding == "Q8_0":
-            signed = codes.view(np.int8)
-            if signed.min() == -128:
-                return None
-            return QuantizedMatrix(8, (rows, columns), 32, signed, scales)
-        minimums = None
-        if self.encoding == "Q4_1":
-            minimums = _finite(self.name, np.ascontiguousarray(blocks["minimum"]))
-        return QuantizedMatrix(4, (rows, columns), 32, codes, scales, minimums)
+            return QuantizedMatrix(8, (rows, columns), BLOCK, codes.view(np.int8), scales)
+        low = np.ascontiguousarray(blocks["minimum"]) if self.encoding == "Q4_1" else None
+        return QuantizedMatrix(4, (rows, columns), BLOCK, codes, scales, low)
+
+    def _split(self, stored: NDArray[np.uint8]) -> QuantizedMatrix:
+        rows, columns = self.shape
+        kind = self._kind.codes
+        if kind is None:
+            raise TypeError(f"{self.encoding} has no codes")
+        groups = columns // BLOCK
+        codes = np.empty((rows, columns // 2 if kind.bits == 4 else columns), np.uint8)
+        scales = np.empty((rows, groups), np.float16)
+        minimums = np.empty((rows, groups), np.float16) if kind.minimum else None
+        step = max(1, _CHUNK // columns)
+        for start in range(0, rows, step):
+            chunk = slice(start, min(start + step, rows))
+            parts = kind.split(stored[chunk].reshape(-1, self._kind.nbytes))
+            unsigned = parts.codes.reshape(-1, columns)
+            codes[chunk] = pack_nibbles(unsigned) if kind.bits == 4 else unsigned - kind.zero
+            scales[chunk] = to_half(self.name, parts.scales.reshape(-1, groups))
+            if minimums is not None and parts.minimums is not None:
+                minimums[chunk] = to_half(self.name, parts.minimums.reshape(-1, groups))
+        if kind.bits == 4:
+            return QuantizedMatrix(4, (rows, columns), BLOCK, codes, scales, minimums)
+        return QuantizedMatrix(8, (rows, columns), BLOCK, codes.view(np.int8), scales, minimums)
 
 
 # Codes are opaque 16- or 32-byte items here, because NumPy copies those three times as fast as a
 # strided [blocks, 16] array of bytes.
-_CODE_LAYOUTS: dict[str, np.dtype[Any]] = {
+_FIELDS: dict[str, np.dtype[Any]] = {
     "Q4_0": np.dtype([("scale", "<f2"), ("codes", "V16")]),
     "Q4_1": np.dtype([("scale", "<f2"), ("minimum", "<f2"), ("codes", "V16")]),
     "Q8_0": np.dtype([("scale", "<f2"), ("codes", "V32")]),
@@ -183,19 +234,43 @@ class QuantizedTensor(StoredTensor):
         """The values that the codes stand for."""
         return dequantize(self.quantized())
 
+    def layout(self) -> CodeLayout:
+        """The form of the matrix's codes."""
+        return self._matrix.layout
+
     def quantized(self) -> QuantizedMatrix:
         """The matrix, after a look at its content."""
-        _finite(self.name, self._matrix.scales)
+        require_finite(self.name, self._matrix.scales)
         if self._matrix.minimums is not None:
-            _finite(self.name, self._matrix.minimums)
-        if self._matrix.bits == 8 and self._matrix.codes.min() == -128:
-            raise ModelFileError(
-                f"tensor {self.name!r} holds the int8 code -128", allowed="-127 to 127"
-            )
+            require_finite(self.name, self._matrix.minimums)
         return self._matrix
 
 
-def _finite(name: str, values: NDArray[_Float]) -> NDArray[_Float]:
+def to_half(name: str, values: NDArray[np.float32]) -> NDArray[np.float16]:
+    """Scales or minimums of a tensor in half precision, as the kernels hold them.
+
+    Raises:
+        ModelFileError: One is NaN or infinite.
+        UnsupportedModelError: One is beyond the range of half precision.
+    """
+    with np.errstate(over="ignore"):
+        halves = values.astype(np.float16)
+    if not _all_finite(halves):
+        require_finite(name, values)
+        raise UnsupportedModelError(
+            f"tensor {name!r} holds a scale or minimum of {np.abs(values).max():.3g}",
+            allowed="up to 65504",
+            do="run it with float weights (`--weights f32`)",
+        )
+    return halves
+
+
+def require_finite(name: str, values: NDArray[_Float]) -> NDArray[_Float]:
+    """The values of a tensor, if they are.
+
+    Raises:
+        ModelFileError: One is NaN or infinite.
+    """
     # In pieces, so that checking a large matrix does not need a mask of its size.
     flat = values.reshape(-1)
     step = 1 << 18
