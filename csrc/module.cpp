@@ -49,6 +49,8 @@ Epilogue parse_epilogue(const std::string& name) {
   if (name == "store") return Epilogue::store;
   if (name == "add") return Epilogue::add;
   if (name == "silu_mul") return Epilogue::silu_mul;
+  if (name == "gelu") return Epilogue::gelu;
+  if (name == "gelu_tanh") return Epilogue::gelu_tanh;
   reject("unknown epilogue '" + name + "'");
 }
 
@@ -229,6 +231,31 @@ void bind_program(nb::module_& m) {
             self.rms_norm(in, weight.data(), static_cast<int>(weight.shape(0)), eps, out);
           },
           "source"_a, "weight"_a.noconvert(), "eps"_a, "out"_a)
+      .def(
+          "embed_position",
+          [](Program& self, Array<float, 2> table, int offset, int out) {
+            if (table.shape(0) > kMaxSize || table.shape(1) > kMaxSize) {
+              reject("a position table has at most 2^24 rows and columns");
+            }
+            self.embed_position(table.data(), static_cast<int>(table.shape(0)),
+                                static_cast<int>(table.shape(1)), offset, out);
+          },
+          "table"_a.noconvert(), "offset"_a, "out"_a)
+      .def(
+          "add_row",
+          [](Program& self, int in, Array<float, 1> added, int out) {
+            self.add_row(in, added.data(), static_cast<int>(added.shape(0)), out);
+          },
+          "source"_a, "added"_a.noconvert(), "out"_a)
+      .def(
+          "layer_norm",
+          [](Program& self, int in, Array<float, 1> weight, Array<float, 1> bias, float eps,
+             int out) {
+            if (bias.shape(0) != weight.shape(0)) reject("weight and bias differ in length");
+            self.layer_norm(in, weight.data(), bias.data(), static_cast<int>(weight.shape(0)), eps,
+                            out);
+          },
+          "source"_a, "weight"_a.noconvert(), "bias"_a.noconvert(), "eps"_a, "out"_a)
       .def("quantize", &Program::quantize, "source"_a, "out"_a)
       .def(
           "linear",
@@ -241,18 +268,23 @@ void bind_program(nb::module_& m) {
           "source"_a, "matrix"_a, "out"_a, "bias"_a.noconvert().none() = nb::none(),
           "epilogue"_a = "store", "The bias has one value a row, padded to whole panels of 32.")
       .def("silu_mul", &Program::silu_mul, "gate"_a, "up"_a, "out"_a)
+      .def("gelu", &Program::gelu, "source"_a, "tanh"_a, "out"_a)
       .def("add", &Program::add, "a"_a, "b"_a, "out"_a)
       .def("rope", &Program::rope, "source"_a, "heads"_a, "out"_a)
       .def("kv_write", &Program::kv_write, "key"_a, "value"_a, "layer"_a)
+      .def("split_kv_write", &Program::split_kv_write, "qkv"_a, "layer"_a, "out"_a)
       .def("rope_kv_write", &Program::rope_kv_write, "qkv"_a, "heads"_a, "layer"_a, "out"_a)
       .def("attention", &Program::attention, "query"_a, "heads"_a, "layer"_a, "out"_a,
-           "window"_a = 0, "A window of 0 lets a token see all positions before it.")
+           "window"_a = 0, "causal"_a = true,
+           "A window of 0 lets a token see all positions before it; without causality it sees all "
+           "of its sequence, which must be whole in the batch.")
       .def("select", &Program::select, "source"_a, "out"_a)
       .def("run", &run_program, "tokens"_a.noconvert(), "positions"_a.noconvert(),
            "starts"_a.noconvert(), "block_tables"_a.noconvert(), "logit_rows"_a.noconvert(),
            "output"_a.noconvert(), "Computes the batch into output [rows, width].")
       .def_prop_ro("isa", [](const Program& self) { return self.kernels().name; })
       .def_prop_ro("threads", &Program::threads)
+      .def_prop_ro("output_width", &Program::output_width)
       .def_prop_ro("buffer_bytes", &Program::buffer_bytes);
 }
 

@@ -56,12 +56,38 @@ void EmbedOp::run(const Step& step, int item, float*) const {
   for_rows(item, step.count, [&](int t) { matrix->unpack_row(step.tokens[t], row(*out, t)); });
 }
 
+int EmbedPositionOp::items(const Step& step) const { return row_items(step.count); }
+
+void EmbedPositionOp::run(const Step& step, int item, float*) const {
+  for_rows(item, step.count, [&](int t) {
+    const std::ptrdiff_t index = step.positions[t] + offset;
+    std::memcpy(row(*out, t), table.data() + index * out->width, sizeof(float) * out->width);
+  });
+}
+
+int AddRowOp::items(const Step& step) const { return row_items(rows_of(step, *in)); }
+
+void AddRowOp::run(const Step& step, int item, float*) const {
+  for_rows(item, rows_of(step, *in),
+           [&](int t) { kernels->add(row(*in, t), added.data(), in->width, row(*out, t)); });
+}
+
 int RmsNormOp::items(const Step& step) const { return row_items(rows_of(step, *in)); }
 
 void RmsNormOp::run(const Step& step, int item, float* scratch) const {
   for_rows(item, rows_of(step, *in), [&](int t) {
     float* y = out->group > 0 ? scratch : row(*out, t);
     kernels->rms_norm(row(*in, t), weight.data(), eps, in->width, y);
+    if (out->group > 0) kernels->quantize(y, in->width, out->quantized, t);
+  });
+}
+
+int LayerNormOp::items(const Step& step) const { return row_items(rows_of(step, *in)); }
+
+void LayerNormOp::run(const Step& step, int item, float* scratch) const {
+  for_rows(item, rows_of(step, *in), [&](int t) {
+    float* y = out->group > 0 ? scratch : row(*out, t);
+    kernels->layer_norm(row(*in, t), weight.data(), bias.data(), eps, in->width, y);
     if (out->group > 0) kernels->quantize(y, in->width, out->quantized, t);
   });
 }
@@ -106,6 +132,13 @@ void SiluMulOp::run(const Step& step, int item, float*) const {
            [&](int t) { kernels->silu_mul(row(*gate, t), row(*up, t), out->width, row(*out, t)); });
 }
 
+int GeluOp::items(const Step& step) const { return row_items(rows_of(step, *in)); }
+
+void GeluOp::run(const Step& step, int item, float*) const {
+  for_rows(item, rows_of(step, *in),
+           [&](int t) { function(row(*in, t), in->width, row(*out, t)); });
+}
+
 int AddOp::items(const Step& step) const { return row_items(rows_of(step, *out)); }
 
 void AddOp::run(const Step& step, int item, float*) const {
@@ -131,6 +164,20 @@ void KvWriteOp::run(const Step& step, int item, float*) const {
   for_rows(item, step.count, [&](int t) {
     for (int h = 0; h < cache->kv_heads(); ++h) {
       write_position(step, *cache, layer, t, h, row(*key, t) + h * dim, row(*value, t) + h * dim);
+    }
+  });
+}
+
+int SplitKvWriteOp::items(const Step& step) const { return row_items(step.count); }
+
+void SplitKvWriteOp::run(const Step& step, int item, float*) const {
+  const int dim = cache->head_dim(), kv_heads = cache->kv_heads();
+  for_rows(item, step.count, [&](int t) {
+    const float* key = row(*qkv, t) + out->width;
+    const float* value = key + kv_heads * dim;
+    std::memcpy(row(*out, t), row(*qkv, t), sizeof(float) * out->width);
+    for (int h = 0; h < kv_heads; ++h) {
+      write_position(step, *cache, layer, t, h, key + h * dim, value + h * dim);
     }
   });
 }
@@ -184,11 +231,12 @@ void AttentionOp::attend(const Step& step, const TokenRange& range, int kv_head,
   args.scale = scale;
   args.scores = scratch;
   args.score_stride = score_stride;
+  const int whole = step.positions[step.starts[range.sequence + 1] - 1] + 1;
   for (int t = range.begin; t < range.end; ++t) {
     for (int h = head_begin; h < head_end; ++h) {
       args.query[args.queries] = row(*query, t) + h * dim;
       args.out[args.queries] = row(*out, t) + h * dim;
-      const int length = step.positions[t] + 1;
+      const int length = causal ? step.positions[t] + 1 : whole;
       args.length[args.queries] = length;
       args.first[args.queries] = window > 0 ? std::max(0, length - window) : 0;
       const bool last = t + 1 == range.end && h + 1 == head_end;

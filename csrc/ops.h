@@ -15,11 +15,39 @@ struct EmbedOp final : Op {
   void run(const Step&, int item, float* scratch) const override;
 };
 
+struct EmbedPositionOp final : Op {
+  std::vector<float> table;  // [positions][width]
+  int offset;                // position p has row p + offset
+  const Buffer* out;
+  int items(const Step&) const override;
+  void run(const Step&, int item, float* scratch) const override;
+};
+
+// The same row added to every token.
+struct AddRowOp final : Op {
+  const Kernels* kernels;
+  const Buffer* in;
+  std::vector<float> added;
+  const Buffer* out;
+  int items(const Step&) const override;
+  void run(const Step&, int item, float* scratch) const override;
+};
+
 // Into a float buffer, or fused with the quantisation that the next product needs.
 struct RmsNormOp final : Op {
   const Kernels* kernels;
   const Buffer* in;
   std::vector<float> weight;
+  float eps;
+  const Buffer* out;
+  int items(const Step&) const override;
+  void run(const Step&, int item, float* scratch) const override;
+};
+
+struct LayerNormOp final : Op {
+  const Kernels* kernels;
+  const Buffer* in;
+  std::vector<float> weight, bias;
   float eps;
   const Buffer* out;
   int items(const Step&) const override;
@@ -59,6 +87,13 @@ struct SiluMulOp final : Op {
   void run(const Step&, int item, float* scratch) const override;
 };
 
+struct GeluOp final : Op {
+  void (*function)(const float* x, int n, float* y);  // of the kernels
+  const Buffer *in, *out;
+  int items(const Step&) const override;
+  void run(const Step&, int item, float* scratch) const override;
+};
+
 struct AddOp final : Op {
   const Kernels* kernels;
   const Buffer *a, *b, *out;
@@ -82,6 +117,15 @@ struct KvWriteOp final : Op {
   void run(const Step&, int item, float* scratch) const override;
 };
 
+// Takes one concatenated projection apart: queries, and keys and values into the cache.
+struct SplitKvWriteOp final : Op {
+  const KvCache* cache;
+  const Buffer *qkv, *out;
+  int layer;
+  int items(const Step&) const override;
+  void run(const Step&, int item, float* scratch) const override;
+};
+
 // RoPE on the queries and keys of one concatenated projection, and the KV write.
 struct RopeKvWriteOp final : Op {
   const Rope* rope;
@@ -97,7 +141,8 @@ struct AttentionOp final : Op {
   const KvCache* cache;
   const Buffer *query, *out;
   int threads, heads, layer, score_stride;
-  int window;  // positions a token sees, 0 for all
+  int window;   // positions a token sees, 0 for all
+  bool causal;  // a token sees no later positions
   float scale;
   int items(const Step&) const override;
   void run(const Step&, int item, float* scratch) const override;

@@ -31,7 +31,8 @@ Program::Program(int threads, const std::string& isa, int max_tokens, int max_se
       threads_(threads),
       max_tokens_(max_tokens),
       max_selected_(max_selected),
-      max_context_(max_context) {
+      max_context_(max_context),
+      positions_(max_context) {
   require(threads > 0 && threads <= kMaxThreads, "threads must be between 1 and 1024");
   for (const int limit : {max_tokens, max_selected, max_context}) {
     require(limit > 0 && limit <= kMaxSize, "limits must be between 1 and 2^24");
@@ -109,6 +110,7 @@ void Program::set_rope(const float* cosine, const float* sine, int positions, in
   require(rope_.half == 0, "rope: the tables are set already");
   const std::size_t size = static_cast<std::size_t>(positions) * half;
   rope_ = Rope{{cosine, cosine + size}, {sine, sine + size}, positions, half};
+  positions_ = std::min(positions_, positions);
 }
 
 void Program::set_cache(std::shared_ptr<KvCache> cache) {
@@ -156,6 +158,40 @@ void Program::embed(std::shared_ptr<Matrix> matrix, int out) {
   op->out = &token_buffer(out, matrix->view().columns);
   vocabulary_ = vocabulary_ == 0 ? matrix->view().rows : std::min(vocabulary_, matrix->view().rows);
   op->matrix = std::move(matrix);
+  push(std::move(op));
+}
+
+void Program::embed_position(const float* table, int rows, int width, int offset, int out) {
+  require(offset >= 0 && offset < rows, "embed_position: no row for the first position");
+  auto op = std::make_unique<EmbedPositionOp>();
+  op->table.assign(table, table + static_cast<std::size_t>(rows) * width);
+  op->offset = offset;
+  op->out = &token_buffer(out, width);
+  positions_ = std::min(positions_, rows - offset);
+  push(std::move(op));
+}
+
+void Program::add_row(int in, const float* added, int n, int out) {
+  auto op = std::make_unique<AddRowOp>();
+  op->kernels = kernels_;
+  op->in = &float_buffer(in, n);
+  op->added.assign(added, added + n);
+  op->out = &float_buffer(out, n);
+  require_same_rows(*op->in, *op->out);
+  push(std::move(op));
+}
+
+void Program::layer_norm(int in, const float* weight, const float* bias, int n, float eps,
+                         int out) {
+  auto op = std::make_unique<LayerNormOp>();
+  op->kernels = kernels_;
+  op->in = &float_buffer(in, n);
+  op->weight.assign(weight, weight + n);
+  op->bias.assign(bias, bias + n);
+  op->eps = eps;
+  op->out = &buffer(out);
+  require(op->out->width == n, "layer_norm: widths differ");
+  require_same_rows(*op->in, *op->out);
   push(std::move(op));
 }
 
@@ -218,6 +254,15 @@ void Program::silu_mul(int gate, int up, int out) {
   push(std::move(op));
 }
 
+void Program::gelu(int in, bool tanh, int out) {
+  auto op = std::make_unique<GeluOp>();
+  op->function = tanh ? kernels_->gelu_tanh : kernels_->gelu;
+  op->in = &float_buffer(in);
+  op->out = &float_buffer(out, op->in->width);
+  require_same_rows(*op->in, *op->out);
+  push(std::move(op));
+}
+
 void Program::add(int a, int b, int out) {
   auto op = std::make_unique<AddOp>();
   op->kernels = kernels_;
@@ -251,6 +296,15 @@ void Program::kv_write(int key, int value, int layer) {
   push(std::move(op));
 }
 
+void Program::split_kv_write(int qkv, int layer, int out) {
+  auto op = std::make_unique<SplitKvWriteOp>();
+  op->cache = &cache(layer);
+  op->out = &token_buffer(out);
+  op->qkv = &token_buffer(qkv, op->out->width + 2 * op->cache->kv_heads() * op->cache->head_dim());
+  op->layer = layer;
+  push(std::move(op));
+}
+
 void Program::rope_kv_write(int qkv, int heads, int layer, int out) {
   auto op = std::make_unique<RopeKvWriteOp>();
   op->rope = &rope_;
@@ -266,7 +320,7 @@ void Program::rope_kv_write(int qkv, int heads, int layer, int out) {
   push(std::move(op));
 }
 
-void Program::attention(int query, int heads, int layer, int out, int window) {
+void Program::attention(int query, int heads, int layer, int out, int window, bool causal) {
   auto op = std::make_unique<AttentionOp>();
   op->kernels = kernels_;
   op->threads = threads_;
@@ -274,11 +328,14 @@ void Program::attention(int query, int heads, int layer, int out, int window) {
   require(heads > 0 && heads <= kMaxSize / kMaxHeadDim && heads % op->cache->kv_heads() == 0,
           "attention: query heads must be a multiple of kv heads");
   require(window >= 0, "attention: a window cannot be negative");
+  require(causal || window == 0, "attention: a window looks back only, so it must be causal");
+  whole_sequences_ = whole_sequences_ || !causal;
   op->query = &token_buffer(query, heads * op->cache->head_dim());
   op->out = &token_buffer(out, heads * op->cache->head_dim());
   op->heads = heads;
   op->layer = layer;
   op->window = window;
+  op->causal = causal;
   op->score_stride = round_up(max_context_, kKvBlock);
   op->scale = 1.0f / std::sqrt(static_cast<float>(op->cache->head_dim()));
   push(std::move(op));
@@ -298,15 +355,16 @@ void Program::check(const Step& step) const {
           "batch: number of logit rows out of range");
   require(step.starts[0] == 0 && step.starts[step.sequences] == step.count,
           "batch: starts must begin with 0 and end with the number of tokens");
-  const int context = rope_.positions > 0 ? std::min(max_context_, rope_.positions) : max_context_;
   for (int s = 0; s < step.sequences; ++s) {
     require(step.starts[s] < step.starts[s + 1], "batch: starts must rise");
+    require(!whole_sequences_ || step.positions[step.starts[s]] == 0,
+            "batch: attention that is not causal needs whole sequences");
   }
   for (int s = 0; s < step.sequences; ++s) {
     for (int t = step.starts[s]; t < step.starts[s + 1]; ++t) {
       const int position = step.positions[t];
       require(step.tokens[t] >= 0 && step.tokens[t] < vocabulary_, "batch: token out of range");
-      require(position >= 0 && position < context, "batch: position out of range");
+      require(position >= 0 && position < positions_, "batch: position out of range");
       require(t == step.starts[s] || position == step.positions[t - 1] + 1,
               "batch: positions of a sequence must follow each other");
     }

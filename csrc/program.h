@@ -71,16 +71,21 @@ class Program {
   void set_cache(std::shared_ptr<KvCache> cache);
 
   void embed(std::shared_ptr<Matrix> matrix, int out);
+  void embed_position(const float* table, int rows, int width, int offset, int out);
+  void add_row(int in, const float* added, int n, int out);
+  void layer_norm(int in, const float* weight, const float* bias, int n, float eps, int out);
   void rms_norm(int in, const float* weight, int n, float eps, int out);
   void quantize(int in, int out);
   void linear(int in, std::shared_ptr<Matrix> matrix, int out, std::vector<float> bias,
               Epilogue epilogue);
   void silu_mul(int gate, int up, int out);
+  void gelu(int in, bool tanh, int out);
   void add(int a, int b, int out);
   void rope(int in, int heads, int out);
   void kv_write(int key, int value, int layer);
+  void split_kv_write(int qkv, int layer, int out);
   void rope_kv_write(int qkv, int heads, int layer, int out);
-  void attention(int query, int heads, int layer, int out, int window);
+  void attention(int query, int heads, int layer, int out, int window, bool causal);
   void select(int in, int out);
 
   // Checks the whole batch before it computes anything; throws std::invalid_argument.
@@ -108,6 +113,7 @@ class Program {
 
   const Kernels* kernels_;
   int threads_, max_tokens_, max_selected_, max_context_;
+  int positions_;  // that the model has a row or an angle for
   std::vector<std::unique_ptr<Buffer>> buffers_;
   std::vector<Memory> memories_;
   std::size_t buffer_bytes_ = 0;
@@ -115,6 +121,7 @@ class Program {
   Rope rope_;
   std::shared_ptr<KvCache> cache_;
   int vocabulary_ = 0;
+  bool whole_sequences_ = false;  // attention is not causal
   std::vector<std::unique_ptr<Op>> ops_;
   std::mutex running_;  // one run at a time: runs share the buffers
   std::vector<int> items_;

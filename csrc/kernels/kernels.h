@@ -13,7 +13,7 @@ namespace hasten {
 
 enum class Format { f32, bf16, int8, int4 };
 enum class KvFormat { f32, bf16, int8 };
-enum class Epilogue { store, add, silu_mul };
+enum class Epilogue { store, add, silu_mul, gelu, gelu_tanh };
 
 inline constexpr int kPanelRows = 32;  // rows of a weight panel
 inline constexpr int kBlock = 32;      // columns a dot primitive consumes at once
@@ -97,10 +97,16 @@ struct Kernels {
   void (*linear)(const LinearArgs&, int panel_begin, int panel_end, int token_begin, int token_end);
   // One row of n values: y = x / sqrt(mean(x^2) + eps) * weight.
   void (*rms_norm)(const float* x, const float* weight, float eps, int n, float* y);
+  // The same about the mean: y = (x - mean) / sqrt(mean((x - mean)^2) + eps) * weight + bias.
+  void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, int n,
+                     float* y);
   // One row of n values into row `token` of q, zero-padded.
   void (*quantize)(const float* x, int n, const QuantizedView& q, int token);
   // y = gate / (1 + exp(-gate)) * up.
   void (*silu_mul)(const float* gate, const float* up, int n, float* y);
+  // y = x / 2 * (1 + erf(x / sqrt(2))), and the approximation of it by tanh.
+  void (*gelu)(const float* x, int n, float* y);
+  void (*gelu_tanh)(const float* x, int n, float* y);
   void (*add)(const float* a, const float* b, int n, float* y);
   void (*attention)(const AttentionArgs&);
   // Integer multiply-adds (2 operations each) of `rounds` register-resident dot products.

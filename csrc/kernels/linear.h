@@ -52,6 +52,12 @@ void finish_tile(const LinearArgs& args, int panel, int token, Tile<M>& tile) {
         case Epilogue::silu_mul:
           S::store(place, S::mul(silu(tile[m][v]), tile[m][v + kVectors / 2]));
           break;
+        case Epilogue::gelu:
+          S::store(place, gelu(tile[m][v]));
+          break;
+        case Epilogue::gelu_tanh:
+          S::store(place, gelu_tanh(tile[m][v]));
+          break;
       }
     }
     if (target == buffer) {

@@ -23,6 +23,30 @@ void rms_norm(const float* x, const float* weight, float eps, int n, float* y) {
   for (; i < n; ++i) y[i] = x[i] * inverse * weight[i];
 }
 
+void layer_norm(const float* x, const float* weight, const float* bias, float eps, int n,
+                float* y) {
+  using S = Simd;
+  S::F values = S::zero();
+  int i = 0;
+  for (; i + S::width <= n; i += S::width) values = S::add(values, S::load(x + i));
+  float sum = S::reduce_add(values);
+  for (; i < n; ++i) sum += x[i];
+  const float mean = sum / static_cast<float>(n);
+  S::F squares = S::zero();
+  for (i = 0; i + S::width <= n; i += S::width) {
+    const S::F v = S::sub(S::load(x + i), S::set1(mean));
+    squares = S::fma(v, v, squares);
+  }
+  float square = S::reduce_add(squares);
+  for (; i < n; ++i) square += (x[i] - mean) * (x[i] - mean);
+  const float inverse = 1.0f / __builtin_sqrtf(square / static_cast<float>(n) + eps);
+  for (i = 0; i + S::width <= n; i += S::width) {
+    const S::F v = S::mul(S::sub(S::load(x + i), S::set1(mean)), S::set1(inverse));
+    S::store(y + i, S::add(S::mul(v, S::load(weight + i)), S::load(bias + i)));
+  }
+  for (; i < n; ++i) y[i] = (x[i] - mean) * inverse * weight[i] + bias[i];
+}
+
 // One full group: scale = max |x| / 127, codes rounded to nearest.
 inline void quantize_group(const float* x, const hasten::QuantizedView& q, std::int8_t* codes,
                            std::ptrdiff_t index) {
@@ -74,6 +98,19 @@ void silu_mul(const float* gate, const float* up, int n, float* y) {
     }
     S::store(g, S::mul(silu(S::load(g)), S::load(u)));
     for (int j = i; j < n; ++j) y[j] = g[j - i];
+  }
+}
+
+template <Simd::F (*Function)(Simd::F)>
+void map_row(const float* x, int n, float* y) {
+  using S = Simd;
+  int i = 0;
+  for (; i + S::width <= n; i += S::width) S::store(y + i, Function(S::load(x + i)));
+  if (i < n) {
+    alignas(64) float rest[S::width] = {};
+    for (int j = i; j < n; ++j) rest[j - i] = x[j];
+    S::store(rest, Function(S::load(rest)));
+    for (int j = i; j < n; ++j) y[j] = rest[j - i];
   }
 }
 

@@ -9,7 +9,19 @@
 
 namespace {
 
-constexpr hasten::Kernels kTable = {Simd::name, linear,    rms_norm,   quantize,  silu_mul,
-                                    add,        attention, int8_probe, fp32_probe};
+constexpr hasten::Kernels kTable = {
+    .name = Simd::name,
+    .linear = linear,
+    .rms_norm = rms_norm,
+    .layer_norm = layer_norm,
+    .quantize = quantize,
+    .silu_mul = silu_mul,
+    .gelu = map_row<gelu>,
+    .gelu_tanh = map_row<gelu_tanh>,
+    .add = add,
+    .attention = attention,
+    .int8_probe = int8_probe,
+    .fp32_probe = fp32_probe,
+};
 
 }  // namespace

@@ -167,6 +167,7 @@ void check_all_linear(Check& check) {
     check_linear(check, form, 70, 180, Epilogue::store);
     check_linear(check, form, 33, 192, Epilogue::add);
     check_linear(check, form, 96, 190, Epilogue::silu_mul);
+    check_linear(check, form, 70, 192, Epilogue::gelu);
   }
 }
 
@@ -184,6 +185,18 @@ void check_rows(Check& check) {
       kernels.silu_mul(a.data(), b.data(), n, y.data());
       return y;
     });
+    check.same("layer_norm" + size, 1e-6f, [&](const Kernels& kernels) {
+      std::vector<float> y(n);
+      kernels.layer_norm(a.data(), b.data(), a.data(), 1e-5f, n, y.data());
+      return y;
+    });
+    for (const auto gelu : {&Kernels::gelu, &Kernels::gelu_tanh}) {
+      check.same("gelu" + size, 1e-6f, [&](const Kernels& kernels) {
+        std::vector<float> y(n);
+        (kernels.*gelu)(a.data(), n, y.data());
+        return y;
+      });
+    }
     check.same("add" + size, 0.0f, [&](const Kernels& kernels) {
       std::vector<float> y(n);
       kernels.add(a.data(), b.data(), n, y.data());

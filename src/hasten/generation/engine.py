@@ -55,11 +55,17 @@ class Engine:
         options: How to run it; None takes the recipe's settings or the defaults.
 
     Raises:
-        UsageError: An option that does not fit the model or the machine.
+        UsageError: An option that does not fit the model or the machine, or a model that gives
+            embeddings rather than text.
         CapacityError: Weights and KV cache would not fit into memory.
     """
 
     def __init__(self, model: Model, options: EngineOptions | None = None) -> None:
+        if model.config.output == "hidden":
+            raise UsageError(
+                f"{model.name} ({model.config.model_type}) gives embeddings, not text",
+                do="use `hasten embed`",
+            )
         self.model = model
         self.options = engine_options(model) if options is None else options
         _check_options(self.options)

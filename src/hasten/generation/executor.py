@@ -22,7 +22,10 @@ class Executor(Protocol):
     memory: dict[str, int]
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
-        """Logits [rows, vocab] of the batch's `logit_rows`; the tokens' keys and values stay."""
+        """Output of the graph for the batch's `logit_rows`; the tokens' keys and values stay.
+
+        Logits [rows, vocab], or last hidden states [rows, hidden] of a model that ends with them.
+        """
         ...
 
 

@@ -38,7 +38,7 @@ def check_memory(config: ModelConfig, kv: str, blocks: int, weights: int) -> Non
     Raises:
         CapacityError: Both together exceed the memory that this process may use.
     """
-    cache = blocks * kv_bytes_per_block(kv, config.num_layers, config.num_kv_heads, config.head_dim)
+    cache = blocks * kv_bytes_per_block(kv, config.kv_layers, config.num_kv_heads, config.head_dim)
     limit = memory_limit()
     if weights + cache > limit:
         raise CapacityError(

@@ -13,8 +13,11 @@ from dataclasses import replace
 from hasten.models.graph import (
     Add,
     Attention,
+    Epilogue,
+    Gelu,
     Graph,
     KvWrite,
+    LayerNorm,
     Linear,
     Op,
     Quantize,
@@ -22,6 +25,8 @@ from hasten.models.graph import (
     Rope,
     RopeKvWrite,
     SiluMul,
+    SplitKvWrite,
+    output_of,
 )
 
 __all__ = ["FUSIONS", "lower", "quantize_inputs"]
@@ -44,26 +49,35 @@ def lower(graph: Graph, formats: Mapping[str, str], groups: Mapping[str, int], f
 
 
 def merge_projections(graph: Graph, formats: Mapping[str, str]) -> Graph:
-    """QKV in one product, where rope and KV write take it whole: see `RopeKvWrite`."""
+    """QKV in one product, where the KV write takes it whole: `RopeKvWrite`, `SplitKvWrite`."""
     producers = _producers(graph)
     uses = _uses(graph)
-    queries = {op.layer: producers[op.source] for op in graph.ops if isinstance(op, Attention)}
+    queries = {op.layer: op.source for op in graph.ops if isinstance(op, Attention)}
     replaced: dict[str, Op] = {}
     dropped: set[str] = set()
     for op in graph.ops:
         if not isinstance(op, KvWrite):
             continue
-        query_rope, rope_key = queries.get(op.layer), producers[op.key]
-        value = producers[op.value]
-        if not isinstance(query_rope, Rope) or not isinstance(rope_key, Rope):
+        if op.layer not in queries:
             continue
-        parts = [producers[query_rope.source], producers[rope_key.source], value]
-        if not _mergeable(parts, formats) or any(uses[_out(part)] != 1 for part in parts):
+        query, key = producers[queries[op.layer]], producers[op.key]
+        if isinstance(query, Rope) != isinstance(key, Rope):
+            continue
+        parts = [producers[name] for name in (_unrotated(query), _unrotated(key), op.value)]
+        if not _mergeable(parts, formats) or any(uses[output_of(part)] != 1 for part in parts):
             continue
         joint = _join([part for part in parts if isinstance(part, Linear)], f"qkv.{op.layer}")
-        fused = RopeKvWrite(joint.out, query_rope.out, query_rope.heads, op.layer, query_rope.width)
-        dropped |= {_out(part) for part in parts[1:]} | {rope_key.out, f"kv_write.{op.layer}"}
-        replaced |= {_out(parts[0]): joint, query_rope.out: fused}
+        dropped |= {output_of(part) for part in parts[1:]} | {output_of(key)}
+        replaced[output_of(parts[0])] = joint
+        if isinstance(query, Rope):
+            dropped.add(output_of(op))
+            replaced[query.out] = RopeKvWrite(
+                joint.out, query.out, query.heads, op.layer, query.width
+            )
+        else:
+            replaced[output_of(op)] = SplitKvWrite(
+                joint.out, output_of(query), op.layer, joint.rows[0]
+            )
     return _rewrite(graph, replaced, dropped)
 
 
@@ -77,11 +91,28 @@ def fuse_gate(graph: Graph, formats: Mapping[str, str]) -> Graph:
         if not isinstance(op, SiluMul):
             continue
         parts = [producers[op.gate], producers[op.up]]
-        if not _mergeable(parts, formats) or any(uses[_out(part)] != 1 for part in parts):
+        if not _mergeable(parts, formats) or any(uses[output_of(part)] != 1 for part in parts):
             continue
         joint = _join([part for part in parts if isinstance(part, Linear)], op.out)
         dropped |= {op.gate, op.up}
         replaced[op.out] = replace(joint, epilogue="silu_mul")
+    return _rewrite(graph, replaced, dropped)
+
+
+def fuse_activation(graph: Graph, _formats: Mapping[str, str]) -> Graph:
+    """GELU as the epilogue of the product before it."""
+    producers = _producers(graph)
+    uses = _uses(graph)
+    replaced: dict[str, Op] = {}
+    dropped: set[str] = set()
+    for op in graph.ops:
+        product = producers[op.source] if isinstance(op, Gelu) else None
+        if not isinstance(op, Gelu) or not isinstance(product, Linear):
+            continue
+        if product.epilogue == "store" and uses[op.source] == 1:
+            dropped.add(op.source)
+            epilogue: Epilogue = "gelu_tanh" if op.tanh else "gelu"
+            replaced[op.out] = replace(product, out=op.out, epilogue=epilogue)
     return _rewrite(graph, replaced, dropped)
 
 
@@ -134,7 +165,7 @@ def fuse_norm_quantize(graph: Graph) -> Graph:
         if not isinstance(op, Quantize):
             continue
         norm = producers[op.source]
-        if isinstance(norm, RmsNorm) and uses[norm.out] == 1:
+        if isinstance(norm, RmsNorm | LayerNorm) and uses[norm.out] == 1:
             dropped.add(norm.out)
             replaced[op.out] = replace(norm, out=op.out, group=op.group)
     return _rewrite(graph, replaced, dropped)
@@ -143,16 +174,18 @@ def fuse_norm_quantize(graph: Graph) -> Graph:
 FUSIONS: tuple[Callable[[Graph, Mapping[str, str]], Graph], ...] = (
     merge_projections,
     fuse_gate,
+    fuse_activation,
     fuse_residual,
 )
 
 
-def _out(op: Op) -> str:
-    return f"kv_write.{op.layer}" if isinstance(op, KvWrite) else op.out
+def _unrotated(op: Op) -> str:
+    """The value that a rope turns, or that goes unturned."""
+    return op.source if isinstance(op, Rope) else output_of(op)
 
 
 def _producers(graph: Graph) -> dict[str, Op]:
-    return {_out(op): op for op in graph.ops}
+    return {output_of(op): op for op in graph.ops}
 
 
 def _uses(graph: Graph) -> Counter[str]:
@@ -163,7 +196,7 @@ def _uses(graph: Graph) -> Counter[str]:
 
 def _rewrite(graph: Graph, replaced: Mapping[str, Op], dropped: Iterable[str]) -> Graph:
     gone = set(dropped)
-    ops = (replaced.get(_out(op), op) for op in graph.ops if _out(op) not in gone)
+    ops = (replaced.get(output_of(op), op) for op in graph.ops if output_of(op) not in gone)
     return Graph(tuple(ops), graph.output)
 
 

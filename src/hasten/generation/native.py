@@ -24,10 +24,14 @@ from hasten.machine import available_cores
 from hasten.models import architectures
 from hasten.models.graph import (
     Add,
+    AddRow,
     Attention,
     Embed,
+    EmbedPosition,
+    Gelu,
     Graph,
     KvWrite,
+    LayerNorm,
     Linear,
     Op,
     Quantize,
@@ -36,6 +40,8 @@ from hasten.models.graph import (
     RopeKvWrite,
     Select,
     SiluMul,
+    SplitKvWrite,
+    output_of,
     weights_of,
 )
 from hasten.models.model import Model
@@ -102,16 +108,18 @@ class NativeExecutor:
         groups = {name: activation_group(form) for name, form in formats.items()}
         self.graph = lower(graph, names, groups, options.fuse)
         self.formats = names
-        self._vocabulary = config.vocab_size
         self._program = _native.Program(
             self.threads, self.isa, options.chunk, options.chunk, context
         )
         cache = _native.KvCache(
-            options.kv, config.num_layers, blocks, config.num_kv_heads, config.head_dim
+            options.kv, config.kv_layers, blocks, config.num_kv_heads, config.head_dim
         )
         self._program.set_cache(cache)
-        frequencies = inverse_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
-        self._program.set_rope(*rope_tables(frequencies, context))
+        if config.encoder is None:
+            frequencies = inverse_frequencies(
+                config.head_dim, config.rope_theta, config.rope_scaling
+            )
+            self._program.set_rope(*rope_tables(frequencies, context))
         weight_bytes = _Binder(self._program, model, self.graph, formats).bind()
         self.memory = {
             "weights": weight_bytes,
@@ -121,16 +129,16 @@ class NativeExecutor:
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
         """See `Executor.run`."""
-        logits = np.empty((len(batch.logit_rows), self._vocabulary), np.float32)
+        output = np.empty((len(batch.logit_rows), self._program.output_width), np.float32)
         self._program.run(
             batch.tokens,
             batch.positions,
             batch.starts,
             batch.block_tables,
             batch.logit_rows,
-            logits,
+            output,
         )
-        return logits
+        return output
 
 
 class _Binder:
@@ -145,6 +153,7 @@ class _Binder:
     ) -> None:
         self._program = program
         self._weights = model.weights
+        self._layers = model.config.kv_layers
         self._graph = graph
         self._formats = formats
         self._buffers: dict[str, int] = {}
@@ -158,8 +167,11 @@ class _Binder:
     def bind(self) -> int:
         """Adds all ops to the program; returns the bytes of the weights."""
         for op in self._graph.ops:
+            inputs = self._graph.inputs(op)
+            if isinstance(op, Select) or not self._selected.isdisjoint(inputs):
+                self._selected.add(output_of(op))
             self._bind(op)
-            for name in self._graph.inputs(op):
+            for name in inputs:
                 self._reads[name] -= 1
                 if self._reads[name] == 0:
                     self._release(name, op)
@@ -170,12 +182,22 @@ class _Binder:
         match op:
             case Embed():
                 program.embed(self._matrix((op.weight,)), self._place(op.out, op.width))
+            case EmbedPosition():
+                table = self._weights[op.weight].to_float32()
+                program.embed_position(table, op.offset, self._place(op.out, op.width))
+            case AddRow():
+                row = self._weights[op.weight].to_float32()[op.row]
+                program.add_row(buffers[op.source], row, self._place(op.out, op.width))
+            case LayerNorm():
+                weight, bias = (self._weights[name].to_float32() for name in (op.weight, op.bias))
+                out = self._place(op.out, op.width, op.group)
+                program.layer_norm(buffers[op.source], weight, bias, op.eps, out)
             case RmsNorm():
-                out = self._place(op.out, op.width, op.group, op.source)
+                out = self._place(op.out, op.width, op.group)
                 weight = self._weights[op.weight].to_float32()
                 program.rms_norm(buffers[op.source], weight, op.eps, out)
             case Quantize():
-                out = self._place(op.out, op.width, op.group, op.source)
+                out = self._place(op.out, op.width, op.group)
                 program.quantize(buffers[op.source], out)
             case Linear():
                 self._bind_linear(op)
@@ -183,30 +205,36 @@ class _Binder:
                 out = self._place(op.out, op.width)
                 program.rope(buffers[op.source], op.heads, out)
             case KvWrite():
-                program.kv_write(buffers[op.key], buffers[op.value], op.layer)
+                layer = op.layer % self._layers
+                program.kv_write(buffers[op.key], buffers[op.value], layer)
+            case SplitKvWrite():
+                out = self._place(op.out, op.width)
+                program.split_kv_write(buffers[op.source], op.layer % self._layers, out)
             case RopeKvWrite():
                 out = self._place(op.out, op.width)
                 program.rope_kv_write(buffers[op.source], op.heads, op.layer, out)
             case Attention():
                 out = self._place(op.out, op.width)
-                program.attention(buffers[op.source], op.heads, op.layer, out, op.window or 0)
+                layer = op.layer % self._layers
+                program.attention(
+                    buffers[op.source], op.heads, layer, out, op.window or 0, op.causal
+                )
             case SiluMul():
                 out = self._place(op.out, op.width)
                 program.silu_mul(buffers[op.gate], buffers[op.up], out)
+            case Gelu():
+                program.gelu(buffers[op.source], op.tanh, self._place(op.out, op.width))
             case Add():
                 program.add(buffers[op.a], buffers[op.b], self._place(op.out, op.width))
             case Select():
-                self._selected.add(op.out)
                 program.select(buffers[op.source], self._place(op.out, op.width))
 
     def _bind_linear(self, op: Linear) -> None:
         gated = op.epilogue == "silu_mul"
         if op.residual is not None:
             out = self._buffers[op.out] = self._buffers[op.residual]
-        elif op.out == self._graph.output:
-            out = self._program.add_output(op.width)
         else:
-            out = self._place(op.out, op.width, 0, op.source)
+            out = self._place(op.out, op.width)
         bias = None
         if op.biases:
             biases = [self._weights[name].to_float32() for name in op.biases]
@@ -223,10 +251,11 @@ class _Binder:
             )
         return self._matrices[names]
 
-    def _place(self, name: str, width: int, group: int = 0, source: str | None = None) -> int:
-        """A buffer for a value: one that is no longer read, or a new one."""
-        if source in self._selected:
-            self._selected.add(name)
+    def _place(self, name: str, width: int, group: int = 0) -> int:
+        """A buffer for a value: one that is no longer read, a new one, or the caller's array."""
+        if name == self._graph.output:
+            self._buffers[name] = self._program.add_output(width)
+            return self._buffers[name]
         selected = name in self._selected
         kind = (width, group, selected)
         free = self._free.setdefault(kind, [])

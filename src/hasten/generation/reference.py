@@ -8,17 +8,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.generation.kvcache import KV_BLOCK, check_memory
-from hasten.kernels.activation import silu_mul
+from hasten.kernels.activation import gelu, gelu_tanh, silu_mul
 from hasten.kernels.attention import attention
 from hasten.kernels.linear import linear
-from hasten.kernels.norm import rms_norm
+from hasten.kernels.norm import layer_norm, rms_norm
 from hasten.kernels.rope import rope_tables, rotate
 from hasten.models import architectures
 from hasten.models.graph import (
     Add,
+    AddRow,
     Attention,
     Embed,
+    EmbedPosition,
+    Gelu,
     KvWrite,
+    LayerNorm,
     Linear,
     Op,
     RmsNorm,
@@ -80,6 +84,14 @@ class ReferenceExecutor:
         match op:
             case Embed():
                 return weights[op.weight][batch.tokens]
+            case EmbedPosition():
+                return weights[op.weight][batch.positions + op.offset]
+            case AddRow():
+                row: Array = weights[op.weight][op.row]
+                return values[op.source] + row
+            case LayerNorm():
+                source = values[op.source]
+                return layer_norm(source, weights[op.weight], weights[op.bias], op.eps)
             case RmsNorm():
                 return rms_norm(values[op.source], weights[op.weight], op.eps)
             case Linear():
@@ -94,6 +106,8 @@ class ReferenceExecutor:
                 return self._attend(batch, op, values[op.source])
             case SiluMul():
                 return silu_mul(values[op.gate], values[op.up])
+            case Gelu():
+                return gelu_tanh(values[op.source]) if op.tanh else gelu(values[op.source])
             case Add():
                 return values[op.a] + values[op.b]
             case Select():
@@ -119,6 +133,6 @@ class ReferenceExecutor:
             keys = self._keys[op.layer, used].reshape(shape)[: positions[-1] + 1]
             values = self._values[op.layer, used].reshape(shape)[: positions[-1] + 1]
             heads = query[rows].reshape(-1, op.heads, dim)
-            result = attention(heads, keys, values, positions, op.window)
+            result = attention(heads, keys, values, positions, op.window, causal=op.causal)
             out[rows] = result.reshape(-1, op.width)
         return out

@@ -1,4 +1,4 @@
-"""Causal attention with grouped key/value heads (Ainslie et al. 2023, arXiv:2305.13245)."""
+"""Attention with grouped key/value heads (Ainslie et al. 2023, arXiv:2305.13245)."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ def attention(
     values: NDArray[np.float32],
     positions: NDArray[np.int32],
     window: int | None = None,
+    *,
+    causal: bool = True,
 ) -> NDArray[np.float32]:
     """Attention of the tokens of one sequence over its positions so far.
 
@@ -25,6 +27,7 @@ def attention(
         values: Like keys.
         positions: int32 [tokens]; a token sees the positions up to its own.
         window: Sees only so many of them, its own included; None for all.
+        causal: False lets every token see all positions.
 
     Returns:
         float32 [tokens, heads, dim].
@@ -34,7 +37,7 @@ def attention(
     grouped = query.reshape(tokens, kv_heads, heads // kv_heads, dim)
     scores = np.einsum("thgd,chd->htgc", grouped, keys) * np.float32(1 / math.sqrt(dim))
     context = np.arange(len(keys))
-    visible = context[None, :] <= positions[:, None]
+    visible = (context[None, :] <= positions[:, None]) | (not causal)
     if window is not None:
         visible &= context[None, :] > positions[:, None] - window
     scores = np.where(visible[None, :, None, :], scores, -np.inf)

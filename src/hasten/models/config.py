@@ -6,13 +6,13 @@ import pkgutil
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from hasten.errors import ModelFileError, UnsupportedModelError
 from hasten.models.fields import read_flag, read_number, read_optional, read_token_ids
 from hasten.models.rope import RopeScaling
 
-__all__ = ["ModelConfig", "check_model_type", "from_huggingface"]
+__all__ = ["EncoderConfig", "ModelConfig", "check_model_type", "from_huggingface"]
 
 _LIMITS = {
     "hidden_size": 1 << 17,
@@ -28,8 +28,33 @@ _LIMITS = {
 
 
 @dataclass(frozen=True, slots=True)
+class EncoderConfig:
+    """What only encoders have: learned positions, token types, and a choice of activation.
+
+    Attributes:
+        position_rows: Rows of the position embedding.
+        position_offset: Row of the first position.
+        token_types: Rows of the token type embedding; 0 for none.
+        activation: "gelu", or "gelu_tanh" for its approximation.
+
+    Raises:
+        ModelFileError: A value is out of range.
+    """
+
+    position_rows: int
+    position_offset: int
+    token_types: int
+    activation: Literal["gelu", "gelu_tanh"]
+
+    def __post_init__(self) -> None:
+        _check("max_position_embeddings", self.position_rows, 1, _LIMITS["max_position"])
+        _check("position offset", self.position_offset, 0, self.position_rows - 1)
+        _check("type_vocab_size", self.token_types, 0, _LIMITS["vocab_size"])
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Shape and constants of a decoder-only transformer.
+    """Shape and constants of a decoder-only transformer or, with `encoder`, of an encoder.
 
     Attributes:
         model_type: Family, the name of its module in `hasten.models.architectures`.
@@ -50,6 +75,9 @@ class ModelConfig:
         sliding_window: Positions that attention looks back on, None for all.
         bos_id: Token that begins a sequence, None if there is none.
         eos_ids: Tokens that end one, ascending.
+        output: "logits", or "hidden" for a model that ends with the last hidden states, whose
+            output projection is absent or left out.
+        encoder: Set for encoders, whose attention sees the whole sequence.
 
     Raises:
         ModelFileError: A value is out of range.
@@ -73,6 +101,8 @@ class ModelConfig:
     sliding_window: int | None = None
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
+    output: Literal["logits", "hidden"] = "logits"
+    encoder: EncoderConfig | None = None
 
     def __post_init__(self) -> None:
         for name, limit in _LIMITS.items():
@@ -90,6 +120,14 @@ class ModelConfig:
             _check("sliding_window", self.sliding_window, 1, _LIMITS["max_position"])
         for token in (*self.eos_ids, *([] if self.bos_id is None else [self.bos_id])):
             _check("special token id", token, 0, self.vocab_size - 1)
+
+    @property
+    def kv_layers(self) -> int:
+        """Layers whose keys and values have to be kept apart.
+
+        An encoder's are needed only while the layer itself runs, so its layers share one place.
+        """
+        return self.num_layers if self.encoder is None else 1
 
     def to_huggingface(self) -> dict[str, Any]:
         """The values under the names of a Hugging Face ``config.json``."""
@@ -158,6 +196,10 @@ def from_huggingface(values: Mapping[str, Any]) -> ModelConfig:
         ModelFileError: A value is missing, of the wrong type or out of range.
         UnsupportedModelError: A family or variant that Hasten does not run.
     """
+    from hasten.models.encoders import ENCODERS, read_encoder
+
+    if values.get("model_type") in ENCODERS:
+        return read_encoder(values)
     model_type = check_model_type(values.get("model_type"))
     _refuse_variants(values)
     num_heads = read_number(values, "num_attention_heads", int)

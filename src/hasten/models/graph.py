@@ -13,12 +13,16 @@ from typing import Literal
 
 __all__ = [
     "Add",
+    "AddRow",
     "Attention",
     "Embed",
+    "EmbedPosition",
     "Epilogue",
+    "Gelu",
     "Graph",
     "GraphBuilder",
     "KvWrite",
+    "LayerNorm",
     "Linear",
     "Op",
     "Quantize",
@@ -27,10 +31,13 @@ __all__ = [
     "RopeKvWrite",
     "Select",
     "SiluMul",
+    "SplitKvWrite",
+    "output_of",
     "weights_of",
+    "without_head",
 ]
 
-Epilogue = Literal["store", "add", "silu_mul"]
+Epilogue = Literal["store", "add", "silu_mul", "gelu", "gelu_tanh"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +47,42 @@ class Embed:
     out: str
     weight: str
     width: int
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedPosition:
+    """out[t] = row position[t] + offset of the weight [rows, width]."""
+
+    out: str
+    weight: str
+    rows: int
+    width: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class AddRow:
+    """out[t] = source[t] + one row of the weight [rows, width]."""
+
+    source: str
+    out: str
+    weight: str
+    rows: int
+    width: int
+    row: int
+
+
+@dataclass(frozen=True, slots=True)
+class LayerNorm:
+    """out = (source - mean) / sqrt(variance + eps) * weight + bias; quantises like `RmsNorm`."""
+
+    source: str
+    out: str
+    weight: str
+    bias: str
+    width: int
+    eps: float
+    group: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +112,8 @@ class Linear:
     """out = source W^T + bias.
 
     Several weights are one product over their rows, one after another. The epilogue "add" adds to
-    `residual` in place; "silu_mul" takes two weights, gate and up, and yields silu(gate) * up.
+    `residual` in place; "silu_mul" takes two weights, gate and up, and yields silu(gate) * up;
+    "gelu" and "gelu_tanh" apply `Gelu`.
     """
 
     source: str
@@ -118,10 +162,22 @@ class RopeKvWrite:
 
 
 @dataclass(frozen=True, slots=True)
-class Attention:
-    """Causal attention of each query head over the cached positions of its sequence.
+class SplitKvWrite:
+    """Queries of one joint projection, and the KV write of the rest; made by the lowering."""
 
-    With a window, a token sees that many positions, its own included.
+    source: str
+    out: str
+    layer: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Attention of each query head over the cached positions of its sequence.
+
+    A token sees the positions up to its own or, if attention is not causal, all those of its
+    sequence, which the batch must hold whole. With a window, it sees that many positions, its own
+    included.
     """
 
     source: str
@@ -130,6 +186,7 @@ class Attention:
     layer: int
     width: int
     window: int | None = None
+    causal: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +197,16 @@ class SiluMul:
     up: str
     out: str
     width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gelu:
+    """out = source / 2 * (1 + erf(source / sqrt(2))), or its approximation by tanh."""
+
+    source: str
+    out: str
+    width: int
+    tanh: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,14 +230,19 @@ class Select:
 
 Op = (
     Embed
+    | EmbedPosition
+    | AddRow
+    | LayerNorm
     | RmsNorm
     | Quantize
     | Linear
     | Rope
     | KvWrite
     | RopeKvWrite
+    | SplitKvWrite
     | Attention
     | SiluMul
+    | Gelu
     | Add
     | Select
 )
@@ -178,7 +250,7 @@ Op = (
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """Ops in the order they run; `output` names the logits."""
+    """Ops in the order they run; `output` names the logits, or the last hidden states."""
 
     ops: tuple[Op, ...]
     output: str
@@ -186,7 +258,7 @@ class Graph:
     def inputs(self, op: Op) -> tuple[str, ...]:
         """Names of the values that an op reads."""
         match op:
-            case Embed():
+            case Embed() | EmbedPosition():
                 return ()
             case KvWrite(key, value, _):
                 return (key, value)
@@ -211,6 +283,26 @@ class GraphBuilder:
         """Looks the batch's tokens up."""
         out = self._name("embed", width)
         self.ops.append(Embed(out, weight, width))
+        return out
+
+    def embed_position(self, weight: str, rows: int, width: int, *, offset: int = 0) -> str:
+        """Looks the positions of the batch's tokens up (learned position embeddings)."""
+        out = self._name("position", width)
+        self.ops.append(EmbedPosition(out, weight, rows, width, offset))
+        return out
+
+    def add_row(self, source: str, weight: str, rows: int, row: int) -> str:
+        """Adds one row of a table to every token (the token type of a text by itself)."""
+        width = self.widths[source]
+        out = self._name("add_row", width)
+        self.ops.append(AddRow(source, out, weight, rows, width, row))
+        return out
+
+    def layer_norm(self, source: str, weight: str, bias: str, eps: float) -> str:
+        """Layer normalisation (Ba et al. 2016)."""
+        width = self.widths[source]
+        out = self._name("norm", width)
+        self.ops.append(LayerNorm(source, out, weight, bias, width, eps))
         return out
 
     def rms_norm(self, source: str, weight: str, eps: float) -> str:
@@ -238,11 +330,19 @@ class GraphBuilder:
         """Puts keys and values into the cache."""
         self.ops.append(KvWrite(key, value, layer))
 
-    def attention(self, query: str, heads: int, layer: int, *, window: int | None = None) -> str:
-        """Causal attention with grouped key/value heads (Ainslie et al. 2023)."""
+    def attention(
+        self,
+        query: str,
+        heads: int,
+        layer: int,
+        *,
+        window: int | None = None,
+        causal: bool = True,
+    ) -> str:
+        """Attention with grouped key/value heads (Ainslie et al. 2023)."""
         width = self.widths[query]
         out = self._name("attention", width)
-        self.ops.append(Attention(query, out, heads, layer, width, window))
+        self.ops.append(Attention(query, out, heads, layer, width, window, causal))
         return out
 
     def silu_mul(self, gate: str, up: str) -> str:
@@ -250,6 +350,13 @@ class GraphBuilder:
         width = self.widths[gate]
         out = self._name("silu_mul", width)
         self.ops.append(SiluMul(gate, up, out, width))
+        return out
+
+    def gelu(self, source: str, *, tanh: bool = False) -> str:
+        """GELU (Hendrycks and Gimpel 2016)."""
+        width = self.widths[source]
+        out = self._name("gelu", width)
+        self.ops.append(Gelu(source, out, width, tanh))
         return out
 
     def add(self, a: str, b: str) -> str:
@@ -276,6 +383,11 @@ class GraphBuilder:
         return name
 
 
+def output_of(op: Op) -> str:
+    """Name of what an op computes; a KV write, which yields no value, has one of its own."""
+    return f"kv_write.{op.layer}" if isinstance(op, KvWrite) else op.out
+
+
 def weights_of(ops: Sequence[Op]) -> list[str]:
     """Names of the matrices that the ops multiply with or look up, each once, in order."""
     names: dict[str, None] = {}
@@ -285,3 +397,16 @@ def weights_of(ops: Sequence[Op]) -> list[str]:
         elif isinstance(op, Linear):
             names.update(dict.fromkeys(op.weights))
     return list(names)
+
+
+def without_head(graph: Graph) -> Graph:
+    """The graph up to the last hidden states: less the projection to logits and what follows it.
+
+    Args:
+        graph: Of a model whose last product is that projection.
+    """
+    last = max(i for i, op in enumerate(graph.ops) if isinstance(op, Linear))
+    head = graph.ops[last]
+    if not isinstance(head, Linear):
+        raise TypeError(f"{head} is no product")
+    return Graph(graph.ops[:last], head.source)

@@ -7,11 +7,13 @@ Only data is read. Pickled weights are refused, and code that a directory may br
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from hasten.errors import ModelFileError, UnsupportedModelError
 from hasten.models.config import ModelConfig, from_huggingface
+from hasten.models.encoders import encoder_tensor_name
 from hasten.models.fields import naming_file, read_token_ids
 from hasten.models.json_file import read_json_object
 from hasten.models.model import Model, TextParts
@@ -67,12 +69,14 @@ def load_huggingface(directory: Path, name: str) -> Model:
     values = read_json_object(config_path)
     config = read_config(directory, values)
     shards = _shards(directory)
+    arrays = _read_arrays(shards)
     with naming_file(directory):
+        config, arrays = _named_for_graph(config, arrays)
         return Model(
             name=name,
             path=directory,
             config=config,
-            weights=_read_weights(shards),
+            weights={tensor: dense_tensor(tensor, array) for tensor, array in arrays.items()},
             files=[config_path, *shards, *text_files(directory)],
             text=directory_text_parts(directory),
         )
@@ -186,13 +190,31 @@ def _refuse_pickles(directory: Path) -> None:
             )
 
 
-def _read_weights(shards: dict[Path, set[str] | None]) -> dict[str, DenseTensor]:
-    weights: dict[str, DenseTensor] = {}
+def _named_for_graph(
+    config: ModelConfig, arrays: dict[str, StoredArray]
+) -> tuple[ModelConfig, dict[str, StoredArray]]:
+    """The arrays under the names that the family's graph uses.
+
+    A decoder that was saved without its output projection (as embedding models are) lacks the
+    prefix "model." of one that has it; it ends with hidden states unless it needs none of its own.
+    """
+    if config.encoder is not None:
+        named = {encoder_tensor_name(name): array for name, array in arrays.items()}
+        return config, {name: array for name, array in named.items() if name is not None}
+    if "embed_tokens.weight" not in arrays:
+        return config, arrays
+    if not config.tie_embeddings:
+        config = replace(config, output="hidden")
+    return config, {f"model.{name}": array for name, array in arrays.items()}
+
+
+def _read_arrays(shards: dict[Path, set[str] | None]) -> dict[str, StoredArray]:
+    found: dict[str, StoredArray] = {}
     for path, names in shards.items():
         arrays = read_safetensors(path)
         absent = (names or set()) - arrays.keys()
         if absent:
             raise ModelFileError(f"{path}: tensor {min(absent)!r} is missing, though indexed")
         for name in arrays if names is None else names:
-            weights[name] = dense_tensor(name, arrays[name])
-    return weights
+            found[name] = arrays[name]
+    return found

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 from typing import TypeVar
 
 from hasten.errors import ModelFileError
+from hasten.models import architectures
 from hasten.models.config import ModelConfig
-from hasten.models.graph import Embed, Graph, Linear, RmsNorm
+from hasten.models.graph import AddRow, Embed, EmbedPosition, LayerNorm, Linear, RmsNorm
 from hasten.models.weights import StoredTensor
 
 __all__ = ["check_inventory", "tensor_shapes"]
@@ -20,13 +20,15 @@ _IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor that the family's graph uses, in the order it uses them."""
-    family = import_module(f"hasten.models.architectures.{config.model_type}")
-    graph: Graph = family.build(config)
     shapes: dict[str, tuple[int, ...]] = {}
-    for op in graph.ops:
+    for op in architectures.build(config).ops:
         match op:
             case Embed():
                 shapes[op.weight] = (config.vocab_size, op.width)
+            case EmbedPosition() | AddRow():
+                shapes[op.weight] = (op.rows, op.width)
+            case LayerNorm():
+                shapes[op.weight] = shapes[op.bias] = (op.width,)
             case RmsNorm():
                 shapes[op.weight] = (op.width,)
             case Linear():
@@ -58,8 +60,10 @@ def check_inventory(config: ModelConfig, found: Mapping[str, _Tensor]) -> dict[s
                 f"but the configuration implies {list(shape)}"
             )
     for name in found.keys() - shapes.keys():
-        tied_output = name == "lm_head.weight" and config.tie_embeddings
-        if not tied_output and not name.endswith(_IGNORED_SUFFIXES):
+        unused_head = name == "lm_head.weight" and (
+            config.tie_embeddings or config.output == "hidden"
+        )
+        if not unused_head and not name.endswith(_IGNORED_SUFFIXES):
             raise ModelFileError(
                 f"tensor {name!r} has no place in a {config.model_type} model of this configuration"
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 
 from hasten.models.config import ModelConfig
-from hasten.models.graph import Graph
+from hasten.models.graph import Graph, without_head
 
 __all__ = ["build"]
 
@@ -14,4 +14,5 @@ def build(config: ModelConfig) -> Graph:
     """The graph of a model, by the module that its `model_type` names."""
     module = importlib.import_module(f"{__name__}.{config.model_type}")
     graph: Graph = module.build(config)
-    return graph
+    headless = config.encoder is None and config.output == "hidden"
+    return without_head(graph) if headless else graph
