@@ -20,11 +20,14 @@ PUBLIC = {
     "hasten.types": {
         "Batch",
         "EngineOptions",
+        "EngineStatistics",
         "FinishReason",
         "KvFormat",
         "Output",
         "Request",
         "SamplingParams",
+        "Structure",
+        "TokenLogprobs",
     },
 }
 

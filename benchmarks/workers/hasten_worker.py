@@ -19,6 +19,8 @@ class Hasten:
     def load(self, model: str, threads: int, context: int, **settings: Any) -> dict[str, Any]:
         """Opens the model; settings are fields of `EngineOptions`."""
         loaded = load_model(model)
+        # Prompts come again and again, and each is to be computed.
+        settings = {"prefix_cache": False, **settings}
         options = engine_options(loaded, threads=threads, max_context=context, **settings)
         self.engine = Engine(loaded, options)
         formats = sorted(set(self.engine.formats.values()))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 __all__ = [
     "Batch",
     "EngineOptions",
+    "EngineStatistics",
     "FinishReason",
     "KvFormat",
     "Output",
@@ -192,8 +193,13 @@ class EngineOptions:
         fuse: Run the lowered graph with fusions; False runs it op by op.
         max_context: Longest sequence (prompt + output), None for the model's own limit or 8192,
             whichever is less.
-        max_sequences: Sequences that can run at once.
+        max_sequences: Sequences that can run at once, as far as `chunk` and the KV cache allow.
         chunk: Most tokens of one executor call; longer prompts run in several calls.
+        kv_memory: Bytes of the KV cache; None takes what `max_sequences` of the longest sequences
+            need, but at most half of the memory that the weights leave.
+        prefix_cache: Requests that begin alike share what was computed for their beginning.
+        prefill_stretch: How many times longer prompts may make a step while other sequences
+            decode, at least 1; infinity sets no limit, for most output tokens a second.
     """
 
     executor: Literal["native", "reference"] = "native"
@@ -204,5 +210,39 @@ class EngineOptions:
     isa: str | None = None
     fuse: bool = True
     max_context: int | None = None
-    max_sequences: int = 1
+    max_sequences: int = 16
     chunk: int = 512
+    kv_memory: int | None = None
+    prefix_cache: bool = True
+    prefill_stretch: float = 1.75
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatistics:
+    """What an engine does at this moment and has done; filled by the engine.
+
+    Attributes:
+        running: Sequences that hold a slot.
+        waiting: Sequences that do not, those that gave their blocks back included.
+        kv_blocks: Blocks of the KV cache, of `KV_BLOCK` positions each.
+        kv_blocks_used: Blocks that sequences hold.
+        kv_blocks_cached: Blocks that nobody holds and that can be shared until they are needed.
+        steps: Calls of the executor.
+        prompt_tokens: Tokens of the prompts whose output began.
+        cached_tokens: Those of them that the prefix cache held.
+        output_tokens: Tokens sampled.
+        preemptions: How often a sequence gave its blocks back.
+        finished: Outputs that ended, by reason; those whose request was cancelled too.
+    """
+
+    running: int
+    waiting: int
+    kv_blocks: int
+    kv_blocks_used: int
+    kv_blocks_cached: int
+    steps: int
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    preemptions: int
+    finished: Mapping[FinishReason, int]

@@ -107,8 +107,8 @@ def test_cancel_frees_everything(model, steps):
             engine.step()
         for name in ("a", "b", "c", "unknown"):
             engine.cancel(name)
-        assert not engine.has_work
         assert engine.step() == []
+        assert not engine.has_work
         # Only if all blocks are free, two whole contexts fit.
         texts = [engine.score(some_tokens(64)), engine.score(some_tokens(64, seed=1))]
         assert all(len(next(text)[1]) == 4 for text in texts)
@@ -188,7 +188,8 @@ def test_end_tokens_of_the_tokenizer_count_too():
         ({"threads": 10**6}, "threads"),
         ({"max_sequences": 0}, "max_sequences"),
         ({"chunk": 0}, "chunk"),
-        ({"chunk": 2, "max_sequences": 3}, "chunk"),
+        ({"kv_memory": 0}, "kv_memory"),
+        ({"prefill_stretch": 0.5}, "prefill_stretch"),
         ({"max_context": 0}, "max_context"),
         ({"max_context": 257}, "max_context"),
         ({"isa": "sse"}, "sse"),
@@ -253,7 +254,7 @@ def test_the_reference_executor_answers_alike(model):
 
 
 def test_a_score_that_holds_the_cache_is_named():
-    with Engine(make_model(), EngineOptions(max_context=64)) as engine:
+    with Engine(make_model(), EngineOptions(max_context=64, max_sequences=1)) as engine:
         scores = engine.score([1, 2, 3] * 15)
         next(scores)
         with pytest.raises(CapacityError, match=r"score\(\)"):

@@ -104,6 +104,8 @@ def command(
     from hasten.measure.corpus import default_corpus
     from hasten.measure.workload import read_prompts, synthetic
 
+    # What is measured is one request alone, whose prompt was not seen before.
+    engine = engine.or_else(max_sequences=1, prefix_cache=False)
     with open_engine(model, engine) as running:
         if prompt_file is None:
             _check_fit(input_len, output_len, running.context)
@@ -196,6 +198,7 @@ def _describe(engine: Engine) -> dict[str, object]:
         "threads": engine.threads,
         "fuse": options.fuse,
         "max_context": options.max_context,
+        "prefix_cache": options.prefix_cache,
         "memory_bytes": dict(engine.memory),
     }
 

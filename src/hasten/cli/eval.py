@@ -87,7 +87,7 @@ def command(
         remark(f"{corpus.name} holds only {windows.scored} tokens to score")
     longest = max(len(window) for window in windows.ids)
     options = engine.for_model(candidate)
-    options = replace(options, max_context=options.max_context or longest)
+    options = replace(options, max_context=options.max_context or longest, max_sequences=1)
     accuracy, formats = _measure(candidate, reference, options, windows, seed)
     report = _document(candidate, reference, options, formats, windows, accuracy, seed)
     if json_path != "-":
@@ -134,7 +134,11 @@ def _measure(
     from hasten.measure.accuracy import Reference, summarize
 
     exact = EngineOptions(
-        weights="f32", kv="f32", threads=options.threads, max_context=options.max_context
+        weights="f32",
+        kv="f32",
+        threads=options.threads,
+        max_context=options.max_context,
+        max_sequences=1,
     )
     with (
         Engine(candidate, options) as engine,

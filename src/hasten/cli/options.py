@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "WEIGHT_FORMATS",
+    "ByteSize",
     "EngineChoice",
     "FiniteFloat",
     "check_weight_format",
@@ -51,6 +52,38 @@ class FiniteFloat(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value!r} is not a finite number", param, ctx)
         return number
+
+
+class ByteSize(click.ParamType):
+    """A number of bytes, with a unit of 1000 (kB, MB, GB) or 1024 (KiB, MiB, GiB) or without."""
+
+    name = "size"
+
+    def convert(
+        self, value: str | int, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Parse one size."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,9})?) ?([A-Za-z]*)", value)
+        factor = None if match is None else _UNITS.get(match[2].lower())
+        if match is None or factor is None or (size := int(float(match[1]) * factor)) == 0:
+            self.fail(f"{value!r} is not a size; allowed: 500MB, 2GiB, 1000000", param, ctx)
+        return size
+
+
+_UNITS = {
+    "": 1,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
 
 
 def check_weight_format(
@@ -131,6 +164,11 @@ class EngineChoice:
 
         return engine_options(model, **self.given)
 
+    def or_else(self, **defaults: object) -> EngineChoice:
+        """The same with a command's own defaults for what the user left open."""
+        given = {name: value for name, value in self.given.items() if value is not None}
+        return EngineChoice({**defaults, **given})
+
 
 def engine_choice(command: Command) -> Command:
     """Add the options that say how a model runs; the command receives `engine: EngineChoice`."""
@@ -178,7 +216,18 @@ def _apply(command: Command, options: tuple[Callable[[Command], Command], ...]) 
     return command
 
 
-_ENGINE_FIELDS = ("weights", "kv", "threads", "isa", "executor", "fuse", "max_context")
+_ENGINE_FIELDS = (
+    "weights",
+    "kv",
+    "threads",
+    "isa",
+    "executor",
+    "fuse",
+    "max_context",
+    "max_sequences",
+    "kv_memory",
+    "prefix_cache",
+)
 
 _ENGINE_OPTIONS: tuple[Callable[[Command], Command], ...] = (
     click.option(
@@ -216,6 +265,22 @@ _ENGINE_OPTIONS: tuple[Callable[[Command], Command], ...] = (
         "--max-context",
         type=click.IntRange(1, 2**24),
         help="Longest prompt plus output in tokens  [default: the model's, at most 8192]",
+    ),
+    click.option(
+        "--max-sequences",
+        type=click.IntRange(1, 4096),
+        help="Sequences that run at once  [default: 16; bench: 1]",
+    ),
+    click.option(
+        "--kv-memory",
+        type=ByteSize(),
+        help="Size of the KV cache, as in 2GiB or 500MB  [default: what the sequences need, at "
+        "most half of the memory that the weights leave]",
+    ),
+    click.option(
+        "--prefix-cache/--no-prefix-cache",
+        default=None,
+        help="Compute what prompts begin alike with once  [default: on; bench: off]",
     ),
 )
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
+from collections import Counter, deque
 from collections.abc import Iterator
 from collections.abc import Sequence as Tokens
-from dataclasses import fields
-from time import perf_counter
+from threading import Condition
+from time import monotonic, perf_counter
 from types import TracebackType
 from typing import Self
 
@@ -14,41 +16,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.errors import CapacityError, HastenError, UsageError
-from hasten.generation.executor import make_executor
-from hasten.generation.kvcache import BlockPool, blocks_for
+from hasten.generation.blockpool import BlockPool
+from hasten.generation.executor import make_executor, weight_bytes
+from hasten.generation.kvcache import blocks_for, choose_cache_size
+from hasten.generation.options import check_options, engine_options
+from hasten.generation.pacing import Pacer
 from hasten.generation.sampler import check_sampling, sample
-from hasten.generation.scheduler import Scheduler, Sequence
+from hasten.generation.scheduler import Scheduler
+from hasten.generation.sequence import Sequence
 from hasten.generation.text import TextStream
-from hasten.machine import available_cores
 from hasten.models.model import Model
 from hasten.models.tokenizer import Tokenizer
-from hasten.types import Batch, EngineOptions, FinishReason, Output, Request, SamplingParams
+from hasten.types import (
+    Batch,
+    EngineOptions,
+    EngineStatistics,
+    FinishReason,
+    Output,
+    Request,
+    SamplingParams,
+)
 
-__all__ = ["DEFAULT_CONTEXT", "Engine", "engine_options"]
-
-DEFAULT_CONTEXT = 8192
-"""Longest sequence where neither the user nor the model says less."""
-
-
-def engine_options(model: Model, **given: object) -> EngineOptions:
-    """Options for a model: what is given, else what its recipe says, else the defaults.
-
-    Args:
-        model: Perhaps an artefact with settings in its recipe.
-        given: Fields of `EngineOptions`; None counts as not given.
-    """
-    names = {field.name for field in fields(EngineOptions)}
-    settings = dict((model.recipe or {}).get("settings", {}))
-    values = {name: value for name, value in settings.items() if name in names}
-    if values.get("threads") is not None:
-        # The recipe may come from a larger machine.
-        values["threads"] = min(values["threads"], available_cores())
-    values |= {name: value for name, value in given.items() if value is not None}
-    return EngineOptions(**values)
+__all__ = ["Engine"]
 
 
 class Engine:
     """Runs requests for one model.
+
+    One thread drives it with `step`, `generate` or `score`. Meanwhile any thread may call `submit`,
+    `cancel`, `wait` and `statistics`: what the first two bring lies in an inbox, which the next
+    step empties before anything else.
 
     Args:
         model: What `hasten.models.load_model` returned.
@@ -68,20 +65,30 @@ class Engine:
             )
         self.model = model
         self.options = engine_options(model) if options is None else options
-        _check_options(self.options)
-        self.context = _choose_context(model, self.options)
-        blocks = blocks_for(self.context) * self.options.max_sequences
-        # The executor refuses a cache that does not fit, before anything is allocated for it.
-        self._executor = make_executor(model, self.options, blocks, self.context)
-        self._pool = BlockPool(blocks)
+        check_options(self.options)
+        size = choose_cache_size(model.config, self.options, weight_bytes(model, self.options))
+        self.context = size.context
+        self._executor = make_executor(model, self.options, size.blocks, size.context)
+        self._pool = BlockPool(size.blocks)
         self._scheduler = Scheduler(
-            self._pool, self.context, self.options.max_sequences, self.options.chunk
+            self._pool,
+            self.options.max_sequences,
+            self.options.chunk,
+            Pacer(self.options.prefill_stretch),
+            prefix_cache=self.options.prefix_cache,
         )
         self._tokenizer = _find_tokenizer(model)
         self._eos = frozenset(model.config.eos_ids)
         if self._tokenizer is not None:
             self._eos |= self._tokenizer.eos_ids
         self._numbers = itertools.count()
+        self._arrivals = itertools.count()
+        self._arrived = Condition()
+        self._inbox: deque[Sequence | list[Sequence]] = deque()  # come, or to be cancelled
+        self._in_flight: dict[str, list[Sequence]] = {}
+        self._unclaimed: list[Output] = []
+        self._counts: Counter[str] = Counter()
+        self._finished: Counter[FinishReason] = Counter()
 
     @property
     def isa(self) -> str:
@@ -105,63 +112,109 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        """Whether a request waits or runs."""
-        return self._scheduler.has_work
+        """Whether `step` has something to do or to return."""
+        return bool(self._inbox or self._unclaimed or self._scheduler.has_work)
 
     def submit(self, request: Request) -> None:
-        """Queues a request.
+        """Queues a request; any thread may call this.
+
+        An output that reaches the end of the context ends there with the reason "length", as it
+        does at `max_tokens`.
 
         Raises:
-            UsageError: Sampling parameters or tokens out of range.
+            UsageError: Sampling parameters, tokens or the deadline out of range, or the id belongs
+                to a request in flight.
             CapacityError: The prompt does not fit the context; nothing is ever cut.
         """
         check_sampling(request.sampling)
         self._check_prompt(request.prompt)
         if request.sampling.stop and self._tokenizer is None:
             raise UsageError("stop strings need a tokenizer, and the model has none")
-        detokenizer = None if self._tokenizer is None else self._tokenizer.detokenizer()
-        text = TextStream(detokenizer, request.sampling.stop)
-        self._scheduler.waiting.append(Sequence(request, text, list(request.prompt)))
+        if request.deadline is not None and math.isnan(request.deadline):
+            raise UsageError("deadline is nan", allowed="seconds of time.monotonic")
+        with self._arrived:
+            if request.id in self._in_flight:
+                raise UsageError(f"request {request.id!r} is in flight", do="give each its own id")
+            sequence = self._new_sequence(request)
+            self._in_flight[request.id] = [sequence]
+            self._inbox.append(sequence)
+            self._arrived.notify_all()
+
+    def cancel(self, request_id: str) -> None:
+        """Ends a request; any thread may call this, and unknown ids are ignored.
+
+        The next step frees what it holds before it computes anything. No output tells of that:
+        whoever cancels knows, and a step that runs meanwhile may still yield one.
+        """
+        with self._arrived:
+            if request_id in self._in_flight:
+                self._inbox.append(self._in_flight[request_id])
+                self._arrived.notify_all()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Blocks until there is work for `step`, or for so many seconds; whether there is."""
+        with self._arrived:
+            return self._arrived.wait_for(lambda: self.has_work, timeout)
 
     def step(self) -> list[Output]:
         """Schedules, runs, samples, updates; returns what each sequence gained."""
-        if not self.has_work:
-            return []
-        batch, sequences = self._scheduler.schedule()
+        outputs = self._take_in()
+        if not self._scheduler.has_work:
+            return outputs
+        plan = self._scheduler.schedule()
         started = perf_counter()
-        logits = self._executor.run(batch)
-        seconds = perf_counter() - started
-        row = 0
-        outputs = []
-        for sequence, begin, end in zip(sequences, batch.starts, batch.starts[1:], strict=False):
-            sequence.computed += int(end - begin)
-            sequence.model_seconds += seconds
-            if sequence.computed == len(sequence.tokens):
-                sampling = sequence.request.sampling
-                token = sample(logits[row], sampling, sequence.generator)
-                row += 1
-                outputs.append(self._update(sequence, token))
+        logits = self._executor.run(plan.batch)
+        self._scheduler.update(plan, perf_counter() - started)
+        self._counts["steps"] += 1
+        complete = (sequence for sequence in plan.shares if sequence.remaining == 0)
+        for row, sequence in enumerate(complete):
+            token = sample(logits[row], sequence.request.sampling, sequence.generator)
+            outputs.append(self._update(sequence, token))
         return outputs
-
-    def cancel(self, request_id: str) -> None:
-        """Ends a request at once and frees what it holds; unknown ones are ignored."""
-        sequence = self._scheduler.find(request_id)
-        if sequence is not None:
-            self._scheduler.finish(sequence)
 
     def generate(
         self, prompt: Tokens[int], sampling: SamplingParams | None = None
     ) -> Iterator[Output]:
-        """Runs one request; leaving the loop early cancels it."""
+        """Runs one request; leaving the loop early cancels it.
+
+        Outputs of other requests that come meanwhile are kept for the next `step` or `generate`.
+        """
         request = Request(
             f"generate-{next(self._numbers)}", tuple(prompt), sampling or SamplingParams()
         )
         self.submit(request)
         try:
-            while self._scheduler.find(request.id) is not None:
-                yield from (out for out in self.step() if out.request_id == request.id)
+            while request.id in self._in_flight or self._unclaimed:
+                outputs = self.step()
+                mine = [output for output in outputs if output.request_id == request.id]
+                self._unclaimed += [out for out in outputs if out.request_id != request.id]
+                yield from mine
+                if request.id not in self._in_flight:
+                    return
         finally:
             self.cancel(request.id)
+            self._unclaimed = self._take_in()
+
+    def statistics(self) -> EngineStatistics:
+        """What the engine does and has done; any thread may call this."""
+        free, cached = self._pool.free, self._pool.cached
+        return EngineStatistics(
+            running=len(self._scheduler.running),
+            waiting=len(self._scheduler.waiting),
+            kv_blocks=self._pool.total,
+            kv_blocks_used=self._pool.total - free,
+            kv_blocks_cached=cached,
+            steps=self._counts["steps"],
+            prompt_tokens=self._counts["prompt_tokens"],
+            cached_tokens=self._counts["cached_tokens"],
+            output_tokens=self._counts["output_tokens"],
+            preemptions=self._scheduler.preemptions,
+            finished=dict(self._finished),
+        )
+
+    def forget_prefixes(self) -> None:
+        """Empties the prefix cache, as must be done when weights change; between two steps only."""
+        self._pool.forget()
 
     def score(self, tokens: Tokens[int]) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Logits of every position of a text, chunk by chunk.
@@ -173,6 +226,7 @@ class Engine:
             Position of the first row, and logits float32 [n, vocab].
         """
         self._check_prompt(tokens, room=0)
+        self._unclaimed = self._take_in()
         blocks = self._pool.take(blocks_for(len(tokens)))
         table = np.asarray([blocks], np.int32)
         try:
@@ -200,6 +254,37 @@ class Engine:
     ) -> None:
         self.close()
 
+    def _new_sequence(self, request: Request) -> Sequence:
+        detokenizer = None if self._tokenizer is None else self._tokenizer.detokenizer()
+        text = TextStream(detokenizer, request.sampling.stop)
+        return Sequence(request, text, list(request.prompt), next(self._arrivals))
+
+    def _take_in(self) -> list[Output]:
+        """Empties the inbox and ends what is late; what there is to tell before a step runs."""
+        while self._inbox:
+            arrival = self._inbox.popleft()
+            if isinstance(arrival, Sequence):
+                self._scheduler.add(arrival)
+            else:
+                for sequence in tuple(arrival):
+                    self._remove(sequence, "cancelled")
+        outputs, self._unclaimed = self._unclaimed, []
+        late = self._scheduler.expired(monotonic())
+        return outputs + [self._end(sequence, "deadline") for sequence in late]
+
+    def _end(self, sequence: Sequence, reason: FinishReason) -> Output:
+        self._remove(sequence, reason)
+        return self._output(sequence, (), sequence.text.finish(), reason)
+
+    def _remove(self, sequence: Sequence, reason: FinishReason) -> None:
+        self._scheduler.remove(sequence)
+        self._finished[reason] += 1
+        with self._arrived:
+            others = self._in_flight[sequence.request.id]
+            others.remove(sequence)
+            if not others:
+                del self._in_flight[sequence.request.id]
+
     def _update(self, sequence: Sequence, token: int) -> Output:
         sampling = sequence.request.sampling
         reason: FinishReason | None = None
@@ -213,10 +298,33 @@ class Engine:
             elif sequence.generated >= sampling.max_tokens or len(sequence.tokens) >= self.context:
                 reason = "length"
                 text += sequence.text.finish()
+        if sequence.generated == 1:
+            self._counts["prompt_tokens"] += len(sequence.request.prompt)
+            self._counts["cached_tokens"] += sequence.cached_tokens
+        self._counts["output_tokens"] += 1
+        output = self._output(sequence, (token,), text, reason)
         if reason is not None:
-            self._scheduler.finish(sequence)
+            self._remove(sequence, reason)
+        return output
+
+    def _output(
+        self,
+        sequence: Sequence,
+        tokens: tuple[int, ...],
+        text: str,
+        reason: FinishReason | None,
+    ) -> Output:
         seconds, sequence.model_seconds = sequence.model_seconds, 0.0
-        return Output(sequence.request.id, (token,), text, reason, seconds)
+        cached = sequence.cached_tokens if tokens and sequence.generated == 1 else 0
+        return Output(
+            sequence.request.id,
+            tokens,
+            text,
+            reason,
+            seconds,
+            index=sequence.index,
+            cached_tokens=cached,
+        )
 
     def _check_prompt(self, tokens: Tokens[int], room: int = 1) -> None:
         if not tokens:
@@ -233,36 +341,6 @@ class Engine:
                 f"token {bad[0]} is not in the vocabulary",
                 allowed=f"0 to {self.model.config.vocab_size - 1}",
             )
-
-
-def _check_options(options: EngineOptions) -> None:
-    cores = available_cores()
-    checks = [
-        ("executor", options.executor in ("native", "reference"), "native, reference"),
-        ("kv", options.kv in ("f32", "bf16", "int8"), "f32, bf16, int8"),
-        (
-            "threads",
-            options.threads is None or 1 <= options.threads <= 4 * cores,
-            f"1 to {4 * cores}; {cores} cores are usable",
-        ),
-        ("max_sequences", 1 <= options.max_sequences <= 4096, "1 to 4096"),
-        ("chunk", options.max_sequences <= options.chunk <= 1 << 16, "max_sequences to 65536"),
-    ]
-    for name, fine, allowed in checks:
-        if not fine:
-            raise UsageError(f"{name} is {getattr(options, name)!r}", allowed=allowed)
-
-
-def _choose_context(model: Model, options: EngineOptions) -> int:
-    longest = model.config.max_position
-    if options.max_context is None:
-        return min(longest, DEFAULT_CONTEXT)
-    if not 1 <= options.max_context <= longest:
-        raise UsageError(
-            f"max_context is {options.max_context}",
-            allowed=f"1 to {longest}, the longest sequence that the model was made for",
-        )
-    return options.max_context
 
 
 def _find_tokenizer(model: Model) -> Tokenizer | None:

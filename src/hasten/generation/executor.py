@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hasten.models import architectures
+from hasten.models.graph import weights_of
 from hasten.models.model import Model
 from hasten.types import Batch, EngineOptions
 
-__all__ = ["Executor", "make_executor"]
+__all__ = ["Executor", "make_executor", "weight_bytes"]
 
 
 class Executor(Protocol):
@@ -45,3 +48,18 @@ def make_executor(model: Model, options: EngineOptions, blocks: int, context: in
     from hasten.generation.native import NativeExecutor
 
     return NativeExecutor(model, options, blocks, context)
+
+
+def weight_bytes(model: Model, options: EngineOptions) -> int:
+    """Bytes that the matrices of a model take in the executor that the options name.
+
+    Raises:
+        UsageError: Weight formats that do not fit the model.
+    """
+    if options.executor == "reference":
+        return 4 * sum(math.prod(tensor.shape) for tensor in model.weights.values())
+    from hasten.generation.formats import choose_formats
+
+    names = weights_of(architectures.build(model.config).ops)
+    formats = choose_formats(model.weights, names, options)
+    return sum(form.nbytes(model.weights[name].shape) for name, form in formats.items())

@@ -1,16 +1,32 @@
-"""Which sequence owns which blocks of the KV cache."""
+"""How large the KV cache is."""
 
 from __future__ import annotations
 
-from hasten.errors import CapacityError
+from dataclasses import dataclass
+
+from hasten.errors import CapacityError, UsageError
 from hasten.machine import memory_limit
 from hasten.models.config import ModelConfig
+from hasten.types import EngineOptions
 
-__all__ = ["KV_BLOCK", "BlockPool", "blocks_for", "check_memory", "kv_bytes_per_block"]
+__all__ = [
+    "DEFAULT_CONTEXT",
+    "KV_BLOCK",
+    "CacheSize",
+    "blocks_for",
+    "check_memory",
+    "choose_cache_size",
+    "kv_bytes_per_block",
+]
 
 KV_BLOCK = 32
 """Positions of a block, in every executor (kKvBlock in csrc/kernels/kernels.h)."""
 
+DEFAULT_CONTEXT = 8192
+"""Longest sequence where neither the user nor the model says less."""
+
+_DIM_STEP = 32
+"""Heads are padded to a multiple of this (kDimStep in csrc/kv_cache.cpp)."""
 _ELEMENT_BYTES = {"f32": 4, "bf16": 2, "int8": 1}
 
 
@@ -38,45 +54,77 @@ def check_memory(config: ModelConfig, kv: str, blocks: int, weights: int) -> Non
     Raises:
         CapacityError: Both together exceed the memory that this process may use.
     """
-    cache = blocks * kv_bytes_per_block(kv, config.kv_layers, config.num_kv_heads, config.head_dim)
+    cache = blocks * _block_bytes(config, kv)
     limit = memory_limit()
     if weights + cache > limit:
         raise CapacityError(
-            f"the weights take {weights / 2**30:.1f} GiB and the KV cache {cache / 2**30:.1f} GiB,"
-            f" and this process may use {limit / 2**30:.1f} GiB",
+            f"the weights take {_gib(weights)} and the KV cache {_gib(cache)}, and this process"
+            f" may use {_gib(limit)}",
             do="choose smaller weights, a shorter context, fewer sequences or an int8 KV cache",
         )
 
 
-class BlockPool:
-    """Hands out blocks by number and takes them back.
+@dataclass(frozen=True, slots=True)
+class CacheSize:
+    """What the cache holds.
 
-    Args:
-        blocks: How many there are; their numbers are 0 .. blocks - 1.
+    Attributes:
+        blocks: Of `KV_BLOCK` positions, shared out to all sequences.
+        context: Positions of the longest sequence; they fit into the blocks.
     """
 
-    def __init__(self, blocks: int) -> None:
-        self._free = list(range(blocks - 1, -1, -1))
-        self.total = blocks
+    blocks: int
+    context: int
 
-    @property
-    def free(self) -> int:
-        """Blocks that nobody owns."""
-        return len(self._free)
 
-    def take(self, count: int) -> list[int]:
-        """Takes so many blocks.
+def choose_cache_size(config: ModelConfig, options: EngineOptions, weights: int) -> CacheSize:
+    """Sizes the cache by the memory that this process may use, before any of it is allocated.
 
-        Raises:
-            CapacityError: Fewer are free.
-        """
-        if count > len(self._free):
-            raise CapacityError(
-                f"{count} KV blocks are needed and {len(self._free)} of {self.total} are free",
-                do="raise max_context or max_sequences, or wait for running requests",
-            )
-        return [self._free.pop() for _ in range(count)]
+    Args:
+        config: Shape of the cache.
+        options: `kv`, `kv_memory`, `max_context` and `max_sequences` count.
+        weights: Bytes of the weights.
 
-    def give_back(self, blocks: list[int]) -> None:
-        """Returns blocks that `take` gave."""
-        self._free.extend(reversed(blocks))
+    Raises:
+        UsageError: `max_context` is beyond the model's own limit.
+        CapacityError: Weights and cache exceed the memory, or the longest sequence the cache.
+    """
+    kv = "f32" if options.executor == "reference" else options.kv
+    size = _block_bytes(config, kv)
+    context = _choose_context(config, options)
+    left = memory_limit() - weights
+    if options.kv_memory is None:
+        most = blocks_for(context) * options.max_sequences
+        blocks = min(most, max(left // 2 // size, min(blocks_for(context), left // size)))
+    else:
+        blocks = options.kv_memory // size
+    if blocks * size > left or blocks < (1 if options.max_context is None else blocks_for(context)):
+        cache = options.kv_memory or blocks_for(context) * size
+        raise CapacityError(
+            f"the weights take {_gib(weights)}, the KV cache {_gib(cache)}, where a sequence of"
+            f" {context} tokens needs {_gib(blocks_for(context) * size)}, and this process may use"
+            f" {_gib(memory_limit())}",
+            do="choose smaller weights, a shorter context, another kv_memory or an int8 KV cache",
+        )
+    return CacheSize(blocks, min(context, blocks * KV_BLOCK))
+
+
+def _block_bytes(config: ModelConfig, kv: str) -> int:
+    padded = -(-config.head_dim // _DIM_STEP) * _DIM_STEP
+    return kv_bytes_per_block(kv, config.kv_layers, config.num_kv_heads, padded)
+
+
+def _choose_context(config: ModelConfig, options: EngineOptions) -> int:
+    longest = config.max_position
+    if options.max_context is None:
+        return min(longest, DEFAULT_CONTEXT)
+    if not 1 <= options.max_context <= longest:
+        raise UsageError(
+            f"max_context is {options.max_context}",
+            allowed=f"1 to {longest}, the longest sequence that the model was made for",
+        )
+    return options.max_context
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"

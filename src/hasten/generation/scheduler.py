@@ -2,145 +2,272 @@
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass, field
+import heapq
+from bisect import insort
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 
 from hasten.errors import CapacityError
-from hasten.generation.kvcache import BlockPool, blocks_for
-from hasten.generation.sampler import make_generator
-from hasten.generation.text import TextStream
-from hasten.types import Batch, Request
+from hasten.generation.blockpool import BlockPool
+from hasten.generation.kvcache import KV_BLOCK, blocks_for
+from hasten.generation.pacing import Pacer
+from hasten.generation.sequence import Sequence
+from hasten.types import Batch
 
-__all__ = ["Scheduler", "Sequence"]
+__all__ = ["Plan", "Scheduler", "make_batch"]
+
+_ORDER = attrgetter("order")
 
 
-@dataclass(slots=True)
-class Sequence:
-    """A request on its way through the engine.
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one step computes.
 
     Attributes:
-        request: As it was submitted.
-        text: Its detokeniser and stop strings.
-        tokens: Prompt and output so far.
-        computed: Tokens whose keys and values are in the cache.
-        blocks: KV blocks it owns.
-        model_seconds: Executor time since its last output: a long prompt takes several calls.
-        generator: Its random stream.
+        batch: For the executor.
+        shares: Tokens of each sequence in it, in its order.
+        decoding: Sequences that decode.
     """
 
-    request: Request
-    text: TextStream
-    tokens: list[int]
-    computed: int = 0
-    blocks: list[int] = field(default_factory=list)
-    model_seconds: float = 0.0
-    generator: np.random.Generator = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.generator = make_generator(self.request.sampling)
-
-    @property
-    def generated(self) -> int:
-        """Output tokens so far."""
-        return len(self.tokens) - len(self.request.prompt)
+    batch: Batch
+    shares: Mapping[Sequence, int]
+    decoding: int
 
 
 class Scheduler:
-    """First come, first served; running sequences go on while prompts are read in chunks.
+    """Runs sequences by priority, then by arrival, side by side as far as slots and blocks go.
 
-    A sequence owns the blocks for its longest possible output from the start, so that a running one
-    is never without memory.
+    A step holds a token of every sequence that decodes, and as much of the prompts as its budget
+    and the pacer leave room for. Sequences take blocks as they grow. Where blocks run short, the
+    last sequence in the order gives all of its own back and waits; what it has is computed again
+    later. The first in the order is never the one, so there is always one that comes to its end.
 
     Args:
         pool: The KV blocks.
-        context: Longest sequence, prompt and output.
         max_sequences: Sequences that run at once.
         budget: Most tokens of one executor call.
+        pacer: Limits prompt tokens while sequences decode.
+        prefix_cache: Share full blocks of equal beginnings.
     """
 
-    def __init__(self, pool: BlockPool, context: int, max_sequences: int, budget: int) -> None:
+    def __init__(
+        self,
+        pool: BlockPool,
+        max_sequences: int,
+        budget: int,
+        pacer: Pacer,
+        *,
+        prefix_cache: bool = True,
+    ) -> None:
         self._pool = pool
-        self._context = context
-        self._max_sequences = max_sequences
+        self._max_sequences = min(max_sequences, budget)
         self._budget = budget
-        self.waiting: deque[Sequence] = deque()
+        self._pacer = pacer
+        self._prefix_cache = prefix_cache
+        self._shares: dict[Sequence, int] = {}
+        self._timed: dict[Sequence, float] = {}
+        self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
+        self.preemptions = 0
 
     @property
     def has_work(self) -> bool:
-        """Whether a request waits or runs."""
+        """Whether a sequence waits or runs."""
         return bool(self.waiting or self.running)
 
-    def schedule(self) -> tuple[Batch, list[Sequence]]:
-        """The next batch, and the sequences whose tokens it holds in their order.
+    def add(self, sequence: Sequence) -> None:
+        """Lets a sequence wait for its turn."""
+        insort(self.waiting, sequence, key=_ORDER)
+        if sequence.request.deadline is not None:
+            self._timed[sequence] = sequence.request.deadline
+
+    def remove(self, sequence: Sequence) -> None:
+        """Takes a sequence out and its blocks back."""
+        self._timed.pop(sequence, None)
+        if sequence.running:
+            self._stop(sequence)
+        else:
+            self.waiting.remove(sequence)
+
+    def expired(self, now: float) -> list[Sequence]:
+        """Sequences whose deadline has passed."""
+        return [one for one, deadline in self._timed.items() if deadline <= now]
+
+    def schedule(self) -> Plan:
+        """What to compute next; at least one sequence must wait or run.
 
         Raises:
             CapacityError: No sequence runs and the next one finds no room.
         """
-        self._admit()
-        shares: list[tuple[Sequence, int]] = []
-        budget = self._budget
-        # One token of every sequence that generates comes before the long prompts.
-        for sequence in sorted(self.running, key=lambda s: len(s.tokens) - s.computed):
-            count = min(len(sequence.tokens) - sequence.computed, budget)
-            if count > 0:
-                shares.append((sequence, count))
-                budget -= count
-        if not shares:
-            needed = blocks_for(self._longest(self.waiting[0]))
+        self._shares = {}
+        for sequence in sorted((s for s in self.running if s.remaining == 1), key=_ORDER):
+            # One before it in the order may have taken its blocks.
+            if sequence.running and self._grow(sequence, 1):
+                self._shares[sequence] = 1
+        decoding = len(self._shares)
+        limit = self._pacer.limit(decoding)
+        room = self._budget - decoding
+        self._read_prompts(room if limit is None else min(room, limit))
+        if not self._shares:
+            needed = blocks_for(len(self.waiting[0].tokens))
             raise CapacityError(
                 f"the next request needs {needed} KV blocks and {self._pool.free} are free",
                 do="finish or close the iterator of the score() call that holds the others",
             )
-        return _batch(shares), [sequence for sequence, _ in shares]
+        decoding = sum(sequence.remaining == 1 for sequence in self._shares)
+        return Plan(make_batch(self._shares), self._shares, decoding)
 
-    def finish(self, sequence: Sequence) -> None:
-        """Takes a sequence out and its blocks back."""
-        if sequence in self.running:
-            self.running.remove(sequence)
-            self._pool.give_back(sequence.blocks)
-            sequence.blocks = []
-        else:
-            self.waiting.remove(sequence)
+    def update(self, plan: Plan, seconds: float) -> None:
+        """Notes that a plan was carried out, in so many seconds."""
+        self._pacer.record(plan.decoding, len(plan.batch.tokens) - plan.decoding, seconds)
+        for sequence, count in plan.shares.items():
+            full = sequence.computed // KV_BLOCK
+            sequence.computed += count
+            sequence.model_seconds += seconds
+            if self._prefix_cache:
+                names = sequence.names.up_to(sequence.tokens, sequence.computed // KV_BLOCK)
+                for block, name in zip(sequence.blocks[full:], names[full:], strict=False):
+                    self._pool.set_name(block, name)
 
-    def find(self, request_id: str) -> Sequence | None:
-        """The waiting or running sequence of a request."""
-        for sequence in (*self.running, *self.waiting):
-            if sequence.request.id == request_id:
-                return sequence
-        return None
-
-    def _admit(self) -> None:
-        while self.waiting and len(self.running) < self._max_sequences:
-            sequence = self.waiting[0]
-            needed = blocks_for(self._longest(sequence))
-            if needed > self._pool.free:
+    def _read_prompts(self, room: int) -> None:
+        """Gives the room of this step to prompts, in order; takes waiting sequences in."""
+        reading = sorted((s for s in self.running if s.remaining > 1), key=_ORDER)
+        computing: set[bytes] = set()
+        admitting = True
+        for sequence in heapq.merge(reading, list(self.waiting), key=_ORDER):
+            if room <= 0:
                 return
-            sequence.blocks = self._pool.take(needed)
-            self.running.append(self.waiting.popleft())
+            if not (sequence.running or admitting):
+                continue
+            names = self._shareable(sequence)
+            self._share_prefix(sequence, names)
+            if self._comes_next_step(sequence, names, computing):
+                continue
+            if not (sequence.running or self._admit(sequence)):
+                admitting = False
+                continue
+            count = min(sequence.remaining, room)
+            if self._grow(sequence, count):
+                self._shares[sequence] = count
+                room -= count
+                end = blocks_for(sequence.computed + count)
+                computing.update(names[sequence.computed // KV_BLOCK : end])
 
-    def _longest(self, sequence: Sequence) -> int:
-        """Positions that a sequence can come to."""
-        request = sequence.request
-        return min(len(request.prompt) + request.sampling.max_tokens, self._context)
+    def _shareable(self, sequence: Sequence) -> list[bytes]:
+        """Names of the blocks that others may have; the last token is computed, for its logits."""
+        if not (self._prefix_cache and sequence.reads_cache):
+            return []
+        return sequence.names.up_to(sequence.tokens, (len(sequence.tokens) - 1) // KV_BLOCK)
+
+    def _share_prefix(self, sequence: Sequence, names: list[bytes]) -> None:
+        """Takes blocks that others computed in place of a sequence's next ones."""
+        if sequence.computed % KV_BLOCK:
+            return
+        for name in names[sequence.computed // KV_BLOCK :]:
+            block = self._pool.share(name)
+            if block is None:
+                return
+            sequence.blocks.append(block)
+            sequence.computed += KV_BLOCK
+            sequence.cached_tokens += KV_BLOCK
+
+    def _comes_next_step(
+        self, sequence: Sequence, names: list[bytes], computing: set[bytes]
+    ) -> bool:
+        """Whether another computes a sequence's next block in this very step, to be shared then."""
+        if sequence.computed % KV_BLOCK:
+            return False
+        begin = sequence.computed // KV_BLOCK
+        if computing.isdisjoint(names[begin : begin + 1]):
+            return False
+        if not sequence.running:
+            self._let_go(sequence)
+        return True
+
+    def _let_go(self, sequence: Sequence) -> None:
+        """Takes back what a sequence holds that does not run."""
+        self._pool.give_back(sequence.blocks)
+        sequence.blocks = []
+        sequence.computed = sequence.cached_tokens = 0
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Gives a waiting sequence a slot, if need be in place of those of lower priority."""
+        priority = sequence.request.priority
+        lower = [one for one in self.running if one.request.priority > priority]
+        slots = self._max_sequences - len(self.running)
+        if slots + len(lower) <= 0 or not self._fits(sequence, lower):
+            self._let_go(sequence)
+            return False
+        lower.sort(key=_ORDER)
+        while len(self.running) >= self._max_sequences or not self._fits(sequence, ()):
+            self._preempt(lower.pop())
+        self.waiting.remove(sequence)
+        self.running.append(sequence)
+        sequence.running = True
+        return True
+
+    def _fits(self, sequence: Sequence, without: list[Sequence] | tuple[()]) -> bool:
+        """Whether its known tokens find blocks, and one is left for each that runs to grow.
+
+        Args:
+            sequence: One that waits.
+            without: Running sequences that would give their blocks back.
+        """
+        held = Counter(block for one in without for block in one.blocks)
+        free = self._pool.free + sum(self._pool.holders(b) == n for b, n in held.items())
+        staying = [one for one in self.running if one not in without]
+        for one in (sequence, *staying):
+            free -= blocks_for(len(one.tokens)) - len(one.blocks)
+        return free >= len(staying)
+
+    def _grow(self, sequence: Sequence, count: int) -> bool:
+        """Takes the blocks for so many more tokens; False where it had to give up its own."""
+        needed = blocks_for(sequence.computed + count) - len(sequence.blocks)
+        while needed > self._pool.free:
+            last = max(self.running, key=_ORDER)
+            self._preempt(last)
+            if last is sequence:
+                return False
+        sequence.blocks += self._pool.take(needed)
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Lets a running sequence wait again, with its tokens and without its blocks."""
+        self._shares.pop(sequence, None)
+        self._stop(sequence)
+        sequence.preemptions += 1
+        self.preemptions += 1
+        self.add(sequence)
+
+    def _stop(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        sequence.running = False
+        self._let_go(sequence)
 
 
-def _batch(shares: list[tuple[Sequence, int]]) -> Batch:
+def make_batch(shares: Mapping[Sequence, int]) -> Batch:
+    """Puts the next tokens of sequences side by side.
+
+    Args:
+        shares: How many of each; those with all of their tokens get logits.
+    """
     tokens: list[int] = []
     positions: list[int] = []
     starts = [0]
     logit_rows = []
-    for sequence, count in shares:
+    for sequence, count in shares.items():
         begin, end = sequence.computed, sequence.computed + count
         tokens += sequence.tokens[begin:end]
         positions += range(begin, end)
         starts.append(len(tokens))
         if end == len(sequence.tokens):
             logit_rows.append(len(tokens) - 1)
-    tables = np.full((len(shares), max(len(s.blocks) for s, _ in shares)), -1, np.int32)
-    for row, (sequence, _) in enumerate(shares):
+    tables = np.full((len(shares), max(len(s.blocks) for s in shares)), -1, np.int32)
+    for row, sequence in enumerate(shares):
         tables[row, : len(sequence.blocks)] = sequence.blocks
     return Batch(
         np.asarray(tokens, np.int32),

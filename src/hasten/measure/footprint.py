@@ -9,9 +9,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 from hasten.errors import UsageError
-from hasten.generation.engine import DEFAULT_CONTEXT
 from hasten.generation.formats import MatrixFormat, choose_formats
-from hasten.generation.kvcache import KV_BLOCK, kv_bytes_per_block
+from hasten.generation.kvcache import DEFAULT_CONTEXT, KV_BLOCK, kv_bytes_per_block
 from hasten.models.config import ModelConfig
 from hasten.models.weights import StoredTensor
 from hasten.types import EngineOptions

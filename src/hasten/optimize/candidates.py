@@ -66,13 +66,18 @@ class Candidate:
         return self.weights == "f32" and not self.overrides
 
     def options(self, max_context: int) -> EngineOptions:
-        """Engine options of this candidate on the native executor."""
+        """Engine options of this candidate on the native executor, for one sequence at a time.
+
+        Without a prefix cache, since the same prompts are timed again and again.
+        """
         return EngineOptions(
             weights=self.weights,
             overrides=dict(self.overrides),
             kv=self.kv,
             threads=self.threads,
             max_context=max_context,
+            max_sequences=1,
+            prefix_cache=False,
         )
 
     def settings(self) -> dict[str, Any]:
