@@ -54,7 +54,7 @@ class FiniteFloat(click.FloatRange):
         return number
 
 
-class ByteSize(click.ParamType):
+class ByteSize(click.ParamType[int]):
     """A number of bytes, with a unit of 1000 (kB, MB, GB) or 1024 (KiB, MiB, GiB) or without."""
 
     name = "size"
@@ -72,13 +72,7 @@ class ByteSize(click.ParamType):
         return size
 
 
-_UNITS = {
-    "": 1,
-    "b": 1,
-    "kb": 10**3,
-    "mb": 10**6,
-    "gb": 10**9,
-    "tb": 10**12,
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12} | {
     "kib": 2**10,
     "mib": 2**20,
     "gib": 2**30,
