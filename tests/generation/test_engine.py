@@ -1,5 +1,7 @@
 """The life of requests in an engine."""
 
+import threading
+
 import numpy as np
 import pytest
 from letters import PIECES, Tokenizer
@@ -126,6 +128,154 @@ def test_cancelling_one_leaves_the_others_as_they_were(model):
     for name in ("0", "2"):
         tokens = [t for out in outputs if out.request_id == name for t in out.tokens]
         assert tokens == alone[int(name)]
+
+
+def test_a_cancelled_request_yields_nothing_more(model):
+    with new_engine(model, max_sequences=1) as engine:
+        for name in ("running", "waiting", "other"):
+            engine.submit(Request(name, tuple(PROMPT), SamplingParams(max_tokens=5)))
+        engine.step()
+        engine.cancel("running")
+        engine.cancel("waiting")
+        engine.cancel("waiting")
+        assert set(run_all(engine)) == {"other"}
+        assert engine.statistics().finished == {"cancelled": 2, "length": 1}
+        engine.cancel("other")
+        assert not engine.has_work
+
+
+def test_an_id_is_free_again_after_the_end(model):
+    with new_engine(model) as engine:
+        request = Request("a", tuple(PROMPT), SamplingParams(max_tokens=2))
+        engine.submit(request)
+        with pytest.raises(UsageError, match="'a' is in flight"):
+            engine.submit(request)
+        run_all(engine)
+        engine.submit(request)
+        engine.cancel("a")
+        engine.step()
+        engine.submit(request)
+        assert len(run_all(engine)["a"]) == 2
+
+
+def test_deadlines_end_requests(model, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr("hasten.generation.engine.monotonic", lambda: now)
+    with new_engine(model, max_sequences=1) as engine:
+        sampling = SamplingParams(max_tokens=50)
+        for name, deadline in (("running", 110.0), ("waiting", 105.0), ("never", None)):
+            engine.submit(Request(name, tuple(PROMPT), sampling, deadline=deadline))
+        assert [out.request_id for out in engine.step()] == ["running"]
+        now = 105.0
+        late, _ = engine.step()
+        assert (late.request_id, late.tokens, late.finish_reason) == ("waiting", (), "deadline")
+        now = 111.0
+        first, second = engine.step()
+        assert (first.request_id, first.finish_reason) == ("running", "deadline")
+        assert (second.request_id, second.finish_reason) == ("never", None)
+        assert len(run_all(engine)["never"]) == 49
+        assert engine.statistics().finished == {"deadline": 2, "length": 1}
+        with pytest.raises(UsageError, match="nan"):
+            engine.submit(Request("a", (1,), deadline=float("nan")))
+
+
+def test_text_held_back_comes_with_the_deadline(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("hasten.generation.engine.monotonic", lambda: now)
+    model = make_model(tokenizer=Tokenizer(), vocab_size=len(PIECES))
+    sampling = SamplingParams(max_tokens=30, temperature=1, seed=5, stop=("no such text",))
+    with new_engine(model) as engine:
+        engine.submit(Request("a", (1, 2, 3), sampling, deadline=1.0))
+        outputs = [engine.step()[0] for _ in range(8)]
+        now = 1.0
+        outputs += engine.step()
+    pieces = b"".join(PIECES[t] for out in outputs for t in out.tokens)
+    assert "".join(out.text for out in outputs) == pieces.decode(errors="replace")
+
+
+def test_loops_side_by_side_lose_nothing(model):
+    with new_engine(model, max_sequences=3) as engine:
+        want = [generated(engine, some_tokens(n), max_tokens=9) for n in (5, 7)]
+        engine.submit(Request("own", tuple(PROMPT), SamplingParams(max_tokens=4)))
+        loops = [engine.generate(some_tokens(n), SamplingParams(max_tokens=9)) for n in (5, 7)]
+        found = [[], []]
+        for outputs in zip(*loops, strict=True):
+            for mine, output in zip(found, outputs, strict=True):
+                mine.extend(output.tokens)
+        assert found == want
+        assert sum(len(out.tokens) for out in run_all(engine)["own"]) == 4
+
+
+def test_other_threads_submit_and_cancel(model):
+    """One thread drives; the answers are those of one after another."""
+    prompts = [some_tokens(3 + n, seed=n) for n in range(24)]
+    sampling = SamplingParams(max_tokens=6)
+    with new_engine(model, max_sequences=4) as engine:
+        want = [generated(engine, prompt, max_tokens=6) for prompt in prompts]
+        found = {}
+
+        def ask(numbers):
+            for number in numbers:
+                engine.submit(Request(str(number), tuple(prompts[number]), sampling))
+                if number % 4 == 0:
+                    engine.cancel(str(number))
+
+        threads = [threading.Thread(target=ask, args=(range(n, 24, 3),)) for n in range(3)]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads) or engine.has_work:
+            if engine.wait(0.01):
+                for output in engine.step():
+                    found.setdefault(output.request_id, []).extend(output.tokens)
+        for thread in threads:
+            thread.join()
+        assert engine.statistics().kv_blocks_used == 0
+    for number, tokens in enumerate(want):
+        if number % 4:
+            assert found[str(number)] == tokens
+        else:
+            assert found.get(str(number), []) == tokens[: len(found.get(str(number), []))]
+
+
+def test_waiting_for_work(model):
+    with new_engine(model) as engine:
+        assert not engine.wait(0)
+        thread = threading.Timer(
+            0.01, engine.submit, [Request("a", (1,), SamplingParams(max_tokens=1))]
+        )
+        thread.start()
+        assert engine.wait(60)
+        thread.join()
+        run_all(engine)
+        assert not engine.wait(0)
+
+
+def test_statistics(model):
+    with new_engine(model, max_sequences=2, kv_memory=10**6) as engine:
+        total = engine.statistics().kv_blocks
+        assert total > 4
+        for name in "abc":
+            engine.submit(Request(name, tuple(some_tokens(40)), SamplingParams(max_tokens=3)))
+        engine.step()
+        now = engine.statistics()
+        assert (now.running, now.waiting, now.steps, now.output_tokens) == (1, 2, 1, 1)
+        outputs = run_all(engine)
+        done = engine.statistics()
+    assert [outputs[name][0].cached_tokens for name in "bc"] == [32, 32]
+    assert all(out.cached_tokens == 0 for name in "bc" for out in outputs[name][1:])
+    assert (done.running, done.waiting, done.kv_blocks_used) == (0, 0, 0)
+    assert (done.kv_blocks, done.kv_blocks_cached) == (total, 1)
+    assert (done.prompt_tokens, done.cached_tokens, done.output_tokens) == (120, 64, 9)
+    assert (done.finished, done.preemptions) == ({"length": 3}, 0)
+
+
+def test_forgotten_prefixes_are_computed_again(model):
+    with new_engine(model) as engine:
+        generated(engine, some_tokens(40), max_tokens=1)
+        engine.forget_prefixes()
+        assert engine.statistics().kv_blocks_cached == 0
+        output = next(engine.generate(some_tokens(40)))
+        assert output.cached_tokens == 0
 
 
 def test_leaving_generate_early_cancels(model):

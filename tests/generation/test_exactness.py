@@ -12,6 +12,7 @@ from tiny import (
 )
 
 from hasten.generation import Engine
+from hasten.generation.kvcache import kv_bytes_per_block
 from hasten.types import EngineOptions, Request, SamplingParams
 
 WEIGHTS = ("f32", "bf16", "int8", "int8:32", "int4:32", "int4:64")
@@ -94,17 +95,34 @@ def test_formats_that_differ_inside_a_block(isa, model):
     np.testing.assert_array_equal(Player(model, SEQUENCES, fuse=False, **given).together(7), want)
 
 
-def answers(model, requests, **options):
-    """Tokens of each request, all running at once."""
+def engine_for(model, **options):
     options = {"max_sequences": 4, "chunk": 64, "max_context": 128, "threads": 1} | options
-    with Engine(model, EngineOptions(**options)) as engine:
-        for number, (prompt, sampling) in enumerate(requests):
-            engine.submit(Request(str(number), tuple(prompt), sampling))
-        tokens = {str(number): [] for number in range(len(requests))}
-        while engine.has_work:
-            for output in engine.step():
-                tokens[output.request_id] += output.tokens
+    return Engine(model, EngineOptions(**options))
+
+
+def run(engine, requests):
+    """Tokens of each request, all submitted at once."""
+    for number, (prompt, sampling) in enumerate(requests):
+        engine.submit(Request(str(number), tuple(prompt), sampling))
+    tokens = {str(number): [] for number in range(len(requests))}
+    while engine.has_work:
+        for output in engine.step():
+            tokens[output.request_id] += output.tokens
+    assert engine.statistics().kv_blocks_used == 0
     return list(tokens.values())
+
+
+def answers(model, requests, **options):
+    """The same from an engine of their own."""
+    with engine_for(model, **options) as engine:
+        return run(engine, requests)
+
+
+def cache_of(blocks, kv, model):
+    """Bytes of a cache of so many blocks."""
+    config = model.config
+    dim = -(-config.head_dim // 32) * 32
+    return blocks * kv_bytes_per_block(kv, config.num_layers, config.num_kv_heads, dim)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -118,6 +136,50 @@ def test_answers_do_not_depend_on_company(isa, model, weights, temperature):
     assert len({tuple(tokens) for tokens in alone}) == len(requests)
     for options in ({}, {"chunk": 4}, {"chunk": 7, "threads": 3}, {"fuse": False}):
         assert answers(model, requests, isa=isa, weights=weights, **options) == alone, options
+
+
+def alike(count, length=70):
+    """Requests whose prompts begin alike, greedy ones and others."""
+    return [
+        (
+            [*some_tokens(length), *some_tokens(1 + 9 * i, seed=i)],
+            SamplingParams(max_tokens=30, temperature=i % 2, seed=i),
+        )
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize("kv", KV)
+def test_answers_do_not_depend_on_the_prefix_cache(isa, model, kv):
+    requests = alike(4)
+    want = answers(model, requests, isa=isa, kv=kv, prefix_cache=False, max_sequences=1)
+    with engine_for(model, isa=isa, kv=kv, threads=2) as engine:
+        for _ in range(3):
+            assert run(engine, requests) == want
+        # A chat goes on: what was generated is in the cache too.
+        prompt, sampling = requests[2]
+        longer = [([*prompt, *want[2]], sampling)]
+        before = engine.statistics()
+        assert run(engine, longer) == answers(model, longer, isa=isa, kv=kv, prefix_cache=False)
+        after = engine.statistics()
+    assert before.cached_tokens >= 64 * 3 + 64 * 4 * 2
+    assert after.cached_tokens - before.cached_tokens == 96
+
+
+@pytest.mark.parametrize("prefix_cache", [True, False])
+@pytest.mark.parametrize("kv", KV)
+def test_answers_do_not_depend_on_preemption(isa, model, kv, prefix_cache):
+    requests = [
+        (some_tokens(20 + i, seed=i), SamplingParams(max_tokens=90, temperature=i % 2, seed=i))
+        for i in range(4)
+    ]
+    want = answers(model, requests, isa=isa, kv=kv, max_sequences=1)
+    options = {"isa": isa, "kv": kv, "prefix_cache": prefix_cache}
+    for chunk in (7, 64):
+        with engine_for(model, kv_memory=cache_of(6, kv, model), chunk=chunk, **options) as engine:
+            assert engine.statistics().kv_blocks == 6
+            assert run(engine, requests) == want
+            assert engine.statistics().preemptions > 0
 
 
 def test_scores_equal_the_logits_of_single_steps(isa, model):

@@ -182,18 +182,19 @@ class Engine:
         request = Request(
             f"generate-{next(self._numbers)}", tuple(prompt), sampling or SamplingParams()
         )
+
+        def is_mine(output: Output) -> bool:
+            return output.request_id == request.id
+
         self.submit(request)
         try:
-            while request.id in self._in_flight or self._unclaimed:
+            while request.id in self._in_flight or any(map(is_mine, self._unclaimed)):
                 outputs = self.step()
-                mine = [output for output in outputs if output.request_id == request.id]
-                self._unclaimed += [out for out in outputs if out.request_id != request.id]
-                yield from mine
-                if request.id not in self._in_flight:
-                    return
+                self._unclaimed += itertools.filterfalse(is_mine, outputs)
+                yield from filter(is_mine, outputs)
         finally:
             self.cancel(request.id)
-            self._unclaimed = self._take_in()
+            self._unclaimed = list(itertools.filterfalse(is_mine, self._take_in()))
 
     def statistics(self) -> EngineStatistics:
         """What the engine does and has done; any thread may call this."""
