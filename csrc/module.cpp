@@ -180,9 +180,11 @@ void bind_cache(nb::module_& m) {
       .def_prop_ro("nbytes", &KvCache::bytes);
 }
 
-void run_program(Program& program, Rows tokens, Rows positions, Rows starts,
-                 Array<std::int32_t, 2> tables, Rows logit_rows,
-                 nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> output) {
+using Output = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+Step make_step(const Program& program, const Rows& tokens, const Rows& positions,
+               const Rows& starts, const Array<std::int32_t, 2>& tables, const Rows& logit_rows,
+               const Output& output, std::optional<int> threads) {
   if (tokens.shape(0) != positions.shape(0)) reject("batch: tokens and positions differ in length");
   if (starts.shape(0) < 2 || tables.shape(0) + 1 != starts.shape(0)) {
     reject("batch: starts and block tables disagree on the number of sequences");
@@ -201,8 +203,24 @@ void run_program(Program& program, Rows tokens, Rows positions, Rows starts,
   step.sequences = static_cast<int>(starts.shape(0)) - 1;
   step.table_width = static_cast<int>(tables.shape(1));
   step.selected = static_cast<int>(logit_rows.shape(0));
+  step.threads = threads.value_or(program.threads());
+  return step;
+}
+
+void run_program(Program& program, Rows tokens, Rows positions, Rows starts,
+                 Array<std::int32_t, 2> tables, Rows logit_rows, Output output,
+                 std::optional<int> threads) {
+  Step step = make_step(program, tokens, positions, starts, tables, logit_rows, output, threads);
   nb::gil_scoped_release release;
   program.run(step, output.data());
+}
+
+double time_program(Program& program, Rows tokens, Rows positions, Rows starts,
+                    Array<std::int32_t, 2> tables, Rows logit_rows, Output output, int begin,
+                    int end, std::optional<int> threads) {
+  Step step = make_step(program, tokens, positions, starts, tables, logit_rows, output, threads);
+  nb::gil_scoped_release release;
+  return program.time(step, output.data(), begin, end);
 }
 
 void bind_program(nb::module_& m) {
@@ -281,7 +299,14 @@ void bind_program(nb::module_& m) {
       .def("select", &Program::select, "source"_a, "out"_a)
       .def("run", &run_program, "tokens"_a.noconvert(), "positions"_a.noconvert(),
            "starts"_a.noconvert(), "block_tables"_a.noconvert(), "logit_rows"_a.noconvert(),
-           "output"_a.noconvert(), "Computes the batch into output [rows, width].")
+           "output"_a.noconvert(), "threads"_a = nb::none(),
+           "Computes the batch into output [rows, width], on so many threads of the team.")
+      .def("time", &time_program, "tokens"_a.noconvert(), "positions"_a.noconvert(),
+           "starts"_a.noconvert(), "block_tables"_a.noconvert(), "logit_rows"_a.noconvert(),
+           "output"_a.noconvert(), "begin"_a, "end"_a, "threads"_a = nb::none(),
+           "Seconds of the ops [begin, end) on such a batch; what they compute means nothing.")
+      .def_prop_ro("ops", &Program::ops)
+      .def_prop_ro("output_width", &Program::output_width)
       .def_prop_ro("isa", [](const Program& self) { return self.kernels().name; })
       .def_prop_ro("threads", &Program::threads)
       .def_prop_ro("output_width", &Program::output_width)

@@ -105,7 +105,7 @@ LinearOp::Split LinearOp::split(const Step& step) const {
   split.token_block = in->group > 0 ? kTokenBlock : kFloatTokenBlock;
   split.token_blocks = divide_up(split.rows, split.token_block);
   // A few chunks a thread: enough to even out a stalled one, long enough to stream weights.
-  split.chunk = std::max(1, matrix->panels() / (4 * threads));
+  split.chunk = std::max(1, matrix->panels() / (4 * step.threads));
   return split;
 }
 
@@ -204,7 +204,7 @@ void RopeKvWriteOp::run(const Step& step, int item, float* scratch) const {
 // load and convert than to multiply.
 int AttentionOp::head_split(const Step& step) const {
   const int pairs = static_cast<int>(step.ranges.size()) * cache->kv_heads();
-  return pairs < threads ? heads / cache->kv_heads() : 1;
+  return pairs < step.threads ? heads / cache->kv_heads() : 1;
 }
 
 int AttentionOp::items(const Step& step) const {

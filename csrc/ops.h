@@ -68,7 +68,6 @@ struct LinearOp final : Op {
   std::vector<float> bias;  // in panel order, or empty
   Epilogue epilogue;
   const Buffer* out;
-  int threads;
   int items(const Step&) const override;
   void run(const Step&, int item, float* scratch) const override;
 
@@ -140,7 +139,7 @@ struct AttentionOp final : Op {
   const Kernels* kernels;
   const KvCache* cache;
   const Buffer *query, *out;
-  int threads, heads, layer, score_stride;
+  int heads, layer, score_stride;
   int window;   // positions a token sees, 0 for all
   bool causal;  // a token sees no later positions
   float scale;

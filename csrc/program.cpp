@@ -1,6 +1,7 @@
 #include "program.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <stdexcept>
 
@@ -222,7 +223,6 @@ void Program::linear(int in, std::shared_ptr<Matrix> matrix, int out, std::vecto
   const MatrixView& view = matrix->view();
   auto op = std::make_unique<LinearOp>();
   op->kernels = kernels_;
-  op->threads = threads_;
   op->in = &buffer(in);
   const int group = view.group > 0 ? matrix->activation_group() : 0;
   require(op->in->width == view.columns && op->in->group == group,
@@ -323,7 +323,6 @@ void Program::rope_kv_write(int qkv, int heads, int layer, int out) {
 void Program::attention(int query, int heads, int layer, int out, int window, bool causal) {
   auto op = std::make_unique<AttentionOp>();
   op->kernels = kernels_;
-  op->threads = threads_;
   op->cache = &cache(layer);
   require(heads > 0 && heads <= kMaxSize / kMaxHeadDim && heads % op->cache->kv_heads() == 0,
           "attention: query heads must be a multiple of kv heads");
@@ -350,6 +349,7 @@ void Program::select(int in, int out) {
 }
 
 void Program::check(const Step& step) const {
+  require(step.threads > 0 && step.threads <= threads_, "batch: number of threads out of range");
   require(step.count > 0 && step.count <= max_tokens_, "batch: number of tokens out of range");
   require(step.selected >= 0 && step.selected <= max_selected_,
           "batch: number of logit rows out of range");
@@ -395,6 +395,21 @@ void Program::prepare() {
 
 void Program::run(Step& step, float* output) {
   const std::lock_guard<std::mutex> lock(running_);
+  start(step, output);
+  run_ops(step, 0, ops());
+}
+
+double Program::time(Step& step, float* output, int begin, int end) {
+  const std::lock_guard<std::mutex> lock(running_);
+  require(begin >= 0 && begin < end && end <= ops(), "no such ops");
+  start(step, output);
+  const auto started = std::chrono::steady_clock::now();
+  run_ops(step, begin, end);
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
+}
+
+// Checks the step and derives what the ops share.
+void Program::start(Step& step, float* output) {
   check(step);
   if (team_ == nullptr) prepare();
   for (const auto& buffer : buffers_) {
@@ -409,13 +424,18 @@ void Program::run(Step& step, float* output) {
     }
   }
   std::reverse(step.ranges.begin(), step.ranges.end());
-  for (std::size_t i = 0; i < ops_.size(); ++i) {
+}
+
+void Program::run_ops(const Step& step, int begin, int end) {
+  for (int i = begin; i < end; ++i) {
     items_[i] = ops_[i]->items(step);
     require(items_[i] <= Team::kMaxItems, "batch: too large for one run");
   }
-  team_->run(items_, [&](int phase, int item, int thread) {
-    ops_[phase]->run(step, item, scratch_[thread]);
-  });
+  const auto work = [&](int phase, int item, int thread) {
+    ops_[begin + phase]->run(step, item, scratch_[thread]);
+  };
+  const std::span<const int> items(items_);
+  team_->run(items.subspan(begin, end - begin), work, step.threads);
 }
 
 }  // namespace hasten

@@ -43,6 +43,7 @@ struct Step {
   const std::int32_t* tables;
   const std::int32_t* logit_rows;
   int count, sequences, table_width, selected;
+  int threads;                      // that take part
   std::vector<std::int32_t> owner;  // sequence of each token
   std::vector<TokenRange> ranges;   // latest first: they take longest
   const std::int32_t* table(int sequence) const {
@@ -91,9 +92,13 @@ class Program {
   // Checks the whole batch before it computes anything; throws std::invalid_argument.
   // output: [selected][width of the output buffer].
   void run(Step& step, float* output);
+  // Runs the ops [begin, end) alone and returns their seconds. They compute from whatever the
+  // buffers hold, so nothing but the time means anything.
+  double time(Step& step, float* output, int begin, int end);
 
   const Kernels& kernels() const { return *kernels_; }
   int threads() const { return threads_; }
+  int ops() const { return static_cast<int>(ops_.size()); }
   std::size_t buffer_bytes() const { return buffer_bytes_; }
   int output_width() const;
 
@@ -107,6 +112,8 @@ class Program {
   void check_width(int width) const;
   void check(const Step& step) const;
   void prepare();
+  void start(Step& step, float* output);
+  void run_ops(const Step& step, int begin, int end);
   float* allocate(std::size_t floats);
   void push(std::unique_ptr<Op> op);
   const KvCache& cache(int layer) const;

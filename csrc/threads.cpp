@@ -1,5 +1,7 @@
 #include "threads.h"
 
+#include <algorithm>
+
 namespace hasten {
 namespace {
 
@@ -28,20 +30,27 @@ constexpr int kRunSpins = 8000;
 }  // namespace
 
 Team::Team(int threads, int max_phases)
-    : threads_(threads), phases_(std::make_unique<Phase[]>(max_phases)), max_phases_(max_phases) {
+    : threads_(threads),
+      phases_(std::make_unique<Phase[]>(max_phases)),
+      max_phases_(max_phases),
+      bells_(std::make_unique<Bell[]>(threads)) {
   for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { serve(i); });
 }
 
 Team::~Team() {
   stop_.store(true);
-  run_.fetch_add(1, std::memory_order_acq_rel);
-  run_.notify_all();
+  for (int i = 1; i < threads_; ++i) ring(i);
   finished_.fetch_add(1, std::memory_order_acq_rel);
   finished_.notify_all();
   for (std::thread& worker : workers_) worker.join();
 }
 
-void Team::run(std::span<const int> items, const Work& work) {
+void Team::ring(int thread) {
+  bells_[thread].rings.fetch_add(1, std::memory_order_acq_rel);
+  bells_[thread].rings.notify_one();
+}
+
+void Team::run(std::span<const int> items, const Work& work, int active) {
   const std::uint32_t run = run_.load(std::memory_order_relaxed) + 1;
   work_.store(&work, std::memory_order_relaxed);
   count_.store(static_cast<int>(items.size()), std::memory_order_relaxed);
@@ -51,25 +60,26 @@ void Team::run(std::span<const int> items, const Work& work) {
     phases_[i].next.store(fresh, std::memory_order_release);
   }
   run_.store(run, std::memory_order_release);
-  run_.notify_all();
+  for (int i = 1; i < std::min(active, threads_); ++i) ring(i);
   work_through(run, 0);
 }
 
 void Team::serve(int thread) {
-  std::uint32_t seen = 0;
+  const std::atomic<std::uint32_t>& rings = bells_[thread].rings;
+  std::uint32_t heard = 0;
   for (;;) {
-    std::uint32_t run = run_.load(std::memory_order_acquire);
-    for (int i = 0; i < kRunSpins && run == seen; ++i) {
+    std::uint32_t now = rings.load(std::memory_order_acquire);
+    for (int i = 0; i < kRunSpins && now == heard; ++i) {
       pause();
-      run = run_.load(std::memory_order_acquire);
+      now = rings.load(std::memory_order_acquire);
     }
-    while (run == seen) {
-      run_.wait(seen);
-      run = run_.load(std::memory_order_acquire);
+    while (now == heard) {
+      rings.wait(heard);
+      now = rings.load(std::memory_order_acquire);
     }
-    seen = run;
+    heard = now;
     if (stop_.load()) return;
-    work_through(run, thread);
+    work_through(run_.load(std::memory_order_acquire), thread);
   }
 }
 

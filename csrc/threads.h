@@ -26,8 +26,9 @@ class Team {
 
   int threads() const { return threads_; }
   // Calls work for each item of each phase, one phase after the other; returns when all are done.
-  // `items` has at most max_phases entries of at most kMaxItems; `work` must not throw.
-  void run(std::span<const int> items, const Work& work);
+  // `items` has at most max_phases entries of at most kMaxItems; `work` must not throw. Only the
+  // first `active` threads take part, the caller among them; the others sleep on.
+  void run(std::span<const int> items, const Work& work, int active);
 
  private:
   // What is left of a phase, in one word so that a late thread can tell that it belongs to a later
@@ -37,6 +38,12 @@ class Team {
     std::atomic<std::uint64_t> done{0};  // the run, and the items that are done
   };
 
+  // What a worker waits for between runs; one each, so that those left out are not woken.
+  struct alignas(64) Bell {
+    std::atomic<std::uint32_t> rings{0};
+  };
+
+  void ring(int thread);
   void serve(int thread);
   void work_through(std::uint32_t run, int thread);
   bool take(Phase& phase, std::uint32_t run, int& item);
@@ -47,9 +54,10 @@ class Team {
   const int threads_;
   std::unique_ptr<Phase[]> phases_;
   int max_phases_;
+  std::unique_ptr<Bell[]> bells_;
   std::atomic<int> count_{0};
   std::atomic<const Work*> work_{nullptr};
-  alignas(64) std::atomic<std::uint32_t> run_{0};
+  std::atomic<std::uint32_t> run_{0};
   alignas(64) std::atomic<std::uint32_t> finished_{0};  // phases so far; what sleepers wait for
   std::atomic<bool> stop_{false};
   std::vector<std::thread> workers_;

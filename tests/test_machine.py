@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from hasten.machine import available_cores, cpu_quota, detect_machine, memory_limit
+from hasten.machine import (
+    available_cores,
+    cpu_quota,
+    detect_machine,
+    memory_limit,
+    physical_cores,
+)
 
 GIB = 1 << 30
 
@@ -167,3 +173,19 @@ def test_this_machine_as_json_values():
     assert values["cores"] >= 1
     assert isinstance(values["caches"], list)
     assert isinstance(values["isa_flags"], list)
+
+
+def test_hardware_threads_of_a_core_count_once(tmp_path, monkeypatch):
+    files = {
+        f"sys/devices/system/cpu/cpu{i}/topology/thread_siblings_list": f"{i % 4},{i % 4 + 4}\n"
+        for i in range(8)
+    }
+    root = write(tmp_path, files)
+    for allowed, physical in ((range(8), 4), ((0, 4), 1), ((1, 2, 3), 3), ((0, 9), 2)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, allowed=allowed: set(allowed))
+        assert physical_cores(root) == physical
+
+
+def test_a_kernel_that_tells_no_siblings(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+    assert physical_cores(tmp_path) == 3

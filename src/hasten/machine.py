@@ -26,6 +26,7 @@ __all__ = [
     "detect_machine",
     "measure_rates",
     "memory_limit",
+    "physical_cores",
 ]
 
 ROOT = Path("/")
@@ -57,6 +58,7 @@ class Machine:
         cpu: Model name of the processor.
         architecture: As `uname -m` prints it, e.g. "x86_64".
         cores: Cores this process may use: scheduler affinity and control group quota applied.
+        physical_cores: Physical cores among them.
         cores_online: Cores the kernel runs.
         cpu_quota: Cores' worth of time the control groups grant, None for no quota.
         memory_total_bytes: Physical memory.
@@ -71,6 +73,7 @@ class Machine:
     cpu: str
     architecture: str
     cores: int
+    physical_cores: int
     cores_online: int
     cpu_quota: float | None
     memory_total_bytes: int
@@ -125,7 +128,8 @@ def detect_machine(root: Path = ROOT) -> Machine:
     return Machine(
         cpu=_cpu_name(cpuinfo),
         architecture=platform.machine(),
-        cores=available_cores(root),
+        cores=(cores := available_cores(root)),
+        physical_cores=min(cores, physical_cores(root)),
         cores_online=os.cpu_count() or 1,
         cpu_quota=cpu_quota(root),
         memory_total_bytes=total,
@@ -147,6 +151,17 @@ def available_cores(root: Path = ROOT) -> int:
     allowed = len(os.sched_getaffinity(0))
     quota = cpu_quota(root)
     return allowed if quota is None else max(1, min(allowed, int(quota)))
+
+
+def physical_cores(root: Path = ROOT) -> int:
+    """Physical cores among those this process may run on, at least 1; quotas are not looked at.
+
+    Hardware threads that the kernel lists as siblings of one core count once.
+    """
+    directory = root / "sys/devices/system/cpu"
+    allowed = os.sched_getaffinity(0)
+    siblings = {_read(directory / f"cpu{i}/topology/thread_siblings_list") or i for i in allowed}
+    return max(1, len(siblings))
 
 
 def cpu_quota(root: Path = ROOT) -> float | None:

@@ -188,7 +188,9 @@ class EngineOptions:
             groups of G input columns (G a multiple of 32; "int8" alone is one scale a row).
         overrides: Formats for single tensors, by full tensor name, before `weights`.
         kv: Format of the KV cache.
-        threads: Worker threads, None for all cores under the quota.
+        threads: Most worker threads, and as many for decoding unless `decode_threads` says
+            otherwise; None chooses by the cores under the quota and a short measurement.
+        decode_threads: Worker threads of a step with one token; None chooses as above.
         isa: Instruction set, None for `HASTEN_ISA` or the best this machine has.
         fuse: Run the lowered graph with fusions; False runs it op by op.
         max_context: Longest sequence (prompt + output), None for the model's own limit or 8192,
@@ -207,6 +209,7 @@ class EngineOptions:
     overrides: Mapping[str, str] = field(default_factory=dict)
     kv: KvFormat = "bf16"
     threads: int | None = None
+    decode_threads: int | None = None
     isa: str | None = None
     fuse: bool = True
     max_context: int | None = None

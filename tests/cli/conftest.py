@@ -12,6 +12,7 @@ import pytest
 
 from hasten.cli.main import main
 from hasten.errors import CapacityError, ModelFileError
+from hasten.generation.threads import ThreadChoice
 from hasten.types import EngineOptions, Output, SamplingParams
 
 
@@ -42,6 +43,9 @@ class FakeEngine:
     world: World
     isa: str = "fake"
     threads: int = 2
+    thread_choice: ThreadChoice = field(
+        default_factory=lambda: ThreadChoice(2, 1, "a test says so")
+    )
     closed: bool = False
     formats: dict[str, str] = field(default_factory=lambda: {"w": "int4:32"})
     memory: dict[str, int] = field(default_factory=lambda: {"weights": 1, "kv_cache": 2})

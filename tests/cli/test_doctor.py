@@ -21,6 +21,7 @@ def machine(monkeypatch):
             "cpu": "Some CPU",
             "architecture": "x86_64",
             "cores": 2,
+            "physical_cores": 1,
             "cores_online": 8,
             "cpu_quota": 2.5,
             "memory_total_bytes": 8 << 30,
@@ -49,7 +50,7 @@ def test_each_check_is_a_line(hasten, machine, world):
     result = hasten("doctor")
     lines = {line[6:24].strip(): line for line in result.out.splitlines()}
     assert set(NAMES) <= set(lines)
-    assert "2 of 8 usable, quota of 2.5 cores" in lines["cores"]
+    assert "2 of 8 usable, 1 physical, quota of 2.5 cores" in lines["cores"]
     assert "20 GB/s" in lines["memory bandwidth"]
     assert "500 Gop/s" in lines["int8 rate"]
 
@@ -122,3 +123,10 @@ def test_a_missing_package(hasten, machine, world, monkeypatch):
     assert result.status == 1
     assert "missing: no_such_package" in result.out
     assert "missing, needed for something; pip install no_such_extra" in result.out
+
+
+def test_the_threads_of_a_model(hasten, machine, world, monkeypatch):
+    monkeypatch.setattr("hasten.models.load_model", lambda _: world.load("fake"))
+    found = checks_of(hasten("doctor", "--json", "-"))["threads"]
+    assert found["state"] == "ok"
+    assert found["found"] == "2 for prompts, 1 for decoding smollm2: a test says so"

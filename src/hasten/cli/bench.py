@@ -196,6 +196,7 @@ def _describe(engine: Engine) -> dict[str, object]:
         "kv": options.kv,
         "isa": engine.isa,
         "threads": engine.threads,
+        "thread_choice": engine.thread_choice.as_dict(),
         "fuse": options.fuse,
         "max_context": options.max_context,
         "prefix_cache": options.prefix_cache,

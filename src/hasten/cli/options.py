@@ -214,6 +214,7 @@ _ENGINE_FIELDS = (
     "weights",
     "kv",
     "threads",
+    "decode_threads",
     "isa",
     "executor",
     "fuse",
@@ -238,7 +239,12 @@ _ENGINE_OPTIONS: tuple[Callable[[Command], Command], ...] = (
     click.option(
         "--threads",
         type=click.IntRange(1, 1024),
-        help="Worker threads  [default: the recipe's, or the cores under the quota]",
+        help="Worker threads  [default: the recipe's, or chosen by cores, quota and a measurement]",
+    ),
+    click.option(
+        "--decode-threads",
+        type=click.IntRange(1, 1024),
+        help="Worker threads of a step with one token  [default: the recipe's, or chosen likewise]",
     ),
     click.option(
         "--isa",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,6 +18,9 @@ from hasten.cli.options import (
 )
 from hasten.errors import UsageError
 from hasten.types import SamplingParams
+
+if TYPE_CHECKING:
+    from hasten.generation.threads import ThreadChoice
 
 __all__ = ["command"]
 
@@ -74,18 +78,29 @@ def command(
         ids = prompt_ids(running.model, messages, raw=raw)
         shown = _discard if json_path == "-" else show
         answer = generate(running, ids, sampling, shown)
-    _finish(answer, sampling, stats, json_path)
+        threads = running.thread_choice
+    _finish(answer, threads, sampling, stats, json_path)
 
 
-def _finish(answer: Answer, sampling: SamplingParams, stats: bool, json_path: str | None) -> None:
+def _finish(
+    answer: Answer,
+    threads: ThreadChoice,
+    sampling: SamplingParams,
+    stats: bool,
+    json_path: str | None,
+) -> None:
     if json_path != "-":
         click.echo()
     if (why := why_short(answer, sampling)) is not None:
         remark(why)
     if stats:
         remark(answer.describe())
+        remark(
+            f"threads: {threads.prefill} for prompts, {threads.decode} for decoding; "
+            f"{threads.reason}"
+        )
     if json_path is not None:
-        write_json(answer.as_dict(), json_path)
+        write_json(answer.as_dict() | {"threads": threads.as_dict()}, json_path)
     if answer.finish_reason == "cancelled":
         raise KeyboardInterrupt
 

@@ -25,6 +25,7 @@ from hasten.generation.sampler import check_sampling, sample
 from hasten.generation.scheduler import Scheduler
 from hasten.generation.sequence import Sequence
 from hasten.generation.text import TextStream
+from hasten.generation.threads import ThreadChoice
 from hasten.models.model import Model
 from hasten.models.tokenizer import Tokenizer
 from hasten.types import (
@@ -97,8 +98,13 @@ class Engine:
 
     @property
     def threads(self) -> int:
-        """Worker threads."""
-        return self._executor.threads
+        """Most worker threads of a step."""
+        return self._executor.thread_choice.prefill
+
+    @property
+    def thread_choice(self) -> ThreadChoice:
+        """Worker threads of prompts and of decoding, and why so many."""
+        return self._executor.thread_choice
 
     @property
     def formats(self) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from hasten.generation.threads import ThreadChoice
 from hasten.models import architectures
 from hasten.models.graph import weights_of
 from hasten.models.model import Model
@@ -20,7 +21,7 @@ class Executor(Protocol):
     """Runs batches of one model; holds its packed weights and the KV cache."""
 
     isa: str
-    threads: int
+    thread_choice: ThreadChoice
     formats: dict[str, str]
     memory: dict[str, int]
 

@@ -17,10 +17,10 @@ from hasten.generation.formats import (
     pack_bias,
     pack_matrix,
 )
-from hasten.generation.kvcache import check_memory
+from hasten.generation.kvcache import KV_BLOCK, check_memory
 from hasten.generation.lowering import lower
+from hasten.generation.threads import LayerClock, choose_threads, thread_limit
 from hasten.kernels.rope import rope_tables
-from hasten.machine import available_cores
 from hasten.models import architectures
 from hasten.models.graph import (
     Add,
@@ -94,7 +94,6 @@ class NativeExecutor:
                 f"the attention heads have {config.head_dim} dimensions",
                 allowed=f"up to {_MAX_HEAD_DIM}",
             )
-        self.threads = options.threads or available_cores()
         self.isa = choose_isa(options.isa)
         graph = architectures.build(config)
         formats = choose_formats(model.weights, weights_of(graph.ops), options)
@@ -109,7 +108,7 @@ class NativeExecutor:
         self.graph = lower(graph, names, groups, options.fuse)
         self.formats = names
         self._program = _native.Program(
-            self.threads, self.isa, options.chunk, options.chunk, context
+            thread_limit(options), self.isa, options.chunk, options.chunk, context
         )
         cache = _native.KvCache(
             options.kv, config.kv_layers, blocks, config.num_kv_heads, config.head_dim
@@ -121,6 +120,9 @@ class NativeExecutor:
             )
             self._program.set_rope(*rope_tables(frequencies, context))
         weight_bytes = _Binder(self._program, model, self.graph, formats).bind()
+        limit = min(options.chunk, context, KV_BLOCK)
+        clock = LayerClock(self._program, self.graph, limit)
+        self.thread_choice = choose_threads(options, clock)
         self.memory = {
             "weights": weight_bytes,
             "kv_cache": cache.nbytes,
@@ -137,6 +139,7 @@ class NativeExecutor:
             batch.block_tables,
             batch.logit_rows,
             output,
+            self.thread_choice.for_tokens(len(batch.tokens)),
         )
         return output
 

@@ -22,9 +22,10 @@ def engine_options(model: Model, **given: object) -> EngineOptions:
     names = {field.name for field in fields(EngineOptions)}
     settings = dict((model.recipe or {}).get("settings", {}))
     values = {name: value for name, value in settings.items() if name in names}
-    if values.get("threads") is not None:
-        # The recipe may come from a larger machine.
-        values["threads"] = min(values["threads"], available_cores())
+    for name in ("threads", "decode_threads"):
+        if values.get(name) is not None:
+            # The recipe may come from a larger machine.
+            values[name] = min(values[name], available_cores())
     values |= {name: value for name, value in given.items() if value is not None}
     return EngineOptions(**values)
 
@@ -44,6 +45,12 @@ def check_options(options: EngineOptions) -> None:
             "threads",
             options.threads is None or 1 <= options.threads <= 4 * cores,
             f"1 to {4 * cores}; {cores} cores are usable",
+        ),
+        (
+            "decode_threads",
+            options.decode_threads is None
+            or 1 <= options.decode_threads <= (options.threads or 4 * cores),
+            f"1 to {options.threads or 4 * cores}, no more than threads",
         ),
         ("max_sequences", 1 <= options.max_sequences <= 4096, "1 to 4096"),
         ("chunk", 1 <= options.chunk <= 1 << 16, "1 to 65536"),

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.generation.kvcache import KV_BLOCK, check_memory
+from hasten.generation.threads import ThreadChoice
 from hasten.kernels.activation import gelu, gelu_tanh, silu_mul
 from hasten.kernels.attention import attention
 from hasten.kernels.linear import linear
@@ -49,7 +50,7 @@ class ReferenceExecutor:
     """
 
     isa = "numpy"
-    threads = 1
+    thread_choice = ThreadChoice(1, 1, "NumPy runs op by op")
 
     def __init__(self, model: Model, blocks: int, context: int) -> None:
         config = model.config
