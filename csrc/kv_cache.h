@@ -26,7 +26,7 @@ class KvCache {
     return memory_.data() + index * block_stride() + kv_head * layout_.bytes;
   }
   // Stores the key and value ([head_dim] each) of one position of a block.
-  void write(int layer, int block, int kv_head, int slot, const float* key,
+  void write(const Kernels& kernels, int layer, int block, int kv_head, int slot, const float* key,
              const float* value) const;
 
  private:

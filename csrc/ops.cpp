@@ -28,24 +28,17 @@ void for_rows(int item, int rows, Work work) {
   for (int i = item * kRowsPerItem; i < end; ++i) work(i);
 }
 
-// Half-split rotation (Su et al. 2021, as in GPT-NeoX and Llama checkpoints of Hugging Face):
-// dimension i turns with dimension i + half; dimensions past 2 * half pass through.
-void rotate(const Rope& rope, int position, const float* x, int dim, float* y) {
-  const float* cosine = rope.cosine.data() + static_cast<std::ptrdiff_t>(position) * rope.half;
-  const float* sine = rope.sine.data() + static_cast<std::ptrdiff_t>(position) * rope.half;
-  for (int i = 0; i < rope.half; ++i) {
-    const float a = x[i], b = x[i + rope.half];
-    y[i] = a * cosine[i] - b * sine[i];
-    y[i + rope.half] = b * cosine[i] + a * sine[i];
-  }
-  for (int i = 2 * rope.half; i < dim; ++i) y[i] = x[i];
+void rotate(const Kernels& kernels, const Rope& rope, int position, const float* x, int dim,
+            float* y) {
+  const std::ptrdiff_t first = static_cast<std::ptrdiff_t>(position) * rope.half;
+  kernels.rotate(x, rope.cosine.data() + first, rope.sine.data() + first, rope.half, dim, y);
 }
 
-void write_position(const Step& step, const KvCache& cache, int layer, int token, int kv_head,
-                    const float* key, const float* value) {
+void write_position(const Kernels& kernels, const Step& step, const KvCache& cache, int layer,
+                    int token, int kv_head, const float* key, const float* value) {
   const int position = step.positions[token];
   const int block = step.table(step.owner[token])[position / kKvBlock];
-  cache.write(layer, block, kv_head, position % kKvBlock, key, value);
+  cache.write(kernels, layer, block, kv_head, position % kKvBlock, key, value);
 }
 
 }  // namespace
@@ -151,7 +144,7 @@ int RopeOp::items(const Step& step) const { return row_items(step.count); }
 void RopeOp::run(const Step& step, int item, float*) const {
   for_rows(item, step.count, [&](int t) {
     for (int h = 0; h < heads; ++h) {
-      rotate(*rope, step.positions[t], row(*in, t) + h * head_dim, head_dim,
+      rotate(*kernels, *rope, step.positions[t], row(*in, t) + h * head_dim, head_dim,
              row(*out, t) + h * head_dim);
     }
   });
@@ -163,7 +156,8 @@ void KvWriteOp::run(const Step& step, int item, float*) const {
   const int dim = cache->head_dim();
   for_rows(item, step.count, [&](int t) {
     for (int h = 0; h < cache->kv_heads(); ++h) {
-      write_position(step, *cache, layer, t, h, row(*key, t) + h * dim, row(*value, t) + h * dim);
+      write_position(*kernels, step, *cache, layer, t, h, row(*key, t) + h * dim,
+                     row(*value, t) + h * dim);
     }
   });
 }
@@ -191,11 +185,11 @@ void RopeKvWriteOp::run(const Step& step, int item, float* scratch) const {
     const float* key = query + heads * dim;
     const float* value = key + kv_heads * dim;
     for (int h = 0; h < heads; ++h) {
-      rotate(*rope, step.positions[t], query + h * dim, dim, row(*out, t) + h * dim);
+      rotate(*kernels, *rope, step.positions[t], query + h * dim, dim, row(*out, t) + h * dim);
     }
     for (int h = 0; h < kv_heads; ++h) {
-      rotate(*rope, step.positions[t], key + h * dim, dim, scratch);
-      write_position(step, *cache, layer, t, h, scratch, value + h * dim);
+      rotate(*kernels, *rope, step.positions[t], key + h * dim, dim, scratch);
+      write_position(*kernels, step, *cache, layer, t, h, scratch, value + h * dim);
     }
   });
 }

@@ -101,6 +101,7 @@ struct AddOp final : Op {
 };
 
 struct RopeOp final : Op {
+  const Kernels* kernels;
   const Rope* rope;
   const Buffer *in, *out;
   int heads, head_dim;
@@ -109,6 +110,7 @@ struct RopeOp final : Op {
 };
 
 struct KvWriteOp final : Op {
+  const Kernels* kernels;
   const KvCache* cache;
   const Buffer *key, *value;
   int layer;
@@ -127,6 +129,7 @@ struct SplitKvWriteOp final : Op {
 
 // RoPE on the queries and keys of one concatenated projection, and the KV write.
 struct RopeKvWriteOp final : Op {
+  const Kernels* kernels;
   const Rope* rope;
   const KvCache* cache;
   const Buffer *qkv, *out;

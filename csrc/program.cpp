@@ -12,7 +12,6 @@ namespace hasten {
 namespace {
 
 constexpr int kRangeTokens = 16;  // tokens of a sequence that attention takes together
-constexpr int kMaxHeadDim = 512;
 constexpr int kMaxThreads = 1024;
 constexpr int kMaxSize = 1 << 24;  // tokens, positions, widths: products of two fit 64 bits
 
@@ -276,6 +275,7 @@ void Program::add(int a, int b, int out) {
 
 void Program::rope(int in, int heads, int out) {
   auto op = std::make_unique<RopeOp>();
+  op->kernels = kernels_;
   op->rope = &rope_;
   op->in = &token_buffer(in);
   require(heads > 0 && op->in->width % heads == 0, "rope: heads do not divide the width");
@@ -288,6 +288,7 @@ void Program::rope(int in, int heads, int out) {
 
 void Program::kv_write(int key, int value, int layer) {
   auto op = std::make_unique<KvWriteOp>();
+  op->kernels = kernels_;
   op->cache = &cache(layer);
   const int width = op->cache->kv_heads() * op->cache->head_dim();
   op->key = &token_buffer(key, width);
@@ -307,6 +308,7 @@ void Program::split_kv_write(int qkv, int layer, int out) {
 
 void Program::rope_kv_write(int qkv, int heads, int layer, int out) {
   auto op = std::make_unique<RopeKvWriteOp>();
+  op->kernels = kernels_;
   op->rope = &rope_;
   op->cache = &cache(layer);
   const int dim = op->cache->head_dim();

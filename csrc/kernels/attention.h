@@ -49,6 +49,16 @@ void block_scores(const AttentionArgs& args, const std::uint8_t* block, const fl
   }
 }
 
+inline const std::uint8_t* block_at(const AttentionArgs& args, int position) {
+  return args.cache + args.blocks[position / kKvBlock] * args.block_stride;
+}
+
+// Asks for bytes [begin, end) of the block that comes next: blocks lie apart, so that the hardware
+// does not see them coming.
+inline void prefetch_part(const std::uint8_t* block, std::size_t begin, std::size_t end) {
+  for (std::size_t i = begin; i < end; i += 64) __builtin_prefetch(block + i);
+}
+
 inline int block_floor(int position) { return position / kKvBlock * kKvBlock; }
 inline int block_ceil(int position) { return block_floor(position + kKvBlock - 1); }
 
@@ -78,41 +88,60 @@ inline void softmax(float* scores, int first, int length) {
   }
 }
 
+// Adds one block's values, weighted, to sums[q][padded_dim].
 template <class Element, int Q>
-void weighted_values(const AttentionArgs& args, std::size_t values_offset,
-                     std::size_t scales_offset, int earliest, int longest) {
+void add_values(const AttentionArgs& args, const Element* values, const float* weights, int count,
+                float (&sums)[Q][hasten::kMaxHeadDim]) {
   using S = Simd;
   for (int d = 0; d < args.padded_dim; d += kStep * S::width) {
     S::F sum[Q][kStep];
     for (int q = 0; q < Q; ++q) {
-      for (int v = 0; v < kStep; ++v) sum[q][v] = S::zero();
+      for (int v = 0; v < kStep; ++v) sum[q][v] = S::load(sums[q] + d + v * S::width);
     }
-    for (int first = earliest; first < longest; first += kKvBlock) {
-      const std::uint8_t* block = args.cache + args.blocks[first / kKvBlock] * args.block_stride;
-      const auto* values = reinterpret_cast<const Element*>(block + values_offset) + d;
-      const auto* scales = reinterpret_cast<const float*>(block + scales_offset);
-      const int count = longest - first < kKvBlock ? longest - first : kKvBlock;
-      for (int i = 0; i < count; ++i) {
-        S::F value[kStep];
-        for (int v = 0; v < kStep; ++v) {
-          value[v] = S::load(values + i * args.padded_dim + v * S::width);
-        }
-        for (int q = 0; q < Q; ++q) {
-          float weight = args.scores[q * args.score_stride + first + i];
-          if constexpr (sizeof(Element) == 1) weight *= scales[i];
-          for (int v = 0; v < kStep; ++v) {
-            sum[q][v] = S::fma(value[v], S::set1(weight), sum[q][v]);
-          }
-        }
+    for (int i = 0; i < count; ++i) {
+      S::F value[kStep];
+      for (int v = 0; v < kStep; ++v) {
+        value[v] = S::load(values + i * args.padded_dim + d + v * S::width);
+      }
+      for (int q = 0; q < Q; ++q) {
+        const S::F weight = S::set1(weights[q * args.score_stride + i]);
+        for (int v = 0; v < kStep; ++v) sum[q][v] = S::fma(value[v], weight, sum[q][v]);
       }
     }
     for (int q = 0; q < Q; ++q) {
-      alignas(64) float lanes[kStep * S::width];
-      for (int v = 0; v < kStep; ++v) S::store(lanes + v * S::width, sum[q][v]);
-      const int left = args.head_dim - d;
-      const int count = left < kStep * S::width ? left : kStep * S::width;
-      for (int i = 0; i < count; ++i) args.out[q][d + i] = lanes[i];
+      for (int v = 0; v < kStep; ++v) S::store(sums[q] + d + v * S::width, sum[q][v]);
     }
+  }
+}
+
+// Block by block, so that each is read from memory once; a sum adds its positions in order.
+template <class Element, int Q>
+void weighted_values(const AttentionArgs& args, const hasten::KvLayout& layout, int earliest,
+                     int longest) {
+  using S = Simd;
+  alignas(64) float sums[Q][hasten::kMaxHeadDim];
+  for (int q = 0; q < Q; ++q) fill(sums[q], 0, args.padded_dim, 0.0f);
+  for (int first = earliest; first < longest; first += kKvBlock) {
+    const std::uint8_t* block = block_at(args, first);
+    if (first + kKvBlock < longest) {
+      prefetch_part(block_at(args, first + kKvBlock), layout.values, layout.bytes);
+    }
+    float* weights = args.scores + first;
+    if constexpr (sizeof(Element) == 1) {
+      const auto* scales = reinterpret_cast<const float*>(block + layout.value_scales);
+      for (int q = 0; q < Q; ++q) {
+        float* weight = weights + q * args.score_stride;
+        for (int i = 0; i < kKvBlock; i += S::width) {
+          S::store(weight + i, S::mul(S::load(weight + i), S::load(scales + i)));
+        }
+      }
+    }
+    const int count = longest - first < kKvBlock ? longest - first : kKvBlock;
+    add_values<Element, Q>(args, reinterpret_cast<const Element*>(block + layout.values), weights,
+                           count, sums);
+  }
+  for (int q = 0; q < Q; ++q) {
+    for (int d = 0; d < args.head_dim; ++d) args.out[q][d] = sums[q][d];
   }
 }
 
@@ -125,7 +154,10 @@ void attend(const AttentionArgs& args) {
     longest = args.length[q] > longest ? args.length[q] : longest;
   }
   for (int position = earliest; position < longest; position += kKvBlock) {
-    const std::uint8_t* block = args.cache + args.blocks[position / kKvBlock] * args.block_stride;
+    const std::uint8_t* block = block_at(args, position);
+    const bool last = position + kKvBlock >= longest;
+    prefetch_part(block_at(args, last ? earliest : position + kKvBlock), last ? layout.values : 0,
+                  last ? layout.bytes : layout.values);
     const auto* scales = reinterpret_cast<const float*>(block + layout.key_scales);
     block_scores<Element, Q>(args, block, sizeof(Element) == 1 ? scales : nullptr, position);
   }
@@ -136,7 +168,7 @@ void attend(const AttentionArgs& args) {
     fill(scores, earliest, block_floor(args.first[q]), 0.0f);
     fill(scores, block_ceil(args.length[q]), longest, 0.0f);
   }
-  weighted_values<Element, Q>(args, layout.values, layout.value_scales, earliest, longest);
+  weighted_values<Element, Q>(args, layout, earliest, longest);
 }
 
 template <class Element>

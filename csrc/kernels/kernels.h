@@ -18,7 +18,8 @@ enum class Epilogue { store, add, silu_mul, gelu, gelu_tanh };
 inline constexpr int kPanelRows = 32;  // rows of a weight panel
 inline constexpr int kBlock = 32;      // columns a dot primitive consumes at once
 inline constexpr int kKvBlock = 32;    // positions of a KV block
-inline constexpr int kQueryTile = 4;   // queries of one kv head that attention handles together
+inline constexpr int kMaxHeadDim = 512;
+inline constexpr int kQueryTile = 4;  // queries of one kv head that attention handles together
 
 // A weight matrix in panels of 32 rows, columns padded to a multiple of 32 for integer formats.
 //   f32, bf16   per panel: [column][32 rows]
@@ -108,6 +109,12 @@ struct Kernels {
   void (*gelu)(const float* x, int n, float* y);
   void (*gelu_tanh)(const float* x, int n, float* y);
   void (*add)(const float* a, const float* b, int n, float* y);
+  // Rotates dimension i with dimension i + half by the angles' cosines and sines [half] (Su et al.
+  // 2021, half-split as in GPT-NeoX); dimensions past 2 * half pass through.
+  void (*rotate)(const float* x, const float* cosine, const float* sine, int half, int dim,
+                 float* y);
+  // n values as int8 codes; returns their scale, max |x| / 127.
+  float (*quantize_row)(const float* x, int n, std::int8_t* codes);
   void (*attention)(const AttentionArgs&);
   // Integer multiply-adds (2 operations each) of `rounds` register-resident dot products.
   double (*int8_probe)(long rounds);

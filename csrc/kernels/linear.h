@@ -66,8 +66,17 @@ void finish_tile(const LinearArgs& args, int panel, int token, Tile<M>& tile) {
   }
 }
 
+// Asks for weights that come from memory a while before they are used: left to itself the hardware
+// keeps too few lines in flight, and one token's products wait (benchmarks/LOG.md).
+template <int Bytes>
+inline void prefetch(const std::uint8_t* w) {
+  constexpr int kAhead = 3072, kLine = 64;
+  for (int i = 0; i < Bytes; i += kLine) __builtin_prefetch(w + kAhead + i);
+}
+
+// A tile's `fresh` says that it is the first to read its panel.
 template <class Element, int M>
-void float_tile(const LinearArgs& args, int panel, int token) {
+void float_tile(const LinearArgs& args, int panel, int token, bool fresh) {
   using S = Simd;
   const auto* w =
       reinterpret_cast<const Element*>(args.weight.data + panel * args.weight.panel_bytes);
@@ -78,6 +87,10 @@ void float_tile(const LinearArgs& args, int panel, int token) {
     for (int v = 0; v < kVectors; ++v) tile[m][v] = S::zero();
   }
   for (int k = 0; k < args.weight.columns; ++k) {
+    if (fresh) {
+      prefetch<kPanelRows * sizeof(Element)>(
+          reinterpret_cast<const std::uint8_t*>(w + k * kPanelRows));
+    }
     S::F column[kVectors];
     for (int v = 0; v < kVectors; ++v) column[v] = S::load(w + k * kPanelRows + v * S::width);
     for (int m = 0; m < M; ++m) {
@@ -100,7 +113,7 @@ void subtract_zero(Simd::I (&sum)[M], int zero, const std::int32_t* totals) {
 
 // `Blocks` times 32 columns share an activation scale.
 template <int M, int Blocks, bool Minimum>
-void int4_tile(const LinearArgs& args, int panel, int token) {
+void int4_tile(const LinearArgs& args, int panel, int token, bool fresh) {
   using S = Simd;
   const hasten::MatrixView& weight = args.weight;
   const hasten::QuantizedView& q = args.q;
@@ -115,10 +128,12 @@ void int4_tile(const LinearArgs& args, int panel, int token) {
   for (int g = 0; g < groups;) {
     const auto* row_scales = reinterpret_cast<const std::uint16_t*>(w);
     const auto* minimums = row_scales + kPanelRows;
+    if (fresh) prefetch<kPanelRows*(Minimum ? 4 : 2)>(w);
     w += kPanelRows * (Minimum ? 4 : 2);
     for (int part = 0; part < parts; ++part, ++g) {
       const std::ptrdiff_t index = static_cast<std::ptrdiff_t>(g) * q.rows + token;
       const float *scales = q.scales + index, *sums = q.sums + index;
+      if (fresh) prefetch<Blocks * 512>(w);
       for (int p = 0; p < kPairs; ++p) {
         S::I low[M], high[M];
         S::template dot_int4<M, Blocks>(w + p * 4 * S::width, codes, stride, low, high);
@@ -155,7 +170,7 @@ void int4_tile(const LinearArgs& args, int panel, int token) {
 }
 
 template <int M, int Blocks, bool Minimum>
-void int8_tile(const LinearArgs& args, int panel, int token) {
+void int8_tile(const LinearArgs& args, int panel, int token, bool fresh) {
   using S = Simd;
   const hasten::MatrixView& weight = args.weight;
   const hasten::QuantizedView& q = args.q;
@@ -170,10 +185,12 @@ void int8_tile(const LinearArgs& args, int panel, int token) {
   for (int g = 0; g < groups;) {
     const auto* row_scales = reinterpret_cast<const std::uint16_t*>(w);
     const auto* minimums = row_scales + kPanelRows;
+    if (fresh) prefetch<kPanelRows*(Minimum ? 4 : 2)>(w);
     w += kPanelRows * (Minimum ? 4 : 2);
     for (int part = 0; part < parts; ++part, ++g) {
       const std::ptrdiff_t index = static_cast<std::ptrdiff_t>(g) * q.rows + token;
       const float *scales = q.scales + index, *sums = q.sums + index;
+      if (fresh) prefetch<Blocks * 1024>(w);
       for (int v = 0; v < kVectors; ++v) {
         S::I sum[M];
         S::template dot_int8<M, Blocks>(w + v * 4 * S::width, codes, stride, sum);
@@ -196,36 +213,39 @@ void int8_tile(const LinearArgs& args, int panel, int token) {
 }
 
 template <int M, int Blocks>
-void integer_tile(const LinearArgs& args, int panel, int token) {
+void integer_tile(const LinearArgs& args, int panel, int token, bool fresh) {
   const bool minimum = args.weight.minimum;
   if (args.weight.format == Format::int8) {
-    return minimum ? int8_tile<M, Blocks, true>(args, panel, token)
-                   : int8_tile<M, Blocks, false>(args, panel, token);
+    return minimum ? int8_tile<M, Blocks, true>(args, panel, token, fresh)
+                   : int8_tile<M, Blocks, false>(args, panel, token, fresh);
   }
-  return minimum ? int4_tile<M, Blocks, true>(args, panel, token)
-                 : int4_tile<M, Blocks, false>(args, panel, token);
+  return minimum ? int4_tile<M, Blocks, true>(args, panel, token, fresh)
+                 : int4_tile<M, Blocks, false>(args, panel, token, fresh);
 }
 
 template <int M>
-void one_tile(const LinearArgs& args, int panel, int token) {
+void one_tile(const LinearArgs& args, int panel, int token, bool fresh) {
   switch (args.weight.format) {
     case Format::f32:
-      return float_tile<float, M>(args, panel, token);
+      return float_tile<float, M>(args, panel, token, fresh);
     case Format::bf16:
-      return float_tile<std::uint16_t, M>(args, panel, token);
+      return float_tile<std::uint16_t, M>(args, panel, token, fresh);
     case Format::int8:
     case Format::int4:
-      return args.q.group == 64 ? integer_tile<M, 2>(args, panel, token)
-                                : integer_tile<M, 1>(args, panel, token);
+      return args.q.group == 64 ? integer_tile<M, 2>(args, panel, token, fresh)
+                                : integer_tile<M, 1>(args, panel, token, fresh);
   }
 }
 
 // The largest tile that fits, again and again; the remainder takes smaller ones.
 template <int M>
-void all_tiles(const LinearArgs& args, int panel, int token, int token_end) {
-  for (; token + M <= token_end; token += M) one_tile<M>(args, panel, token);
+void all_tiles(const LinearArgs& args, int panel, int token, int token_end, bool fresh = true) {
+  for (; token + M <= token_end; token += M) {
+    one_tile<M>(args, panel, token, fresh);
+    fresh = false;
+  }
   if constexpr (M > 1) {
-    if (token < token_end) all_tiles<M / 2>(args, panel, token, token_end);
+    if (token < token_end) all_tiles<M / 2>(args, panel, token, token_end, fresh);
   }
 }
 

@@ -47,6 +47,9 @@ void layer_norm(const float* x, const float* weight, const float* bias, float ep
   for (; i < n; ++i) y[i] = (x[i] - mean) * inverse * weight[i] + bias[i];
 }
 
+// Below the smallest normal number 127 / x overflows; so small a group is zero for all purposes.
+constexpr float kTiny = 1e-30f;
+
 // One full group: scale = max |x| / 127, codes rounded to nearest.
 inline void quantize_group(const float* x, const hasten::QuantizedView& q, std::int8_t* codes,
                            std::ptrdiff_t index) {
@@ -54,8 +57,7 @@ inline void quantize_group(const float* x, const hasten::QuantizedView& q, std::
   S::F largest = S::zero();
   for (int i = 0; i < q.group; i += S::width) largest = S::max(largest, S::abs(S::load(x + i)));
   const float amax = S::reduce_max(largest);
-  // Below the smallest normal number 127 / amax overflows; such a group is zero for all purposes.
-  const bool tiny = !(amax > 1e-30f);
+  const bool tiny = !(amax > kTiny);
   const S::F inverse = S::set1(tiny ? 0.0f : 127.0f / amax);
   S::I total = S::zero_int();
   for (int i = 0; i < q.group; i += S::width) {
@@ -82,6 +84,43 @@ void quantize(const float* x, int n, const hasten::QuantizedView& q, int token) 
       quantize_group(padded, q, codes + begin, index);
     }
   }
+}
+
+float quantize_row(const float* x, int n, std::int8_t* codes) {
+  using S = Simd;
+  const int whole = n / S::width * S::width;
+  alignas(64) float rest[S::width] = {};
+  for (int i = whole; i < n; ++i) rest[i - whole] = x[i];
+  S::F largest = S::abs(S::load(rest));
+  for (int i = 0; i < whole; i += S::width) largest = S::max(largest, S::abs(S::load(x + i)));
+  const float amax = S::reduce_max(largest);
+  const bool tiny = !(amax > kTiny);
+  const S::F inverse = S::set1(tiny ? 0.0f : 127.0f / amax);
+  for (int i = 0; i < whole; i += S::width) {
+    S::store_int8(codes + i, S::mul(S::load(x + i), inverse));
+  }
+  alignas(64) std::int8_t tail[S::width];
+  S::store_int8(tail, S::mul(S::load(rest), inverse));
+  for (int i = whole; i < n; ++i) codes[i] = tail[i - whole];
+  return tiny ? 0.0f : amax / 127.0f;
+}
+
+void rotate(const float* x, const float* cosine, const float* sine, int half, int dim, float* y) {
+  using S = Simd;
+  const float *low = x, *high = x + half;
+  int i = 0;
+  for (; i + S::width <= half; i += S::width) {
+    const S::F a = S::load(low + i), b = S::load(high + i);
+    const S::F c = S::load(cosine + i), s = S::load(sine + i);
+    S::store(y + i, S::sub(S::mul(a, c), S::mul(b, s)));
+    S::store(y + half + i, S::add(S::mul(b, c), S::mul(a, s)));
+  }
+  for (; i < half; ++i) {
+    const float a = low[i], b = high[i];
+    y[i] = a * cosine[i] - b * sine[i];
+    y[half + i] = b * cosine[i] + a * sine[i];
+  }
+  for (i = 2 * half; i < dim; ++i) y[i] = x[i];
 }
 
 void silu_mul(const float* gate, const float* up, int n, float* y) {
