@@ -171,7 +171,7 @@ void SplitKvWriteOp::run(const Step& step, int item, float*) const {
     const float* value = key + kv_heads * dim;
     std::memcpy(row(*out, t), row(*qkv, t), sizeof(float) * out->width);
     for (int h = 0; h < kv_heads; ++h) {
-      write_position(step, *cache, layer, t, h, key + h * dim, value + h * dim);
+      write_position(*kernels, step, *cache, layer, t, h, key + h * dim, value + h * dim);
     }
   });
 }

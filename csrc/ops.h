@@ -120,6 +120,7 @@ struct KvWriteOp final : Op {
 
 // Takes one concatenated projection apart: queries, and keys and values into the cache.
 struct SplitKvWriteOp final : Op {
+  const Kernels* kernels;
   const KvCache* cache;
   const Buffer *qkv, *out;
   int layer;

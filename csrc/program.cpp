@@ -299,6 +299,7 @@ void Program::kv_write(int key, int value, int layer) {
 
 void Program::split_kv_write(int qkv, int layer, int out) {
   auto op = std::make_unique<SplitKvWriteOp>();
+  op->kernels = kernels_;
   op->cache = &cache(layer);
   op->out = &token_buffer(out);
   op->qkv = &token_buffer(qkv, op->out->width + 2 * op->cache->kv_heads() * op->cache->head_dim());
