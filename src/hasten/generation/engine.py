@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from hasten.errors import CapacityError, HastenError, UsageError
 from hasten.generation.blockpool import BlockPool
+from hasten.generation.bounds import check_sampling
 from hasten.generation.executor import make_executor, weight_bytes
 from hasten.generation.kvcache import blocks_for, choose_cache_size
 from hasten.generation.options import check_options, engine_options
 from hasten.generation.pacing import Pacer
-from hasten.generation.sampler import check_sampling, sample
 from hasten.generation.scheduler import Scheduler
 from hasten.generation.sequence import Sequence
 from hasten.generation.text import TextStream
@@ -36,6 +36,7 @@ from hasten.types import (
     Output,
     Request,
     SamplingParams,
+    TokenLogprobs,
 )
 
 __all__ = ["Engine"]
@@ -132,7 +133,7 @@ class Engine:
                 to a request in flight.
             CapacityError: The prompt does not fit the context; nothing is ever cut.
         """
-        check_sampling(request.sampling)
+        check_sampling(request.sampling, self.model.config.vocab_size)
         self._check_prompt(request.prompt)
         if request.sampling.stop and self._tokenizer is None:
             raise UsageError("stop strings need a tokenizer, and the model has none")
@@ -141,9 +142,9 @@ class Engine:
         with self._arrived:
             if request.id in self._in_flight:
                 raise UsageError(f"request {request.id!r} is in flight", do="give each its own id")
-            sequence = self._new_sequence(request)
-            self._in_flight[request.id] = [sequence]
-            self._inbox.append(sequence)
+            sequences = [self._new_sequence(request, i) for i in range(request.sampling.n)]
+            self._in_flight[request.id] = sequences
+            self._inbox.extend(sequences)
             self._arrived.notify_all()
 
     def cancel(self, request_id: str) -> None:
@@ -172,10 +173,14 @@ class Engine:
         logits = self._executor.run(plan.batch)
         self._scheduler.update(plan, perf_counter() - started)
         self._counts["steps"] += 1
-        complete = (sequence for sequence in plan.shares if sequence.remaining == 0)
-        for row, sequence in enumerate(complete):
-            token = sample(logits[row], sequence.request.sampling, sequence.generator)
-            outputs.append(self._update(sequence, token))
+        bounds = np.searchsorted(plan.batch.logit_rows, plan.batch.starts)
+        for number, sequence in enumerate(plan.shares):
+            rows = logits[bounds[number] : bounds[number + 1]]
+            samples = sequence.remaining == 0
+            if sequence.prompt_logprobs is not None:
+                sequence.prompt_logprobs.read(rows[:-1] if samples else rows)
+            if samples:
+                outputs.append(self._update(sequence, *sequence.sampler.choose(rows[-1])))
         return outputs
 
     def generate(
@@ -261,10 +266,10 @@ class Engine:
     ) -> None:
         self.close()
 
-    def _new_sequence(self, request: Request) -> Sequence:
+    def _new_sequence(self, request: Request, index: int) -> Sequence:
         detokenizer = None if self._tokenizer is None else self._tokenizer.detokenizer()
         text = TextStream(detokenizer, request.sampling.stop)
-        return Sequence(request, text, list(request.prompt), next(self._arrivals))
+        return Sequence(request, text, list(request.prompt), next(self._arrivals), index)
 
     def _take_in(self) -> list[Output]:
         """Empties the inbox and ends what is late; what there is to tell before a step runs."""
@@ -292,11 +297,11 @@ class Engine:
             if not others:
                 del self._in_flight[sequence.request.id]
 
-    def _update(self, sequence: Sequence, token: int) -> Output:
+    def _update(self, sequence: Sequence, token: int, logprobs: TokenLogprobs | None) -> Output:
         sampling = sequence.request.sampling
         reason: FinishReason | None = None
         sequence.tokens.append(token)
-        if token in self._eos and not sampling.ignore_eos:
+        if token in sampling.stop_tokens or (token in self._eos and not sampling.ignore_eos):
             reason, text = "stop", sequence.text.finish()
         else:
             text = sequence.text.push(token)
@@ -309,7 +314,7 @@ class Engine:
             self._counts["prompt_tokens"] += len(sequence.request.prompt)
             self._counts["cached_tokens"] += sequence.cached_tokens
         self._counts["output_tokens"] += 1
-        output = self._output(sequence, (token,), text, reason)
+        output = self._output(sequence, (token,), text, reason, logprobs)
         if reason is not None:
             self._remove(sequence, reason)
         return output
@@ -320,9 +325,11 @@ class Engine:
         tokens: tuple[int, ...],
         text: str,
         reason: FinishReason | None,
+        logprobs: TokenLogprobs | None = None,
     ) -> Output:
         seconds, sequence.model_seconds = sequence.model_seconds, 0.0
-        cached = sequence.cached_tokens if tokens and sequence.generated == 1 else 0
+        first = bool(tokens) and sequence.generated == 1
+        prompt = sequence.prompt_logprobs if first else None
         return Output(
             sequence.request.id,
             tokens,
@@ -330,7 +337,9 @@ class Engine:
             reason,
             seconds,
             index=sequence.index,
-            cached_tokens=cached,
+            cached_tokens=sequence.cached_tokens if first else 0,
+            logprobs=() if logprobs is None else (logprobs,),
+            prompt_logprobs=() if prompt is None else tuple(prompt.entries),
         )
 
     def _check_prompt(self, tokens: Tokens[int], room: int = 1) -> None:

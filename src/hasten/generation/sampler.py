@@ -2,81 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.errors import UsageError
-from hasten.types import SamplingParams
+from hasten.generation.candidates import candidates, draw
+from hasten.generation.logprobs import token_logprobs
+from hasten.generation.penalties import Penalties
+from hasten.types import SamplingParams, TokenLogprobs
 
-__all__ = ["check_sampling", "make_generator", "probabilities", "sample"]
+__all__ = ["TokenSampler", "make_generator"]
 
 
-def check_sampling(params: SamplingParams) -> None:
-    """Refuses values out of range.
+class TokenSampler:
+    """Chooses the tokens of one sequence, one after another.
 
-    Raises:
-        UsageError: Names the value and what is allowed.
+    Logit bias, penalties (see `Penalties`), then greedy choice or temperature, top-k, top-p, min-p
+    (see `candidates`) and a draw. It holds all that depends on earlier tokens, and draws one
+    random number a token; so a sequence that keeps its sampler goes on as it would have after
+    preemption, and nothing depends on what else runs.
+
+    Args:
+        params: Checked by `check_sampling`.
+        prompt: The request's tokens.
+        index: Which of the request's `n` outputs this is; each has a random stream of its own.
     """
-    checks = [
-        ("max_tokens", params.max_tokens >= 1, "1 or more"),
-        ("temperature", 0 <= params.temperature <= 100, "0 (greedy) to 100"),
-        ("top_k", params.top_k >= 0, "0 (all) or more"),
-        ("top_p", 0 < params.top_p <= 1, "above 0, at most 1"),
-        ("min_p", 0 <= params.min_p < 1, "0 or more, below 1"),
-        ("seed", params.seed is None or 0 <= params.seed < 2**64, "0 to 2^64 - 1"),
-        ("stop", all(params.stop), "strings that are not empty"),
-    ]
-    for name, fine, allowed in checks:
-        if not fine:  # also where the value is NaN
-            raise UsageError(f"{name} is {getattr(params, name)!r}", allowed=allowed)
+
+    def __init__(self, params: SamplingParams, prompt: Sequence[int], index: int = 0) -> None:
+        self._params = params
+        self._penalties = Penalties(params, prompt) if Penalties.wanted(params) else None
+        self._generator = make_generator(params.seed, index)
+
+    def choose(self, logits: NDArray[np.float32]) -> tuple[int, TokenLogprobs | None]:
+        """The next token from logits [vocab], and how likely it was where that was asked."""
+        values = logits
+        if self._penalties is not None:
+            values = logits.copy()
+            self._penalties.apply(values)
+        token = self._pick(values)
+        if self._penalties is not None:
+            self._penalties.add(token)
+        if self._params.logprobs is None:
+            return token, None
+        return token, token_logprobs(logits, token, self._params.logprobs)
+
+    def _pick(self, values: NDArray[np.float32]) -> int:
+        if self._params.temperature == 0:
+            return int(values.argmax())
+        ids, weights = candidates(values, self._params)
+        index = draw(weights, self._generator.random())
+        return index if ids is None else int(ids[index])
 
 
-def make_generator(params: SamplingParams) -> np.random.Generator:
-    """A random stream of the request's own, so that a seed gives the same text in any batch."""
-    return np.random.Generator(np.random.Philox(params.seed))
+def make_generator(seed: int | None, index: int = 0) -> np.random.Generator:
+    """The random stream of one output, the same in any batch; a fresh one without a seed.
 
-
-def sample(
-    logits: NDArray[np.float32], params: SamplingParams, generator: np.random.Generator
-) -> int:
-    """The next token from logits [vocab]; draws one number from the generator unless greedy."""
-    if params.temperature == 0:
-        return int(np.argmax(logits))
-    tokens, weights = probabilities(logits, params)
-    cumulative = np.cumsum(weights)
-    index = int(np.searchsorted(cumulative, generator.random() * cumulative[-1], side="right"))
-    return int(tokens[min(index, len(tokens) - 1)])
-
-
-def probabilities(
-    logits: NDArray[np.float32], params: SamplingParams
-) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """Candidates and their probabilities after temperature, top-k, top-p and min-p, in that order.
-
-    Returns:
-        Token ids, likeliest first (ties: lowest id first), and their probabilities, which sum to 1.
+    Output 0 of several is the output of a request for one with the same seed.
     """
-    scaled = logits.astype(np.float64) / max(params.temperature, 1e-6)
-    tokens = _largest(scaled, params.top_k)
-    weights = np.exp(scaled[tokens] - scaled[tokens[0]])
-    weights /= weights.sum()
-    if params.top_p < 1:
-        # The token that crosses the threshold stays; there is always one.
-        keep = int(np.searchsorted(np.cumsum(weights), params.top_p)) + 1
-        tokens, weights = tokens[:keep], weights[:keep]
-    if params.min_p > 0:
-        kept = weights >= params.min_p * weights[0]
-        tokens, weights = tokens[kept], weights[kept]
-    return tokens, weights / weights.sum()
-
-
-def _largest(scaled: NDArray[np.float64], top_k: int) -> NDArray[np.intp]:
-    """Ids of the k largest (all if k is 0), largest first, ties by id."""
-    if 0 < top_k < len(scaled):
-        threshold = np.partition(scaled, -top_k)[-top_k]
-        ids = np.flatnonzero(scaled >= threshold)
-    else:
-        ids = np.arange(len(scaled))
-    order = np.argsort(-scaled[ids], kind="stable")
-    ranked = ids[order]
-    return ranked[:top_k] if top_k > 0 else ranked
+    spawn_key = (index,) if index else ()
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=spawn_key)))

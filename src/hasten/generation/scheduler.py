@@ -253,7 +253,8 @@ def make_batch(shares: Mapping[Sequence, int]) -> Batch:
     """Puts the next tokens of sequences side by side.
 
     Args:
-        shares: How many of each; those with all of their tokens get logits.
+        shares: How many of each; those with all of their tokens get logits, and those of which
+            the request wants the prompt's log probabilities.
     """
     tokens: list[int] = []
     positions: list[int] = []
@@ -263,9 +264,9 @@ def make_batch(shares: Mapping[Sequence, int]) -> Batch:
         begin, end = sequence.computed, sequence.computed + count
         tokens += sequence.tokens[begin:end]
         positions += range(begin, end)
+        offset = starts[-1] - begin
+        logit_rows += [offset + position for position in sequence.logit_positions(begin, end)]
         starts.append(len(tokens))
-        if end == len(sequence.tokens):
-            logit_rows.append(len(tokens) - 1)
     tables = np.full((len(shares), max(len(s.blocks) for s in shares)), -1, np.int32)
     for row, sequence in enumerate(shares):
         tables[row, : len(sequence.blocks)] = sequence.blocks

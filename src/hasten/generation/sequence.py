@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
-
+from hasten.generation.logprobs import PromptLogprobs
 from hasten.generation.prefix import BlockNames
-from hasten.generation.sampler import make_generator
+from hasten.generation.sampler import TokenSampler
 from hasten.generation.text import TextStream
 from hasten.types import Request
 
@@ -31,7 +30,8 @@ class Sequence:
         cached_tokens: Tokens of the prompt that the prefix cache held.
         preemptions: How often it gave its blocks back.
         model_seconds: Executor time since its last output: a long prompt takes several calls.
-        generator: Its random stream.
+        sampler: Chooses its tokens.
+        prompt_logprobs: Collects those of the prompt, where the request asked for them.
     """
 
     request: Request
@@ -46,11 +46,15 @@ class Sequence:
     cached_tokens: int = 0
     preemptions: int = 0
     model_seconds: float = 0.0
-    generator: np.random.Generator = field(init=False)
+    sampler: TokenSampler = field(init=False)
+    prompt_logprobs: PromptLogprobs | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.names = BlockNames(self.request.tenant, self.request.adapter)
-        self.generator = make_generator(self.request.sampling)
+        sampling, prompt = self.request.sampling, self.request.prompt
+        self.sampler = TokenSampler(sampling, prompt, self.index)
+        if sampling.prompt_logprobs is not None and self.index == 0:
+            self.prompt_logprobs = PromptLogprobs(prompt, sampling.prompt_logprobs)
 
     @property
     def order(self) -> tuple[int, int]:
@@ -70,4 +74,12 @@ class Sequence:
     @property
     def reads_cache(self) -> bool:
         """Whether blocks that others computed will do: not while its prompt's logits are wanted."""
-        return self.generated > 0 or self.request.sampling.prompt_logprobs is None
+        return self.prompt_logprobs is None or self.prompt_logprobs.complete
+
+    def logit_positions(self, begin: int, end: int) -> list[int]:
+        """Positions in begin .. end - 1, which are computed next, whose logits are wanted."""
+        asked = self.prompt_logprobs
+        positions = [] if asked is None else list(asked.wanted(begin, end))
+        if end == len(self.tokens):
+            positions.append(end - 1)
+        return positions
