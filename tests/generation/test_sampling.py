@@ -56,12 +56,22 @@ def test_each_of_n_outputs_has_its_own_stream(model):
         assert tokens_of(out for out in alone if out.index == index) == answers[index]
 
 
+def test_outputs_share_the_blocks_of_the_prompt(model):
+    prompt = some_tokens(70)
+    with new_engine(model, max_context=128, max_sequences=3) as engine:
+        outputs = run(engine, [(prompt, SamplingParams(max_tokens=3, temperature=1, n=3))])
+        assert [outputs["0", index][0].cached_tokens for index in range(3)] == [0, 64, 64]
+        assert engine.statistics().kv_blocks_used == 0
+
+
 def test_cancelling_ends_all_outputs(model):
     with new_engine(model, max_sequences=2) as engine:
         engine.submit(Request("a", tuple(PROMPT), SamplingParams(max_tokens=40, n=5)))
         engine.step()
         engine.cancel("a")
+        assert engine.step() == []
         assert not engine.has_work
+        assert engine.statistics().kv_blocks_used == 0
 
 
 def test_a_seed_repeats_in_any_company(model):
