@@ -1,102 +1,58 @@
-"""Hasten beside its peers: one run, in turns, on the same prompts and the same two threads.
+"""Hasten beside its peers: one run, in turns, on the same prompts and the same threads.
 
-    python benchmarks/peers.py --install            # once: the peers' own environment
-    python benchmarks/peers.py                      # measures, prints a table, writes JSON
-    python benchmarks/peers.py --artefact DIR       # with what `hasten optimize` made
+    python benchmarks/peers.py --install            # once: the peers' own environments
+    python benchmarks/peers.py                      # measures; writes JSON, tables and a chart
+    python benchmarks/peers.py --model smollm2 --peer llama_cpp --rounds 3
 
 Each configuration is a process of its own that stays loaded; a round lets each of them, in an order
-drawn anew, read a prompt of 512 tokens and decode after one of 256. So whatever slows this machine
-for a while slows all of them, and the ratios hold where the rates drift. Prompts differ from round
-to round. Peers are called as directly as they can be, without their own Python loops where those
-cost time; Hasten through `Engine.generate`.
+drawn anew, read a prompt, decode after another, and run 16 sequences together. So whatever slows
+this machine for a while slows all of them, and the ratios hold where the rates drift. Prompts
+differ from round to round. A run that was interrupted goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import random
+import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from peers_environment import ENVIRONMENT, find_python, install
+from peers_accuracy import compare_all
+from peers_chart import draw_ratios
+from peers_environment import PEERS, find_python, install
+from peers_figures import FORMULAS, summarize_model
+from peers_files import Files
+from peers_plan import PLANS, Configuration, Plan
 from peers_process import PeerError, PeerProcess
-from peers_report import Figures, build_report, markdown
+from peers_report import markdown
+from peers_rounds import PARTS, Prompts, Started, run_rounds, warm_up
+from shapes import SHAPES
 
-from hasten import _native
 from hasten.machine import detect_machine
 from hasten.measure.corpus import default_corpus
-from hasten.measure.interference import CpuTimes, read_cpu_times
-from hasten.models import Model, load_model
+from hasten.models import load_model
 
 ROOT = Path(__file__).resolve().parent.parent
-PAUSE = 0.25  # seconds in which the thread pool of the peer before stops spinning
-
-# name: kind of peer, form of the file if not the model's own, settings
-CONFIGURATIONS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
-    "hasten artefact": ("hasten", None, {}),
-    "hasten carried": ("hasten", None, {"kv": "bf16"}),
-    "hasten carried, int8 KV": ("hasten", None, {"kv": "int8"}),
-    "hasten int8:32": ("hasten", None, {"weights": "int8:32"}),
-    "llama.cpp Q4_1 as carried": ("llama_cpp", None, {}),
-    "llama.cpp Q4_0": ("llama_cpp", "Q4_0", {}),
-    "llama.cpp Q8_0": ("llama_cpp", "Q8_0", {}),
-    "transformers fp32": ("transformers", "float32", {"dtype": "float32"}),
-    "transformers bf16": ("transformers", "float32", {"dtype": "bfloat16"}),
-    "openvino-genai": ("openvino", None, {}),
-}
-# Left out unless asked for: slow on processors without bf16, slow to install, or of less interest.
-OPTIONAL = ("hasten carried, int8 KV", "transformers bf16", "openvino-genai")
-LEAST_ROUNDS = 3
+MODELS = ROOT / "build" / "models"
 
 
 def main() -> int:
     """Parses the command line, measures and reports."""
     arguments = parse_arguments()
     if arguments.install:
-        install(openvino=arguments.all)
+        failed = install(arguments.peer or PEERS)
+        for name, error in failed.items():
+            print(f"cannot install {name}: {error}", file=sys.stderr)
         return 0
-    model = load_model("smollm2")
-    started, notes = {}, []
-    try:
-        for name in chosen(arguments):
-            try:
-                started[name] = start(name, arguments, model)
-            except PeerError as error:
-                notes.append(f"left out {name}: {error}")
-                print(notes[-1], file=sys.stderr)
-        rounds, conditions = measure(started, arguments, prompts(model, arguments))
-        for process in started.values():
-            process.description["rss_bytes"] = process.rss_bytes()
-    finally:
-        for process in started.values():
-            process.close()
-    report = build_report(
-        rounds,
-        conditions=conditions,
-        settings={
-            "model": model.name,
-            "sha256": model.digest(),
-            "threads": arguments.threads,
-            "rounds": max((len(found.decode) for found in rounds.values()), default=0),
-            "prefill_tokens": arguments.prefill,
-            "decode_context": arguments.context,
-            "decode_tokens": arguments.decode,
-            "seed": arguments.seed,
-        },
-        machine=detect_machine().as_dict(),
-        peers={name: process.description for name, process in started.items()},
-        notes=notes,
-    )
-    print(markdown(report))
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    arguments.json.with_suffix(".md").write_text(markdown(report) + "\n", encoding="utf-8")
-    print(f"\nwrote {arguments.json} and {arguments.json.with_suffix('.md')}", file=sys.stderr)
-    return 0 if started else 1
+    for name in arguments.model or PLANS:
+        measure(arrange(PLANS[name], arguments), arguments)
+    return report(arguments)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -104,15 +60,14 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--install", action="store_true", help=f"make {ENVIRONMENT} and end")
-    parser.add_argument(
-        "--all", action="store_true", help=f"install and measure {' and '.join(OPTIONAL)} too"
-    )
-    parser.add_argument("--artefact", type=Path, help="measure this artefact of hasten optimize")
-    parser.add_argument(
-        "--only", action="append", metavar="NAME", help="a configuration, may be repeated"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--install", action="store_true", help="make the peers' environments and end")
+    add("--model", action="append", choices=PLANS, help="may be repeated; all by default")
+    add("--peer", action="append", choices=PEERS, help="may be repeated; all by default")
+    add("--part", action="append", choices=PARTS, help="of a turn; may be repeated")
+    add("--only", action="append", metavar="NAME", help="a configuration; may be repeated")
+    add("--artefact", type=Path, help="what hasten optimize made of smollm2")
+    add(
         "--peer-python",
         action="append",
         type=Path,
@@ -120,148 +75,237 @@ def parse_arguments() -> argparse.Namespace:
         metavar="PYTHON",
         help="another interpreter that may have peers installed, may be repeated",
     )
-    parser.add_argument("--rounds", type=int, default=9, help="at most")
-    parser.add_argument(
-        "--seconds",
-        type=float,
-        default=220,
-        help=f"begin no round after these, from the {LEAST_ROUNDS + 1}th on",
-    )
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--prefill", type=int, default=512, help="tokens of the prefill prompt")
-    parser.add_argument("--context", type=int, default=256, help="tokens before the decoded ones")
-    parser.add_argument("--decode", type=int, default=48, help="tokens to decode")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, default=ROOT / "build" / "peers.json", metavar="FILE")
+    add("--rounds", type=int, help="at most, instead of what the plan says")
+    add("--seconds", type=float, help="of a model after which no round begins, from the fourth on")
+    add("--threads", type=int, default=2)
+    add("--seed", type=int, default=0)
+    add("--no-accuracy", action="store_true", help="leave out the comparison with float32")
+    add("--fresh", action="store_true", help="forget earlier rounds")
+    add("--json", type=Path, default=ROOT / "build" / "peers.json", metavar="FILE")
     arguments = parser.parse_args()
-    unknown = sorted(set(arguments.only or ()) - set(CONFIGURATIONS))
-    if unknown:
-        parser.error(f"no configuration {unknown[0]!r}; there are: {', '.join(CONFIGURATIONS)}")
-    if arguments.rounds < 1:
+    names = {one.name for plan in PLANS.values() for one in plan.configurations}
+    for name in arguments.only or ():
+        if name not in names:
+            parser.error(f"no configuration {name!r}; there are: {', '.join(sorted(names))}")
+    if arguments.rounds is not None and arguments.rounds < 1:
         parser.error("--rounds must be at least 1")
     return arguments
 
 
-def chosen(arguments: argparse.Namespace) -> list[str]:
-    """The configurations to measure."""
-    names = arguments.only or [
-        name for name in CONFIGURATIONS if arguments.all or name not in OPTIONAL
-    ]
-    return [name for name in names if name != "hasten artefact" or arguments.artefact]
+def arrange(plan: Plan, arguments: argparse.Namespace) -> Plan:
+    """The plan as the command line wants it."""
+
+    def wanted(one: Configuration) -> bool:
+        if one.form == "artefact" and arguments.artefact is None:
+            return False
+        if arguments.only:
+            return one.name in arguments.only
+        return one.ours or not arguments.peer or one.kind in arguments.peer
+
+    return dataclasses.replace(
+        plan,
+        configurations=tuple(one for one in plan.configurations if wanted(one)),
+        rounds=arguments.rounds or plan.rounds,
+        seconds=plan.seconds if arguments.seconds is None else arguments.seconds,
+        accuracy_tokens=0 if arguments.no_accuracy else plan.accuracy_tokens,
+    )
 
 
-def start(name: str, arguments: argparse.Namespace, model: Model) -> PeerProcess:
-    """Starts one configuration and loads its model."""
-    kind, form, settings = CONFIGURATIONS[name]
-    process = PeerProcess(kind, find_python(kind, arguments.peer_python))
-    try:
-        path = arguments.artefact if name == "hasten artefact" else file_for(model, form, process)
-        context = max(arguments.prefill + 1, arguments.context + arguments.decode + 1)
-        begun = time.perf_counter()
-        description = process.call(
-            "load", model=str(path), threads=arguments.threads, context=context, **settings
-        )
-    except PeerError:
-        process.close()
-        raise
-    process.description = {**description, "load_seconds": time.perf_counter() - begun}
-    return process
-
-
-def file_for(model: Model, form: str | None, peer: PeerProcess) -> Path:
-    """The model as the peer wants it: a file that is there, or one made once and kept."""
-    if form is None:
-        return model.path
-    target = ROOT / "build" / f"{model.path.stem}.{form}"
-    if form == "float32":
-        write_float32(model, target)
-    else:
-        target = target.with_name(f"{target.name}.gguf")
-        if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            peer.call("quantize", source=str(model.path), target=str(target), form=form)
-    return target
-
-
-def write_float32(model: Model, directory: Path) -> None:
-    """Writes the dequantised weights as a Hugging Face directory."""
-    from safetensors.numpy import save_file
-
-    if (directory / "config.json").exists():
+def measure(plan: Plan, arguments: argparse.Namespace) -> None:
+    """Measures one model, or goes on with it, and keeps what it finds round by round."""
+    path = raw_file(arguments, plan.name)
+    settings = describe(plan, arguments)
+    raw = {} if arguments.fresh else read_json(path)
+    if raw.get("settings") != settings:
+        raw = {"settings": settings, "peers": {}, "failed": {}, "rounds": [], "accuracy": {}}
+    if raw.get("complete"):
+        say(plan.name, "is complete; --fresh measures it again")
         return
-    directory.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.to_float32() for name, tensor in model.weights.items()}
-    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    config = json.dumps(model.config.to_huggingface())
-    (directory / "config.json").write_text(config, encoding="utf-8")
-
-
-def prompts(model: Model, arguments: argparse.Namespace) -> list[tuple[list[int], list[int]]]:
-    """A prompt to prefill and one to decode after, for the warm-up and each round."""
-    ids = model.tokenizer.encode(default_corpus().text[:400_000], parse_special=False)
-    generator = random.Random(arguments.seed)
-    return [
-        (cut(ids, arguments.prefill, generator), cut(ids, arguments.context, generator))
-        for _ in range(arguments.rounds + 1)
-    ]
-
-
-def cut(ids: Sequence[int], count: int, generator: random.Random) -> list[int]:
-    """A piece of the text."""
-    begin = generator.randrange(len(ids) - count)
-    return list(ids[begin : begin + count])
-
-
-def measure(
-    started: Mapping[str, PeerProcess],
-    arguments: argparse.Namespace,
-    prompts: Sequence[tuple[list[int], list[int]]],
-) -> tuple[dict[str, Figures], dict[str, Any]]:
-    """Lets all of them take turns; the first round is a warm-up and not counted."""
-    order = random.Random(arguments.seed)
-    figures = {name: Figures() for name in started}
-    bandwidth, int8_rate, others = [], [], []
-    names = list(started)
-    deadline = time.monotonic() + arguments.seconds
-    for number, (long_prompt, short_prompt) in enumerate(prompts):
-        if number > LEAST_ROUNDS and time.monotonic() > deadline:
-            break
-        order.shuffle(names)
-        for name in names:
-            time.sleep(PAUSE)
-            before, spent = read_cpu_times(), started[name].cpu_seconds()
-            prefill = started[name].call("prefill", tokens=long_prompt)
-            seconds, tokens = started[name].call(
-                "decode", tokens=short_prompt, count=arguments.decode
+    peers: list[Started] = []
+    try:
+        raw["failed"] = start_all(plan, arguments, peers)
+        raw["peers"] = {peer.configuration.name: peer.process.description for peer in peers}
+        prompts = make_prompts(plan.name, arguments.seed)
+        for peer in peers:
+            say(plan.name, f"warms {peer.configuration.name} up")
+            warm(peer, plan, prompts, arguments)
+        go_round(raw, peers, plan, prompts, arguments, path)
+        for peer in peers:
+            raw["failed"] |= {
+                f"{peer.configuration.name}, {part}": text for part, text in peer.failed.items()
+            }
+            if peer.process.alive:
+                peer.process.description["rss_bytes"] = peer.process.rss_bytes()
+        if plan.accuracy_tokens:
+            raw["accuracy"] = compare_all(
+                [peer for peer in peers if peer.process.alive],
+                load_model(plan.name),
+                tokens=plan.accuracy_tokens,
+                threads=arguments.threads,
+                seed=arguments.seed,
             )
-            if number == 0:
-                continue
-            figures[name].prefill.append(prefill)
-            figures[name].decode.append(seconds)
-            figures[name].tokens.append(tokens)
-            others += share_of_others(before, read_cpu_times(), started[name].cpu_seconds() - spent)
-        if number:
-            time.sleep(PAUSE)
-            bandwidth.append(_native.stream_bandwidth(arguments.threads))
-            int8_rate.append(_native.int8_rate(arguments.threads, _native.isas()[0]))
-            print(f"round {number} of {arguments.rounds}", file=sys.stderr)
-    conditions = {
-        "bandwidth_bytes_per_s": bandwidth,
-        "int8_operations_per_s": int8_rate,
-        "other_processes_share": others,
+    finally:
+        for peer in peers:
+            peer.process.close()
+    raw["complete"] = True
+    write_json(path, raw)
+
+
+def start_all(plan: Plan, arguments: argparse.Namespace, peers: list[Started]) -> dict[str, str]:
+    """Starts the configurations into `peers`; returns those that fail, with their errors."""
+    pythons = arguments.peer_python
+    files = Files(plan.name, MODELS, pythons, arguments.artefact)
+    failed = {}
+    for one in plan.configurations:
+        say(plan.name, f"loads {one.name}")
+        process = None
+        try:
+            path = files.path(one.form)
+            process = PeerProcess(one.kind, find_python(one.kind, pythons))
+            begun = time.perf_counter()
+            found = process.call(
+                "load",
+                model=str(path),
+                threads=arguments.threads,
+                context=plan.workload.longest,
+                sequences=plan.workload.sequences,
+                **one.settings,
+            )
+        except PeerError as error:
+            failed[one.name] = str(error)
+            say(plan.name, f"leaves out {one.name}: {error}")
+            if process is not None:
+                process.close()
+            continue
+        seconds = time.perf_counter() - begun
+        process.description = {**found, "load_seconds": seconds, "rss_bytes": process.rss_bytes()}
+        peers.append(Started(one, process))
+    return failed
+
+
+def warm(peer: Started, plan: Plan, prompts: Prompts, arguments: argparse.Namespace) -> None:
+    """Warms one up; one that cannot even do that fails in the rounds, where it is noted."""
+    try:
+        warm_up(peer, plan.workload, prompts, arguments.part or PARTS)
+    except PeerError as error:
+        peer.failed["warm-up"] = str(error)
+    for part, text in peer.failed.items():
+        say(plan.name, f"{peer.configuration.name} fails at {part}: {text}")
+
+
+def go_round(
+    raw: dict[str, Any],
+    peers: Sequence[Started],
+    plan: Plan,
+    prompts: Prompts,
+    arguments: argparse.Namespace,
+    path: Path,
+) -> None:
+    """Runs the rounds that are missing and saves each."""
+    begun, done = time.monotonic(), len(raw["rounds"])
+    for document in run_rounds(
+        peers,
+        plan,
+        prompts,
+        parts=arguments.part or PARTS,
+        begin=done + 1,
+        threads=arguments.threads,
+        seed=arguments.seed,
+    ):
+        raw["rounds"].append(document)
+        write_json(path, raw)
+        each = (time.monotonic() - begun) / (document["number"] - done)
+        left = min((plan.rounds - document["number"]) * each, plan.seconds)
+        say(
+            plan.name,
+            f"round {document['number']} of {plan.rounds}, {each:.0f} s each, "
+            f"at most {left / 60:.1f} min left",
+        )
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """Puts together what all models' files say; fails if there is nothing."""
+    models = {}
+    for name, plan in PLANS.items():
+        raw = read_json(raw_file(arguments, name))
+        if raw.get("rounds") and (not arguments.model or name in arguments.model):
+            models[name] = summarize_model(raw, plan)
+    document = {
+        "schema": "hasten.peers/2",
+        "machine": detect_machine().as_dict(),
+        "models": models,
+        "formulas": FORMULAS,
     }
-    return figures, conditions
+    write_json(arguments.json, document)
+    text = markdown(document)
+    arguments.json.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
+    arguments.json.with_suffix(".svg").write_text(draw_ratios(document), encoding="utf-8")
+    print(text)
+    print(f"\nwrote {arguments.json}, .md and .svg beside it", file=sys.stderr)
+    return 0 if models else 1
 
 
-def share_of_others(
-    before: CpuTimes | None, after: CpuTimes | None, peer_seconds: float
-) -> list[float]:
-    """Share of the cores that neither this process nor the peer used; empty where unknown."""
-    if before is None or after is None:
-        return []
-    busy, own = after.busy - before.busy, after.own - before.own
-    total = busy + after.idle - before.idle + after.steal - before.steal
-    return [max(0.0, busy - own - peer_seconds) / total] if total > 0 else []
+def describe(plan: Plan, arguments: argparse.Namespace) -> dict[str, Any]:
+    """What must be equal for rounds of two runs to belong together."""
+    return {
+        "model": plan.name,
+        "configurations": [one.name for one in plan.configurations],
+        "workload": dataclasses.asdict(plan.workload),
+        "parts": list(arguments.part or PARTS),
+        "threads": arguments.threads,
+        "seed": arguments.seed,
+        "revision": revision(),
+    }
+
+
+def revision() -> str:
+    """The commit that is measured, if it is a checkout."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    found = subprocess.run(command, check=False, capture_output=True, text=True)
+    return found.stdout.strip() or "unknown"
+
+
+def make_prompts(name: str, seed: int) -> Prompts:
+    """Pieces of text for a model that knows text, else random tokens."""
+    if name in SHAPES:
+        size = SHAPES[name]["vocab_size"]
+        return lambda number, count: random.Random(f"{seed} {number}").choices(
+            range(256, size - 1024), k=count
+        )
+    ids = load_model(name).tokenizer.encode(default_corpus().text[:400_000], parse_special=False)
+
+    def cut(number: int, count: int) -> list[int]:
+        begin = random.Random(f"{seed} {number}").randrange(len(ids) - count)
+        return list(ids[begin : begin + count])
+
+    return cut
+
+
+def raw_file(arguments: argparse.Namespace, model: str) -> Path:
+    """Where the rounds of a model are kept."""
+    folder: Path = arguments.json.parent / f"{arguments.json.stem}-rounds"
+    return folder / f"{model}.json"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The document, or an empty one where there is none."""
+    if not path.exists():
+        return {}
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return document
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Replaces a file in one step, so that a run can be stopped at any time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def say(model: str, what: str) -> None:
+    """Progress."""
+    print(f"{model}: {what}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

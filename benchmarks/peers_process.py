@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import tempfile
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 __all__ = ["PeerError", "PeerProcess"]
 
 WORKERS = Path(__file__).resolve().parent / "workers"
+PATIENCE = 900.0
+"""Seconds after which a call counts as failed."""
 
 
 class PeerError(Exception):
@@ -43,22 +46,26 @@ class PeerProcess:
         os.close(writing)
         self._proc = Path("/proc") / str(self._process.pid)
 
+    @property
+    def alive(self) -> bool:
+        """Whether it can take calls."""
+        return self._process.poll() is None
+
     def call(self, name: str, **arguments: Any) -> Any:
         """Makes a call and waits for its answer.
 
         Raises:
-            PeerError: The call failed or the process has died.
+            PeerError: The call failed or took too long, or the process has died.
         """
         try:
             print(json.dumps({"call": name, **arguments}), file=self._process.stdin, flush=True)
-            answer = self._answers.readline()
         except BrokenPipeError:
             answer = ""
+        else:
+            answer = self._answer(name)
         if not answer:
             status = self._process.wait()
-            self._log.seek(0)
-            last = self._log.read().strip().rpartition("\n")[2]
-            raise PeerError(f"{self._kind} ended with status {status}: {last}")
+            raise PeerError(f"{self._kind} ended with status {status}: {self._last_words()}")
         document = json.loads(answer)
         if "error" in document:
             raise PeerError(f"{self._kind}: {document['error']}")
@@ -82,3 +89,14 @@ class PeerProcess:
             self._process.wait()
         self._answers.close()
         self._log.close()
+
+    def _answer(self, name: str) -> str:
+        # A worker writes whole lines, so that the first byte says that the rest will come.
+        if not select.select([self._answers], [], [], PATIENCE)[0]:
+            self._process.kill()
+            raise PeerError(f"{self._kind}: {name} took more than {PATIENCE:.0f} s")
+        return self._answers.readline()
+
+    def _last_words(self) -> str:
+        self._log.seek(0)
+        return self._log.read().strip().rpartition("\n")[2]

@@ -12,16 +12,28 @@ from __future__ import annotations
 import json
 import os
 import sys
+from time import perf_counter
 from typing import Any, Protocol
 
-__all__ = ["Peer", "serve"]
+__all__ = ["Peer", "Timeline", "serve"]
 
 
 class Peer(Protocol):
-    """What a worker offers."""
+    """What a worker offers; some have calls of their own beside these."""
 
     def load(self, model: str, threads: int, context: int, **settings: Any) -> dict[str, Any]:
-        """Loads the model; returns what runs (versions, formats)."""
+        """Loads the model.
+
+        Args:
+            model: File or directory.
+            threads: To run with.
+            context: Longest sequence, prompt and output.
+            settings: The peer's own; `sequences`, which all know, is how many run together.
+
+        Returns:
+            "version" and "runs" (formats, settings), as text, and "step_bytes" where the peer
+            knows how many bytes of weights a decoded token reads.
+        """
 
     def prefill(self, tokens: list[int]) -> float:
         """Seconds from the prompt to its first output token."""
@@ -32,6 +44,34 @@ class Peer(Protocol):
         Returns:
             Seconds of the `count` tokens after the first, and all count + 1 tokens.
         """
+
+    def batch(self, prompts: list[list[int]], count: int) -> list[list[float]]:
+        """Continues all prompts together by `count` greedy tokens each.
+
+        Returns:
+            For each prompt, the seconds from the start to each of its tokens.
+        """
+
+    def logits(self, tokens: list[int], target: str) -> None:
+        """Writes the logits of all positions, float32 [len(tokens), vocabulary], as .npy file."""
+
+
+class Timeline:
+    """When each of several sequences got each of its tokens, in seconds from its making."""
+
+    def __init__(self, sequences: int) -> None:
+        self.times: list[list[float]] = [[] for _ in range(sequences)]
+        self._started = perf_counter()
+
+    def note(self, sequence: int, tokens: int = 1) -> None:
+        """Tokens of one sequence that are there now."""
+        self.times[sequence] += [perf_counter() - self._started] * tokens
+
+    def note_all(self) -> None:
+        """One token of each."""
+        now = perf_counter() - self._started
+        for times in self.times:
+            times.append(now)
 
 
 def serve(peer: Peer) -> None:
