@@ -55,8 +55,10 @@ bench: $(VENV)/hasten ## Measure the model as it is and as the demo made it
 	test ! -d demo || $(VENV)/bin/hasten bench demo --json build/bench-demo.json
 	$(PY) benchmarks/startup.py
 
-bench-peers: $(VENV)/hasten build/peers/installed ## Measure Hasten beside llama.cpp and transformers
-	$(PY) benchmarks/peers.py $(if $(wildcard demo/recipe.json),--artefact demo)
+bench-peers: $(VENV)/hasten ## Measure Hasten beside its peers (PEERS=, MODELS=, ROUNDS=, SECONDS= choose)
+	$(PY) benchmarks/peers.py --install $(PEERS:%=--peer %)
+	$(PY) benchmarks/peers.py $(if $(wildcard demo/recipe.json),--artefact demo) \
+		$(PEERS:%=--peer %) $(MODELS:%=--model %) $(ROUNDS:%=--rounds %) $(SECONDS:%=--seconds %)
 
 fuzz: $(VENV)/hasten ## Try many more broken model files than the tests do
 	HASTEN_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(PY) -m pytest tests/models/test_reader_fuzz.py
@@ -118,8 +120,4 @@ $(VENV)/requirements: pyproject.toml
 $(VENV)/hasten: $(VENV)/requirements $(SOURCES)
 	$(PY) $(PIP) --no-build-isolation --config-settings=build-dir=build/cmake ".[test]"
 	cp build/cmake/_native.pyi src/hasten/
-	touch $@
-
-build/peers/installed: | $(VENV)/hasten
-	$(PY) benchmarks/peers.py --install
 	touch $@

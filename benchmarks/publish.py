@@ -12,24 +12,18 @@ import json
 import re
 import sys
 from collections.abc import Mapping
-from html import escape
 from pathlib import Path
 from typing import Any
 
+from peers_chart import draw_ratios
 from peers_report import markdown
 
 from hasten.optimize.report import before_and_after, headline
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-SHOWN = ("hasten artefact", "llama.cpp Q4_0", "llama.cpp Q4_1 as carried", "transformers fp32")
-PICTURE = "![Decode and prefill rates of Hasten and its peers](docs/peers.svg)"
+PICTURE = "![Rates of Hasten over those of its fastest peers](docs/peers.svg)"
 MOST_OTHERS = 0.1
-STYLE = (
-    "text{font:13px system-ui,sans-serif;fill:#1f2328}.ours{fill:#0a7f5a}.peer{fill:#9aa4b1}"
-    ".title{font-weight:600}@media(prefers-color-scheme:dark){text{fill:#e6edf3}"
-    ".ours{fill:#2fbf8f}.peer{fill:#5b6673}}"
-)
 
 
 def main() -> int:
@@ -38,11 +32,12 @@ def main() -> int:
     peers, recipe = ROOT / "build" / "peers.json", ROOT / "demo" / "recipe.json"
     if peers.exists():
         report = json.loads(peers.read_text(encoding="utf-8"))
-        others = report["conditions"]["other_processes_share"]["median"]
-        if others is None or others > MOST_OTHERS:
-            raise SystemExit(f"other processes used {others} of the cores; measure again")
+        for name, model in report["models"].items():
+            others = model["other_processes_share"]["median"]
+            if others is None or others > MOST_OTHERS:
+                raise SystemExit(f"{name}: others used {others} of the cores; measure again")
         text = fill(text, "peers", f"{PICTURE}\n\n{markdown(report)}")
-        (ROOT / "docs" / "peers.svg").write_text(draw(report), encoding="utf-8")
+        (ROOT / "docs" / "peers.svg").write_text(draw_ratios(report), encoding="utf-8")
     if recipe.exists():
         text = fill(text, "demo", demo_table(json.loads(recipe.read_text(encoding="utf-8"))))
     README.write_text(text, encoding="utf-8")
@@ -66,31 +61,6 @@ def demo_table(recipe: Mapping[str, Any]) -> str:
     machine = recipe["machine"]
     return "\n".join(
         [*lines, "", f"{headline(recipe)} ({machine['cpu']}, {machine['cores']} cores.)"]
-    )
-
-
-def draw(report: Mapping[str, Any]) -> str:
-    """Bars of decode and prefill rates as SVG."""
-    names = [name for name in SHOWN if name in report["results"]]
-    parts, y = [], 0
-    for what, title in (("decode", "decode, tokens/s"), ("prefill", "prefill, tokens/s")):
-        rates = {name: report["results"][name][f"{what}_tokens_per_s"] for name in names}
-        y += 24
-        parts.append(f'<text class="title" x="0" y="{y}">{title}</text>')
-        for name, rate in rates.items():
-            y += 24
-            width = 330 * rate / max(rates.values())
-            kind = "ours" if name.startswith("hasten") else "peer"
-            parts.append(
-                f'<text x="0" y="{y}">{escape(name)}</text>'
-                f'<rect class="{kind}" x="190" y="{y - 13}" width="{width:.1f}" height="17"/>'
-                f'<text x="{196 + width:.1f}" y="{y}">{rate:.0f}</text>'
-            )
-        y += 12
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 580 {y}" width="580" role="img">'
-        f"<title>Rates of Hasten and its peers on the same two cores</title>"
-        f"<style>{STYLE}</style>{''.join(parts)}</svg>\n"
     )
 
 

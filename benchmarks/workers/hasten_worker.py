@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from time import perf_counter
 from typing import Any
 
@@ -30,6 +31,7 @@ class Hasten:
             max_context=context,
             max_sequences=sequences,
             prefix_cache=False,  # prompts come again, and each is to be computed
+            prefill_stretch=math.inf,  # all that counts here is how much gets done
             **settings,
         )
         self.engine = Engine(loaded, options)
