@@ -16,6 +16,7 @@ HEAVY = {
     "gguf",
     "huggingface_hub",
     "jinja2",
+    "llguidance",
     "matplotlib",
     "rich",
     "safetensors",

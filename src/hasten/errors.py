@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = [
     "CapacityError",
+    "GenerationError",
     "HastenError",
     "MissingDependencyError",
     "ModelFileError",
@@ -56,6 +57,10 @@ class UnsupportedModelError(HastenError):
 
 class CapacityError(HastenError):
     """The request does not fit: prompt longer than the context, or not enough memory."""
+
+
+class GenerationError(HastenError):
+    """An output cannot go on, such as where no token continues its structure."""
 
 
 class MissingDependencyError(HastenError):

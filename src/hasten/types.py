@@ -22,7 +22,7 @@ __all__ = [
     "TokenLogprobs",
 ]
 
-FinishReason = Literal["stop", "length", "cancelled", "deadline"]
+FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
 KvFormat = Literal["f32", "bf16", "int8"]
 
 
@@ -141,7 +141,8 @@ class Output:
         index: Which of the request's `n` outputs it belongs to, from 0.
         cached_tokens: Tokens of the prompt that the prefix cache held; with the first output.
         logprobs: One entry for each of `tokens` where the request asked for them.
-        prompt_logprobs: One entry for each token of the prompt, with the first output.
+        prompt_logprobs: One entry for each token of the prompt, with the first output of index 0.
+        error: What went wrong, where `finish_reason` is "error".
     """
 
     request_id: str
@@ -153,6 +154,7 @@ class Output:
     cached_tokens: int = 0
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

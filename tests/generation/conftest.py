@@ -1,4 +1,4 @@
-"""Makes `tiny` importable from the tests beside it, and runs tests on every ISA."""
+"""Makes `tiny` and the tiny tokenizers importable, and runs tests on every ISA."""
 
 import sys
 from pathlib import Path
@@ -8,6 +8,7 @@ import pytest
 from hasten import _native
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(1, str(Path(__file__).parent.parent / "models"))
 
 
 @pytest.fixture(params=_native.isas())

@@ -30,8 +30,16 @@ class Detokenizer:
 class Tokenizer:
     """What the engine needs of one; token `eos` ends a sequence."""
 
+    special_ids = frozenset()
+
     def __init__(self, eos=()):
         self.eos_ids = frozenset(eos)
+
+    def token_bytes(self, count):
+        return PIECES[:count]
+
+    def encode(self, text, **_options):
+        return [PIECES.index(letter.encode()) for letter in text if letter.encode() in PIECES]
 
     def detokenizer(self):
         return Detokenizer()

@@ -12,6 +12,7 @@ from tiny_tokenizers import (
 from tokenizers import decoders
 
 from hasten.errors import UnsupportedModelError
+from hasten.models.detokenizer import ByteText
 from hasten.models.gguf import read_gguf
 from hasten.models.source import find_model
 from hasten.models.tokenizer import Tokenizer
@@ -178,3 +179,40 @@ def test_smollm2_pieces_join():
         assert_joins(tokenizer, ids)
 
     check()
+
+
+def as_text(contents, ids):
+    stream = ByteText(contents, frozenset())
+    return "".join([*(stream.push(i) for i in ids), stream.flush()])
+
+
+@settings(max_examples=100, deadline=None)
+@given(ids=IDS)
+def test_bytes_of_tokens_join_to_the_text(byte_level, ids):
+    contents = byte_level.token_bytes(1700)
+    assert len(contents) == 1700
+    assert as_text(contents, ids) == byte_level.decode(ids, skip_special=False)
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=st.text(max_size=40))
+def test_bytes_keep_the_space_before_a_text(sentencepiece_bpe, text):
+    ids = sentencepiece_bpe.encode(text, add_special=False, parse_special=False)
+    contents = sentencepiece_bpe.token_bytes(sentencepiece_bpe.vocab_size)
+    assert as_text(contents, ids) == " " * bool(ids) + text
+
+
+def test_special_tokens_leave_no_bytes_in_a_text(byte_level):
+    stream = ByteText(byte_level.token_bytes(1500), byte_level.special_ids)
+    ids = byte_level.encode("a<|im_end|>b")
+    assert "".join(map(stream.push, ids)) == "ab"
+    assert stream.push(10**6) == ""
+
+
+def test_bytes_after_the_first_token():
+    contents = with_decoder(decoders.Metaspace()).token_bytes(1500)
+    plain = with_decoder(None).token_bytes(1500)
+    for token in (300, 700, 1200):
+        name = tiny_byte_level().id_to_token(token)
+        assert contents[token] == name.replace("▁", " ").encode()
+        assert plain[token] == f" {name}".encode()

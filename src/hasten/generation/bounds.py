@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from hasten.errors import UsageError
-from hasten.types import SamplingParams
+from hasten.types import SamplingParams, Structure
 
 __all__ = [
     "MAX_LOGPROBS",
@@ -13,6 +13,7 @@ __all__ = [
     "MAX_STOPS",
     "MAX_STOP_CHARACTERS",
     "MAX_STOP_TOKENS",
+    "MAX_STRUCTURE_CHARACTERS",
     "check_sampling",
 ]
 
@@ -21,6 +22,7 @@ MAX_LOGPROBS = 20
 MAX_STOPS = 64
 MAX_STOP_CHARACTERS = 1024
 MAX_STOP_TOKENS = 1024
+MAX_STRUCTURE_CHARACTERS = 1 << 16
 
 
 def check_sampling(params: SamplingParams, vocab_size: int) -> None:
@@ -34,11 +36,13 @@ def check_sampling(params: SamplingParams, vocab_size: int) -> None:
         UsageError: Names the value and what is allowed.
     """
     _check_ranges(params)
-    if params.structure is not None and params.ignore_eos:
-        raise UsageError(
-            "ignore_eos is set together with a structure, whose end is the end of the output",
-            do="leave one of them out",
-        )
+    if params.structure is not None:
+        _check_structure(params.structure)
+        if params.ignore_eos:
+            raise UsageError(
+                "ignore_eos is set together with a structure, whose end is the end of the output",
+                do="leave one of them out",
+            )
     ids = f"0 to {vocab_size - 1}, the ids of the vocabulary"
     for token in params.stop_tokens:
         if not 0 <= token < vocab_size:
@@ -89,4 +93,15 @@ def _check_stops(params: SamplingParams) -> None:
         raise UsageError(
             f"stop_tokens holds {len(params.stop_tokens)} tokens",
             allowed=f"up to {MAX_STOP_TOKENS}",
+        )
+
+
+def _check_structure(structure: Structure) -> None:
+    kinds = ("json_schema", "regex", "grammar")
+    if structure.kind not in kinds:
+        raise UsageError(f"structure is a {structure.kind!r}", allowed=", ".join(kinds))
+    if len(structure.text) > MAX_STRUCTURE_CHARACTERS:
+        raise UsageError(
+            f"the text of the structure has {len(structure.text)} characters",
+            allowed=f"up to {MAX_STRUCTURE_CHARACTERS}",
         )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections import Counter, deque
 from collections.abc import Iterator
 from collections.abc import Sequence as Tokens
+from dataclasses import replace
 from threading import Condition
 from time import monotonic, perf_counter
 from types import TracebackType
@@ -15,19 +15,17 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.errors import CapacityError, HastenError, UsageError
+from hasten.errors import GenerationError, UsageError
 from hasten.generation.blockpool import BlockPool
-from hasten.generation.bounds import check_sampling
 from hasten.generation.executor import make_executor, weight_bytes
+from hasten.generation.intake import Intake
 from hasten.generation.kvcache import blocks_for, choose_cache_size
 from hasten.generation.options import check_options, engine_options
 from hasten.generation.pacing import Pacer
 from hasten.generation.scheduler import Scheduler
 from hasten.generation.sequence import Sequence
-from hasten.generation.text import TextStream
 from hasten.generation.threads import ThreadChoice
 from hasten.models.model import Model
-from hasten.models.tokenizer import Tokenizer
 from hasten.types import (
     Batch,
     EngineOptions,
@@ -79,12 +77,8 @@ class Engine:
             Pacer(self.options.prefill_stretch),
             prefix_cache=self.options.prefix_cache,
         )
-        self._tokenizer = _find_tokenizer(model)
-        self._eos = frozenset(model.config.eos_ids)
-        if self._tokenizer is not None:
-            self._eos |= self._tokenizer.eos_ids
+        self._intake = Intake(model, self.context)
         self._numbers = itertools.count()
-        self._arrivals = itertools.count()
         self._arrived = Condition()
         self._inbox: deque[Sequence | list[Sequence]] = deque()  # come, or to be cancelled
         self._in_flight: dict[str, list[Sequence]] = {}
@@ -129,20 +123,14 @@ class Engine:
         does at `max_tokens`.
 
         Raises:
-            UsageError: Sampling parameters, tokens or the deadline out of range, or the id belongs
-                to a request in flight.
+            UsageError: Sampling parameters, tokens or the deadline out of range, a structure that
+                cannot be used, or the id belongs to a request in flight.
             CapacityError: The prompt does not fit the context; nothing is ever cut.
         """
-        check_sampling(request.sampling, self.model.config.vocab_size)
-        self._check_prompt(request.prompt)
-        if request.sampling.stop and self._tokenizer is None:
-            raise UsageError("stop strings need a tokenizer, and the model has none")
-        if request.deadline is not None and math.isnan(request.deadline):
-            raise UsageError("deadline is nan", allowed="seconds of time.monotonic")
+        sequences = self._intake.sequences(request)
         with self._arrived:
             if request.id in self._in_flight:
                 raise UsageError(f"request {request.id!r} is in flight", do="give each its own id")
-            sequences = [self._new_sequence(request, i) for i in range(request.sampling.n)]
             self._in_flight[request.id] = sequences
             self._inbox.extend(sequences)
             self._arrived.notify_all()
@@ -180,7 +168,7 @@ class Engine:
             if sequence.prompt_logprobs is not None:
                 sequence.prompt_logprobs.read(rows[:-1] if samples else rows)
             if samples:
-                outputs.append(self._update(sequence, *sequence.sampler.choose(rows[-1])))
+                outputs.append(self._sample(sequence, rows[-1]))
         return outputs
 
     def generate(
@@ -237,7 +225,7 @@ class Engine:
         Yields:
             Position of the first row, and logits float32 [n, vocab].
         """
-        self._check_prompt(tokens, room=0)
+        self._intake.check_tokens(tokens, room=0)
         self._unclaimed = self._take_in()
         blocks = self._pool.take(blocks_for(len(tokens)))
         table = np.asarray([blocks], np.int32)
@@ -254,6 +242,7 @@ class Engine:
     def close(self) -> None:
         """Frees the weights, the cache and the threads."""
         del self._executor
+        self._intake.close()
 
     def __enter__(self) -> Self:
         return self
@@ -265,11 +254,6 @@ class Engine:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-    def _new_sequence(self, request: Request, index: int) -> Sequence:
-        detokenizer = None if self._tokenizer is None else self._tokenizer.detokenizer()
-        text = TextStream(detokenizer, request.sampling.stop)
-        return Sequence(request, text, list(request.prompt), next(self._arrivals), index)
 
     def _take_in(self) -> list[Output]:
         """Empties the inbox and ends what is late; what there is to tell before a step runs."""
@@ -284,9 +268,10 @@ class Engine:
         late = self._scheduler.expired(monotonic())
         return outputs + [self._end(sequence, "deadline") for sequence in late]
 
-    def _end(self, sequence: Sequence, reason: FinishReason) -> Output:
+    def _end(self, sequence: Sequence, reason: FinishReason, error: str | None = None) -> Output:
         self._remove(sequence, reason)
-        return self._output(sequence, (), sequence.text.finish(), reason)
+        output = self._output(sequence, (), sequence.text.finish(), reason)
+        return output if error is None else replace(output, error=error)
 
     def _remove(self, sequence: Sequence, reason: FinishReason) -> None:
         self._scheduler.remove(sequence)
@@ -297,16 +282,26 @@ class Engine:
             if not others:
                 del self._in_flight[sequence.request.id]
 
+    def _sample(self, sequence: Sequence, logits: NDArray[np.float32]) -> Output:
+        try:
+            token, logprobs = sequence.sampler.choose(logits)
+        except GenerationError as error:
+            return self._end(sequence, "error", str(error))
+        return self._update(sequence, token, logprobs)
+
     def _update(self, sequence: Sequence, token: int, logprobs: TokenLogprobs | None) -> Output:
         sampling = sequence.request.sampling
         reason: FinishReason | None = None
         sequence.tokens.append(token)
-        if token in sampling.stop_tokens or (token in self._eos and not sampling.ignore_eos):
+        if token in sequence.ends:
             reason, text = "stop", sequence.text.finish()
         else:
             text = sequence.text.push(token)
             if sequence.text.stopped:
                 reason = "stop"
+            elif sequence.guide is not None and sequence.guide.complete:
+                reason = "stop"
+                text += sequence.text.finish()
             elif sequence.generated >= sampling.max_tokens or len(sequence.tokens) >= self.context:
                 reason = "length"
                 text += sequence.text.finish()
@@ -341,27 +336,3 @@ class Engine:
             logprobs=() if logprobs is None else (logprobs,),
             prompt_logprobs=() if prompt is None else tuple(prompt.entries),
         )
-
-    def _check_prompt(self, tokens: Tokens[int], room: int = 1) -> None:
-        if not tokens:
-            raise UsageError("the prompt is empty", allowed="at least one token")
-        if len(tokens) + room > self.context:
-            raise CapacityError(
-                f"the prompt has {len(tokens)} tokens and the context holds {self.context}",
-                allowed=f"prompts of up to {self.context - room} tokens",
-                do="shorten the prompt or raise max_context where the model allows it",
-            )
-        bad = [t for t in tokens if not 0 <= t < self.model.config.vocab_size]
-        if bad:
-            raise UsageError(
-                f"token {bad[0]} is not in the vocabulary",
-                allowed=f"0 to {self.model.config.vocab_size - 1}",
-            )
-
-
-def _find_tokenizer(model: Model) -> Tokenizer | None:
-    """A model without a tokenizer still runs on token ids."""
-    try:
-        return model.tokenizer
-    except HastenError:
-        return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from hasten.generation.candidates import candidates, draw
 from hasten.generation.logprobs import token_logprobs
 from hasten.generation.penalties import Penalties
+from hasten.generation.structured import Guide
 from hasten.types import SamplingParams, TokenLogprobs
 
 __all__ = ["TokenSampler", "make_generator"]
@@ -18,8 +19,9 @@ __all__ = ["TokenSampler", "make_generator"]
 class TokenSampler:
     """Chooses the tokens of one sequence, one after another.
 
-    Logit bias, penalties (see `Penalties`), then greedy choice or temperature, top-k, top-p, min-p
-    (see `candidates`) and a draw. It holds all that depends on earlier tokens, and draws one
+    What the structure forbids is dropped first; then come logit bias and penalties (see
+    `Penalties`), then greedy choice or temperature, top-k, top-p, min-p (see `candidates`) and a
+    draw. It holds all that depends on earlier tokens, and draws one
     random number a token; so a sequence that keeps its sampler goes on as it would have after
     preemption, and nothing depends on what else runs.
 
@@ -27,22 +29,41 @@ class TokenSampler:
         params: Checked by `check_sampling`.
         prompt: The request's tokens.
         index: Which of the request's `n` outputs this is; each has a random stream of its own.
+        ends: Tokens that end the output.
+        guide: Holds the output to its structure; None leaves it free.
     """
 
-    def __init__(self, params: SamplingParams, prompt: Sequence[int], index: int = 0) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt: Sequence[int],
+        index: int = 0,
+        ends: Collection[int] = (),
+        guide: Guide | None = None,
+    ) -> None:
         self._params = params
+        self._ends = ends
+        self._guide = guide
         self._penalties = Penalties(params, prompt) if Penalties.wanted(params) else None
         self._generator = make_generator(params.seed, index)
 
     def choose(self, logits: NDArray[np.float32]) -> tuple[int, TokenLogprobs | None]:
-        """The next token from logits [vocab], and how likely it was where that was asked."""
+        """The next token from logits [vocab], and how likely it was where that was asked.
+
+        Raises:
+            GenerationError: No token continues the structure.
+        """
         values = logits
+        if self._guide is not None:
+            values = np.minimum(logits, self._guide.limits())
         if self._penalties is not None:
-            values = logits.copy()
+            values = logits.copy() if values is logits else values
             self._penalties.apply(values)
         token = self._pick(values)
         if self._penalties is not None:
             self._penalties.add(token)
+        if self._guide is not None and token not in self._ends:
+            self._guide.accept(token)
         if self._params.logprobs is None:
             return token, None
         return token, token_logprobs(logits, token, self._params.logprobs)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from hasten.generation.logprobs import PromptLogprobs
 from hasten.generation.prefix import BlockNames
 from hasten.generation.sampler import TokenSampler
+from hasten.generation.structured import Guide
 from hasten.generation.text import TextStream
 from hasten.types import Request
 
@@ -23,6 +24,8 @@ class Sequence:
         tokens: Prompt and output so far.
         arrival: Place in the order in which sequences came; no two have the same.
         index: Which of the request's outputs it is, from 0.
+        ends: Tokens that end it.
+        guide: Holds it to its structure; None leaves it free.
         running: It holds a slot; otherwise it waits, or has ended.
         computed: Tokens whose keys and values are in its blocks.
         blocks: KV blocks that it holds, in the order of positions.
@@ -39,6 +42,8 @@ class Sequence:
     tokens: list[int]
     arrival: int
     index: int = 0
+    ends: frozenset[int] = frozenset()
+    guide: Guide | None = None
     running: bool = False
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
@@ -52,7 +57,7 @@ class Sequence:
     def __post_init__(self) -> None:
         self.names = BlockNames(self.request.tenant, self.request.adapter)
         sampling, prompt = self.request.sampling, self.request.prompt
-        self.sampler = TokenSampler(sampling, prompt, self.index)
+        self.sampler = TokenSampler(sampling, prompt, self.index, self.ends, self.guide)
         if sampling.prompt_logprobs is not None and self.index == 0:
             self.prompt_logprobs = PromptLogprobs(prompt, sampling.prompt_logprobs)
 

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from hasten.models.detokenizer import Detokenizer
+from typing import Protocol
 
-__all__ = ["TextStream"]
+__all__ = ["TextDecoder", "TextStream"]
+
+
+class TextDecoder(Protocol):
+    """Turns one sequence of tokens into text as they come."""
+
+    def push(self, token_id: int) -> str:
+        """The text that became final with a token."""
+
+    def flush(self) -> str:
+        """The text that was held back, at the end of the sequence."""
 
 
 class TextStream:
@@ -16,7 +26,7 @@ class TextStream:
         stop: Output ends before the first of these.
     """
 
-    def __init__(self, detokenizer: Detokenizer | None, stop: tuple[str, ...]) -> None:
+    def __init__(self, detokenizer: TextDecoder | None, stop: tuple[str, ...]) -> None:
         self._detokenizer = detokenizer
         self._stop = stop
         self._pending = ""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hasten.errors import UnsupportedModelError
@@ -20,7 +20,7 @@ from hasten.errors import UnsupportedModelError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
-__all__ = ["Detokenizer"]
+__all__ = ["ByteText", "Detokenizer", "token_bytes"]
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -65,6 +65,60 @@ class Detokenizer:
         return "".join(texts)
 
 
+class ByteText:
+    """Turns tokens into text by the bytes that each stands for, wherever it comes.
+
+    Unlike `Detokenizer` it keeps the space that the first token of a text may begin with.
+
+    Args:
+        contents: Bytes of each token, by id.
+        hidden: Ids that leave no text.
+    """
+
+    def __init__(self, contents: Sequence[bytes], hidden: frozenset[int]) -> None:
+        self._contents = contents
+        self._hidden = hidden
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_id: int) -> str:
+        """Adds a token and returns the text that became final with it, maybe none."""
+        if token_id in self._hidden or token_id >= len(self._contents):
+            return ""
+        return self._decoder.decode(self._contents[token_id])
+
+    def flush(self) -> str:
+        """Ends the sequence and returns what was held back."""
+        return self._decoder.decode(b"", final=True)
+
+
+def token_bytes(backend: Backend, count: int) -> list[bytes]:
+    """What each token adds to a text that it does not begin, by id; nothing where there is none.
+
+    Args:
+        backend: The tokenizer whose decoder says it.
+        count: Ids to list, from 0.
+
+    Raises:
+        UnsupportedModelError: The tokenizer has a decoder that is not known here.
+    """
+    steps = _steps(backend)
+    falls_back = any(isinstance(step, _ByteFallback) for step in steps)
+
+    def content(token: str) -> bytes:
+        if falls_back and (match := _BYTE_TOKEN.fullmatch(token)):
+            return bytes([int(match[1], 16)])
+        texts: Iterable[str] = (token,)
+        for step in steps:
+            if isinstance(step, _ByteLevel):
+                return b"".join(map(step.spell, texts))
+            texts = [out for text in texts for out in step.feed(text)]
+        return "".join(texts).encode()
+
+    content("a")  # some steps treat the first token of a text in their own way
+    tokens = map(backend.id_to_token, range(count))
+    return [b"" if token is None else content(token) for token in tokens]
+
+
 class _Step(Protocol):
     def feed(self, text: str) -> Iterable[str]: ...
     def end(self) -> Iterable[str]: ...
@@ -107,12 +161,15 @@ class _ByteLevel(_Map):
         self._bytes = _byte_alphabet()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def feed(self, text: str) -> Iterable[str]:
+    def spell(self, text: str) -> bytes:
+        """The bytes that a token spells."""
         try:
-            content = bytes(map(self._bytes.__getitem__, text))
+            return bytes(map(self._bytes.__getitem__, text))
         except KeyError:  # a token added as plain text
-            content = text.encode()
-        return (self._decoder.decode(content),)
+            return text.encode()
+
+    def feed(self, text: str) -> Iterable[str]:
+        return (self._decoder.decode(self.spell(text)),)
 
     def end(self) -> Iterable[str]:
         out = self._decoder.decode(b"", final=True)

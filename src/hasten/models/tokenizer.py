@@ -12,7 +12,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Self
 
 from hasten.errors import UsageError
-from hasten.models.detokenizer import Detokenizer
+from hasten.models.detokenizer import Detokenizer, token_bytes
 from hasten.models.tokenizer_files import Parts, read_parts, write_parts
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class Tokenizer:
         bos_id: The token that begins a text, None where the model has none.
         eos_ids: Every token that ends a generation: those that the files declare, and special
             tokens with a name that is known to.
+        special_ids: Tokens that control the model and are no text.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -50,7 +51,7 @@ class Tokenizer:
         backend.no_padding()
         added = backend.get_added_tokens_decoder()
         texts = {i: token.content for i, token in added.items() if token.special}
-        self._special_ids = frozenset(texts)
+        self.special_ids = frozenset(texts)
         self._unknown = parts.special.get("unk_token")
         self.vocab_size: int = max(backend.get_vocab_size(), max(added, default=-1) + 1)
         self.bos_id = parts.special.get("bos_token")
@@ -110,7 +111,7 @@ class Tokenizer:
             self._backend.encode_special_tokens = not parse_special
             encoding = self._backend.encode(text, add_special_tokens=False)
         ids: list[int] = encoding.ids
-        if not parse_special and not self._special_ids.isdisjoint(ids):
+        if not parse_special and not self.special_ids.isdisjoint(ids):
             ids = self._as_text(encoding)
         return [*self._prefix, *ids, *self._suffix] if add_special else ids
 
@@ -124,7 +125,18 @@ class Tokenizer:
         Raises:
             UnsupportedModelError: The tokenizer has a decoder that cannot be followed so.
         """
-        return Detokenizer(self._backend, self._special_ids if skip_special else frozenset())
+        return Detokenizer(self._backend, self.special_ids if skip_special else frozenset())
+
+    def token_bytes(self, count: int) -> list[bytes]:
+        """Returns what each token adds to a text, by id; the name of special ones.
+
+        Args:
+            count: Ids to list, from 0; those that the vocabulary does not hold add nothing.
+
+        Raises:
+            UnsupportedModelError: The tokenizer has a decoder that cannot be followed so.
+        """
+        return token_bytes(self._backend, count)
 
     def save(self, directory: Path | str) -> None:
         """Writes the tokenizer in files that `from_directory` and transformers read as the same.
@@ -144,7 +156,7 @@ class Tokenizer:
         """
         ids: list[int] = []
         for i, token in zip(encoding.ids, encoding.tokens, strict=True):
-            if i not in self._special_ids or i == self._unknown:
+            if i not in self.special_ids or i == self._unknown:
                 ids.append(i)
             else:
                 for part in (token[:1], token[1:]):

@@ -1,0 +1,108 @@
+"""From a request to its sequences: everything about it is checked here, before any work."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence as Tokens
+
+from hasten.errors import CapacityError, HastenError, UsageError
+from hasten.generation.bounds import check_sampling
+from hasten.generation.sequence import Sequence
+from hasten.generation.structured import StructureCompiler
+from hasten.generation.text import TextDecoder, TextStream
+from hasten.models.model import Model
+from hasten.models.tokenizer import Tokenizer
+from hasten.types import Request, SamplingParams
+
+__all__ = ["Intake"]
+
+
+class Intake:
+    """Turns requests into sequences; safe to use from several threads.
+
+    Args:
+        model: Its vocabulary and tokenizer.
+        context: Longest sequence, prompt and output.
+    """
+
+    def __init__(self, model: Model, context: int) -> None:
+        self._vocab_size = model.config.vocab_size
+        self._context = context
+        self._tokenizer = _find_tokenizer(model)
+        self._eos = frozenset(model.config.eos_ids)
+        self._structures: StructureCompiler | None = None
+        if self._tokenizer is not None:
+            self._eos |= self._tokenizer.eos_ids
+            self._structures = StructureCompiler(self._tokenizer, self._vocab_size)
+        self._arrivals = itertools.count()
+
+    def sequences(self, request: Request) -> list[Sequence]:
+        """One for each of a request's outputs.
+
+        Raises:
+            UsageError: Sampling parameters, tokens or the deadline out of range, or a structure
+                that cannot be used.
+            CapacityError: The prompt does not fit the context.
+        """
+        sampling = request.sampling
+        check_sampling(sampling, self._vocab_size)
+        self.check_tokens(request.prompt)
+        if request.deadline is not None and math.isnan(request.deadline):
+            raise UsageError("deadline is nan", allowed="seconds of time.monotonic")
+        if sampling.stop and self._tokenizer is None:
+            raise UsageError("stop strings need a tokenizer, and the model has none")
+        ends = frozenset(sampling.stop_tokens)
+        if not sampling.ignore_eos:
+            ends |= self._eos
+        guide = None
+        if sampling.structure is not None:
+            if self._structures is None:
+                raise UsageError("a structure needs a tokenizer, and the model has none")
+            guide = self._structures.compile(sampling.structure, ends)
+        return [
+            Sequence(
+                request,
+                TextStream(self._decoder(sampling), sampling.stop),
+                list(request.prompt),
+                next(self._arrivals),
+                index,
+                ends,
+                guide if guide is None or index == 0 else guide.copy(),
+            )
+            for index in range(sampling.n)
+        ]
+
+    def check_tokens(self, tokens: Tokens[int], room: int = 1) -> None:
+        """Refuses an empty text, one that leaves no room for so many more, and unknown tokens."""
+        if not tokens:
+            raise UsageError("the prompt is empty", allowed="at least one token")
+        if len(tokens) + room > self._context:
+            raise CapacityError(
+                f"the prompt has {len(tokens)} tokens and the context holds {self._context}",
+                allowed=f"prompts of up to {self._context - room} tokens",
+                do="shorten the prompt or raise max_context where the model allows it",
+            )
+        bad = [t for t in tokens if not 0 <= t < self._vocab_size]
+        if bad:
+            raise UsageError(
+                f"token {bad[0]} is not in the vocabulary", allowed=f"0 to {self._vocab_size - 1}"
+            )
+
+    def close(self) -> None:
+        """Ends the thread that follows structures."""
+        if self._structures is not None:
+            self._structures.close()
+
+    def _decoder(self, sampling: SamplingParams) -> TextDecoder | None:
+        if self._structures is not None and sampling.structure is not None:
+            return self._structures.decoder()
+        return None if self._tokenizer is None else self._tokenizer.detokenizer()
+
+
+def _find_tokenizer(model: Model) -> Tokenizer | None:
+    """A model without a tokenizer still runs on token ids."""
+    try:
+        return model.tokenizer
+    except HastenError:
+        return None
