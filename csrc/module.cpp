@@ -274,7 +274,15 @@ void bind_program(nb::module_& m) {
                             out);
           },
           "source"_a, "weight"_a.noconvert(), "bias"_a.noconvert(), "eps"_a, "out"_a)
-      .def("quantize", &Program::quantize, "source"_a, "out"_a)
+      .def(
+          "quantize",
+          [](Program& self, int in, int out, std::optional<Rows> order) {
+            std::vector<std::int32_t> columns;
+            if (order) columns.assign(order->data(), order->data() + order->shape(0));
+            self.quantize(in, out, std::move(columns));
+          },
+          "source"_a, "out"_a, "order"_a.noconvert().none() = nb::none(),
+          "With an order, column i of the codes is column order[i] of the values.")
       .def(
           "linear",
           [](Program& self, int in, std::shared_ptr<Matrix> matrix, int out,

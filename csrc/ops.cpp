@@ -87,9 +87,15 @@ void LayerNormOp::run(const Step& step, int item, float* scratch) const {
 
 int QuantizeOp::items(const Step& step) const { return row_items(rows_of(step, *in)); }
 
-void QuantizeOp::run(const Step& step, int item, float*) const {
-  for_rows(item, rows_of(step, *in),
-           [&](int t) { kernels->quantize(row(*in, t), in->width, out->quantized, t); });
+void QuantizeOp::run(const Step& step, int item, float* scratch) const {
+  for_rows(item, rows_of(step, *in), [&](int t) {
+    const float* x = row(*in, t);
+    if (!order.empty()) {
+      for (int i = 0; i < in->width; ++i) scratch[i] = x[order[i]];
+      x = scratch;
+    }
+    kernels->quantize(x, in->width, out->quantized, t);
+  });
 }
 
 LinearOp::Split LinearOp::split(const Step& step) const {

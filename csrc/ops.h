@@ -57,6 +57,7 @@ struct LayerNormOp final : Op {
 struct QuantizeOp final : Op {
   const Kernels* kernels;
   const Buffer *in, *out;
+  std::vector<std::int32_t> order;  // column i of the codes is column order[i]; empty: as they are
   int items(const Step&) const override;
   void run(const Step&, int item, float* scratch) const override;
 };

@@ -207,13 +207,19 @@ void Program::rms_norm(int in, const float* weight, int n, float eps, int out) {
   push(std::move(op));
 }
 
-void Program::quantize(int in, int out) {
+void Program::quantize(int in, int out, std::vector<std::int32_t> order) {
   auto op = std::make_unique<QuantizeOp>();
   op->kernels = kernels_;
   op->out = &buffer(out);
   require(op->out->group > 0, "quantize needs a quantised output");
   op->in = &float_buffer(in, op->out->width);
   require_same_rows(*op->in, *op->out);
+  require(order.empty() || order.size() == static_cast<std::size_t>(op->in->width),
+          "quantize needs an order of as many columns as the values have");
+  for (const std::int32_t column : order) {
+    require(column >= 0 && column < op->in->width, "quantize: column out of range");
+  }
+  op->order = std::move(order);
   push(std::move(op));
 }
 

@@ -76,7 +76,8 @@ class Program {
   void add_row(int in, const float* added, int n, int out);
   void layer_norm(int in, const float* weight, const float* bias, int n, float eps, int out);
   void rms_norm(int in, const float* weight, int n, float eps, int out);
-  void quantize(int in, int out);
+  // With an order, column i of the codes is column order[i] of the values.
+  void quantize(int in, int out, std::vector<std::int32_t> order);
   void linear(int in, std::shared_ptr<Matrix> matrix, int out, std::vector<float> bias,
               Epilogue epilogue);
   void silu_mul(int gate, int up, int out);

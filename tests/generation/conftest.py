@@ -1,4 +1,4 @@
-"""Makes `tiny` and the tiny tokenizers importable, and runs tests on every ISA."""
+"""Makes helpers importable (here and in tests/models), and runs tests on every ISA."""
 
 import sys
 from pathlib import Path

@@ -200,6 +200,37 @@ def test_groups_that_differ_need_codes_of_their_own():
     assert [op.group for op in of_type(result, Quantize)] == [32, 64]
 
 
+def test_orders_of_columns_that_differ_need_codes_of_their_own():
+    g, x = start()
+    y = g.rms_norm(x, "norm", 1e-5)
+    a, b, c = (g.linear(y, name, WIDTH) for name in "abc")
+    graph = g.finish(g.silu_mul(g.silu_mul(a, b), c))
+    formats = dict.fromkeys("abc", "int4:32")
+    result = lower(graph, formats, Groups(32), fuse=True, orders={"a": "a", "c": "a"})
+    check_runs_in_order(result)
+    first, second = of_type(result, Quantize)
+    assert (first.order, second.order) == ("a", None)
+    assert [op.source for op in of_type(result, Linear)] == [first.out, second.out, first.out]
+    assert kinds(result)[RmsNorm] == 1  # its floats are read
+
+
+def test_only_products_of_one_order_are_merged():
+    g, x = start()
+    graph = g.finish(g.silu_mul(g.linear(x, "a", WIDTH), g.linear(x, "b", WIDTH)))
+    formats = dict.fromkeys("ab", "int4:32")
+    for orders, products in (({"a": "a", "b": "a"}, 1), ({"a": "a", "b": "b"}, 2), ({"b": "b"}, 2)):
+        result = lower(graph, formats, Groups(32), fuse=True, orders=orders)
+        check_runs_in_order(result)
+        assert kinds(result)[Linear] == products
+
+
+def test_a_norm_before_another_order_keeps_its_floats():
+    g, x = start()
+    graph = g.finish(g.linear(g.rms_norm(x, "norm", 1e-5), "a", WIDTH))
+    result = lower(graph, {"a": "int4:32"}, Groups(32), fuse=True, orders={"a": "a"})
+    assert [type(op) for op in result.ops[1:]] == [RmsNorm, Quantize, Linear]
+
+
 def test_float_products_take_no_codes():
     g, x = start()
     graph = lowered(g.finish(g.linear(x, "a", WIDTH)))

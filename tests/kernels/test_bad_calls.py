@@ -203,6 +203,13 @@ def op_calls(p, b):
         "norm weight of float64": lambda: p.rms_norm(b["wide"], weight.astype(float), 0, b["wide"]),
         "quantize to float": lambda: p.quantize(b["wide"], b["other"]),
         "quantize another width": lambda: p.quantize(b["narrow"], b["codes"]),
+        "quantize with a short order": lambda: p.quantize(b["wide"], b["codes"], int32(0)),
+        "quantize with a column out of range": lambda: p.quantize(
+            b["wide"], b["codes"], np.full(64, 64, np.int32)
+        ),
+        "quantize with a negative column": lambda: p.quantize(
+            b["wide"], b["codes"], np.full(64, -1, np.int32)
+        ),
         "quantize selected rows": lambda: p.quantize(b["chosen"], b["codes"]),
         "float product of codes": lambda: p.linear(b["codes"], square, b["wide"]),
         "integer product of floats": lambda: p.linear(b["wide"], integer, b["other"]),

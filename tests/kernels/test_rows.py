@@ -54,6 +54,20 @@ def test_quantize_gives_the_codes_of_the_reference(isa, width, group):
     np.testing.assert_array_equal(quantized_values(isa, x, group), reference_values(x, group))
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("width", [32, 100, 577])
+def test_quantize_in_another_order_of_columns(isa, width, threads):
+    x = normal(11, width)
+    order = np.random.default_rng(0).permutation(width).astype(np.int32)
+    probe = code_probe(width, 32)
+    bench = Bench(isa, 11, threads)
+    codes = bench.program.add_quantized_buffer(width, 32)
+    bench.program.quantize(bench.give(x), codes, order)
+    out = bench.buffer(width)
+    bench.program.linear(codes, probe.matrix, out)
+    np.testing.assert_array_equal(bench.take(out, width), reference_values(x[:, order], 32))
+
+
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("value", PECULIAR.values(), ids=PECULIAR.keys())
 def test_quantize_peculiar_values(isa, value, group):

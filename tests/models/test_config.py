@@ -154,8 +154,6 @@ def test_names_what_is_missing(key):
         ({"model_type": "../llama"}, "llama"),
         ({"model_type": "__init__"}, "llama"),
         ({"hidden_act": "gelu"}, "gelu"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
-        ({"quantization_config": "awq"}, "awq"),
         ({"partial_rotary_factor": 0.5}, "0.5"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "yarn.*llama3"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"),

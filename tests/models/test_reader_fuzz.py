@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from packed_models import SCHEMES, packed_tensors, write_packed
 from tiny_models import (
     CONFIG,
     key_value,
@@ -25,7 +26,7 @@ from tiny_models import (
 )
 
 from hasten.errors import HastenError
-from hasten.kernels.quantization import quantize_rtn
+from hasten.kernels.quantization import dequantize, quantize_rtn
 from hasten.models import load_model
 from hasten.models.artefact import write_artefact
 from hasten.models.gguf import read_gguf
@@ -291,6 +292,41 @@ def test_artefacts(artefact, data):
         use(load_model(path))
 
 
+@pytest.fixture(scope="module", params=["gptq act-order", "awq", "packed asymmetric", "int"])
+def packed(request, place):
+    kind = SCHEMES[request.param]
+    path = write_packed(place / request.param, kind, packed_tensors(kind)[1])
+    config = json.loads((path / "config.json").read_text())
+    return path, config, (path / "model.safetensors").read_bytes()
+
+
+@settings(fuzzed, max_examples=int(EXAMPLES or 40))
+@given(data=st.data())
+def test_checkpoints_that_others_quantised(packed, data):
+    path, config, content = packed
+    config = json.loads(json.dumps(config))
+    header, rest = safetensors_parts(content)
+    what = data.draw(st.sampled_from(["config", "header", "data"]))
+    if what == "config":
+        part = data.draw(st.sampled_from([config, config["quantization_config"]]))
+        change_json(data.draw, part)
+    elif what == "header":
+        change_json(data.draw, header)
+    else:
+        name = data.draw(st.sampled_from(sorted(header)))
+        start, end = header[name]["data_offsets"]
+        noise = data.draw(st.binary(min_size=1, max_size=min(64, end - start)))
+        rest = rest[:start] + noise + rest[start + len(noise) :]
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "model.safetensors").write_bytes(join_safetensors(header, rest))
+    with only_hasten_errors():
+        model = load_model(path)
+        use(model)
+        for tensor in model.weights.values():
+            if (matrix := tensor.quantized()) is not None:
+                assert np.isfinite(dequantize(matrix)).all()
+
+
 @fuzzed
 @given(data=st.data())
 def test_random_weights_are_values_or_an_error(place, gguf_bytes, data):
@@ -314,12 +350,12 @@ def test_random_weights_are_values_or_an_error(place, gguf_bytes, data):
             assert matrix is None or matrix.scales.dtype == np.float16
 
 
-def test_the_valid_files_are_valid(place, gguf_bytes, artefact, tmp_path):
+def test_the_valid_files_are_valid(place, gguf_bytes, artefact, packed, tmp_path):
     """Otherwise the tests above would only see one refusal."""
     use(load_model(place / "valid.gguf"))
     use(load_model(write_directory(tmp_path)))
-    path, config, content = artefact
-    (path / "config.json").write_text(json.dumps(config))
-    (path / "model.safetensors").write_bytes(join_safetensors(*safetensors_parts(content)))
-    use(load_model(path))
+    for path, config, content in (packed, artefact):
+        (path / "config.json").write_text(json.dumps(config))
+        (path / "model.safetensors").write_bytes(join_safetensors(*safetensors_parts(content)))
+        use(load_model(path))
     assert tiny_tensors().keys() == load_model(path).weights.keys()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from hasten import _native
 from hasten.errors import UsageError
 from hasten.kernels.quantization import BLOCK, QuantizedMatrix, quantize_rtn
+from hasten.models.grouped import GroupedTensor
 from hasten.models.weights import DenseTensor, StoredTensor
 from hasten.types import EngineOptions
 
@@ -20,9 +21,11 @@ __all__ = [
     "MatrixFormat",
     "activation_group",
     "choose_formats",
+    "column_order",
     "pack_matrix",
     "parse_format",
     "quantize_as",
+    "shared_orders",
 ]
 
 Kind = Literal["f32", "bf16", "int8", "int4"]
@@ -150,7 +153,8 @@ def _carried(tensor: StoredTensor) -> MatrixFormat:
         return MatrixFormat("f32" if tensor.encoding == "F32" else "bf16")
     layout = tensor.layout()
     if layout is None:
-        return _resolve(tensor, _FALLBACK)
+        unfit = isinstance(tensor, GroupedTensor) and not tensor.fits_halves
+        return _resolve(tensor, "f32" if unfit else _FALLBACK)
     return MatrixFormat("int8" if layout.bits == 8 else "int4", layout.group, layout.minimum)
 
 
@@ -222,6 +226,25 @@ def quantize_as(tensor: StoredTensor, form: MatrixFormat) -> QuantizedMatrix:
         if carried is not None:
             return carried
     return quantize_rtn(tensor.to_float32(), 8 if form.kind == "int8" else 4, form.group)
+
+
+def column_order(tensor: StoredTensor, form: MatrixFormat) -> NDArray[np.int32] | None:
+    """Which column of the matrix each column of its codes is, where they are not in order."""
+    layout = tensor.layout()
+    return layout.order if layout is not None and _carries(tensor, form) else None
+
+
+def shared_orders(
+    weights: Mapping[str, StoredTensor], formats: Mapping[str, MatrixFormat]
+) -> dict[str, str]:
+    """For each matrix with an order of columns, the first matrix with the same order."""
+    first: dict[bytes, str] = {}
+    orders = {name: column_order(weights[name], form) for name, form in formats.items()}
+    return {
+        name: first.setdefault(order.tobytes(), name)
+        for name, order in orders.items()
+        if order is not None
+    }
 
 
 def _carries(tensor: StoredTensor, form: MatrixFormat) -> bool:

@@ -32,7 +32,13 @@ from hasten.models.graph import (
 __all__ = ["FUSIONS", "lower", "quantize_inputs"]
 
 
-def lower(graph: Graph, formats: Mapping[str, str], groups: Mapping[str, int], fuse: bool) -> Graph:
+def lower(
+    graph: Graph,
+    formats: Mapping[str, str],
+    groups: Mapping[str, int],
+    fuse: bool,
+    orders: Mapping[str, str] | None = None,
+) -> Graph:
     """The graph with its fusions applied and the quantisation of activations made visible.
 
     Args:
@@ -40,11 +46,17 @@ def lower(graph: Graph, formats: Mapping[str, str], groups: Mapping[str, int], f
         formats: Format of each matrix by tensor name; only equal ones can share a product.
         groups: Columns of activations that share a scale, by tensor name; 0 for float matrices.
         fuse: False leaves the ops as they are.
+        orders: For matrices whose codes have their columns in another order, the name of a matrix
+            with that order.
     """
+    orders = orders or {}
+    if orders:
+        ordered = {name: f"{formats[name]} as {order}" for name, order in orders.items()}
+        formats = {**formats, **ordered}
     if fuse:
         for fusion in FUSIONS:
             graph = fusion(graph, formats)
-    graph = quantize_inputs(graph, groups)
+    graph = quantize_inputs(graph, groups, orders)
     return fuse_norm_quantize(graph) if fuse else graph
 
 
@@ -138,19 +150,20 @@ def fuse_residual(graph: Graph, _formats: Mapping[str, str]) -> Graph:
     return _rewrite(graph, replaced, dropped)
 
 
-def quantize_inputs(graph: Graph, groups: Mapping[str, int]) -> Graph:
+def quantize_inputs(graph: Graph, groups: Mapping[str, int], orders: Mapping[str, str]) -> Graph:
     """Puts a `Quantize` before the products with integer weights; products share it."""
     ops: list[Op] = []
-    made: dict[tuple[str, int], str] = {}
+    made: dict[tuple[str, int, str | None], str] = {}
     for op in graph.ops:
         group = groups[op.weights[0]] if isinstance(op, Linear) else 0
         if not isinstance(op, Linear) or group == 0:
             ops.append(op)
             continue
-        key = (op.source, group)
+        order = orders.get(op.weights[0])
+        key = (op.source, group, order)
         if key not in made:
-            made[key] = f"{op.source}.int8:{group}"
-            ops.append(Quantize(op.source, made[key], op.columns, group))
+            made[key] = f"{op.source}.int8:{group}" + (f" as {order}" if order else "")
+            ops.append(Quantize(op.source, made[key], op.columns, group, order))
         ops.append(replace(op, source=made[key]))
     return Graph(tuple(ops), graph.output)
 
@@ -162,7 +175,7 @@ def fuse_norm_quantize(graph: Graph) -> Graph:
     replaced: dict[str, Op] = {}
     dropped: set[str] = set()
     for op in graph.ops:
-        if not isinstance(op, Quantize):
+        if not isinstance(op, Quantize) or op.order is not None:
             continue
         norm = producers[op.source]
         if isinstance(norm, RmsNorm | LayerNorm) and uses[norm.out] == 1:

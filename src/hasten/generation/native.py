@@ -14,8 +14,10 @@ from hasten.generation.formats import (
     MatrixFormat,
     activation_group,
     choose_formats,
+    column_order,
     pack_bias,
     pack_matrix,
+    shared_orders,
 )
 from hasten.generation.kvcache import KV_BLOCK, check_memory
 from hasten.generation.lowering import lower
@@ -105,7 +107,8 @@ class NativeExecutor:
             sum(form.nbytes(model.weights[name].shape) for name, form in formats.items()),
         )
         groups = {name: activation_group(form) for name, form in formats.items()}
-        self.graph = lower(graph, names, groups, options.fuse)
+        orders = shared_orders(model.weights, formats)
+        self.graph = lower(graph, names, groups, options.fuse, orders)
         self.formats = names
         self._program = _native.Program(
             thread_limit(options), self.isa, options.chunk, options.chunk, context
@@ -184,6 +187,11 @@ class _Binder:
         program, buffers = self._program, self._buffers
         match op:
             case Embed():
+                if self._order(op.weight) is not None:
+                    raise UnsupportedModelError(
+                        f"{op.weight!r} is an embedding whose columns are out of order",
+                        do="run it in another format (`--weights int8:32`)",
+                    )
                 program.embed(self._matrix((op.weight,)), self._place(op.out, op.width))
             case EmbedPosition():
                 table = self._weights[op.weight].to_float32()
@@ -201,7 +209,7 @@ class _Binder:
                 program.rms_norm(buffers[op.source], weight, op.eps, out)
             case Quantize():
                 out = self._place(op.out, op.width, op.group)
-                program.quantize(buffers[op.source], out)
+                program.quantize(buffers[op.source], out, self._order(op.order))
             case Linear():
                 self._bind_linear(op)
             case Rope():
@@ -231,6 +239,9 @@ class _Binder:
                 program.add(buffers[op.a], buffers[op.b], self._place(op.out, op.width))
             case Select():
                 program.select(buffers[op.source], self._place(op.out, op.width))
+
+    def _order(self, name: str | None) -> NDArray[np.int32] | None:
+        return None if name is None else column_order(self._weights[name], self._formats[name])
 
     def _bind_linear(self, op: Linear) -> None:
         gated = op.epilogue == "silu_mul"

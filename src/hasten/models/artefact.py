@@ -34,7 +34,7 @@ from hasten.models.huggingface import (
 from hasten.models.inventory import check_inventory, tensor_shapes
 from hasten.models.json_file import read_json_object
 from hasten.models.model import Model
-from hasten.models.safetensors import StoredArray, read_safetensors, write_safetensors
+from hasten.models.safetensors import StoredArray, read_safetensors, take_array, write_safetensors
 from hasten.models.weights import DenseTensor, QuantizedTensor, StoredTensor
 
 __all__ = ["RECIPE_FILE", "is_artefact", "load_artefact", "write_artefact"]
@@ -205,32 +205,17 @@ def _take_matrix(
         )
     groups = (shape[0], padded // group)
     kind, width = ("I8", padded) if bits == 8 else ("U8", padded // 2)
-    codes = _take(arrays, name + ".codes", kind, (shape[0], width))
-    scales = _take(arrays, name + ".scales", "F16", groups)
+    codes = take_array(arrays, name + ".codes", (kind,), (shape[0], width)).data
+    scales = take_array(arrays, name + ".scales", ("F16",), groups).data
     minimums = order = None
     if name + ".minimums" in arrays:
-        minimums = _take(arrays, name + ".minimums", "F16", groups)
+        minimums = take_array(arrays, name + ".minimums", ("F16",), groups).data
     if name + ".order" in arrays:
-        order = _take(arrays, name + ".order", "I32", shape[1:])
+        order = take_array(arrays, name + ".order", ("I32",), shape[1:]).data
         if not np.array_equal(np.sort(order), np.arange(shape[1])):
             raise ModelFileError(f"tensor {name + '.order'!r} is no permutation of the columns")
     matrix = QuantizedMatrix(8 if bits == 8 else 4, shape, group, codes, scales, minimums, order)
     return QuantizedTensor(name, matrix)
-
-
-def _take(
-    arrays: dict[str, StoredArray], name: str, dtype: str, shape: tuple[int, ...]
-) -> NDArray[Any]:
-    if name not in arrays:
-        raise ModelFileError(f"tensor {name!r} is missing")
-    array = arrays.pop(name)
-    if array.dtype != dtype or array.data.shape != shape:
-        raise ModelFileError(
-            f"tensor {name!r} is {array.dtype} {list(array.data.shape)}",
-            allowed=f"{dtype} {list(shape)}",
-        )
-    # Native kernels read whole elements; a foreign writer may have placed them at any byte.
-    return np.require(array.data, requirements=["C", "A"])
 
 
 def _refuse_overwriting(directory: Path) -> None:

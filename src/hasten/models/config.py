@@ -238,13 +238,6 @@ def _refuse_variants(values: Mapping[str, Any]) -> None:
     activation = values.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
         raise UnsupportedModelError(f"hidden_act is {reprlib.repr(activation)}", allowed="'silu'")
-    if values.get("quantization_config") is not None:
-        method = values["quantization_config"]
-        name = method.get("quant_method") if isinstance(method, dict) else method
-        raise UnsupportedModelError(
-            f"the weights are quantised by {reprlib.repr(name)}",
-            allowed="unquantised safetensors, GGUF, and what `hasten optimize` writes",
-        )
     partial = read_number(values, "partial_rotary_factor", float, 1.0)
     if partial != 1:
         raise UnsupportedModelError(f"partial_rotary_factor is {partial}", allowed="1")

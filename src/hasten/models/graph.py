@@ -99,12 +99,16 @@ class RmsNorm:
 
 @dataclass(frozen=True, slots=True)
 class Quantize:
-    """out = source as int8 codes with a scale for each `group` columns; made by the lowering."""
+    """out = source as int8 codes with a scale for each `group` columns; made by the lowering.
+
+    With `order`, the name of a matrix, the columns are in the order that its codes have.
+    """
 
     source: str
     out: str
     width: int
     group: int
+    order: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

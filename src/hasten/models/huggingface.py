@@ -7,6 +7,7 @@ Only data is read. Pickled weights are refused, and code that a directory may br
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -15,10 +16,12 @@ from hasten.errors import ModelFileError, UnsupportedModelError
 from hasten.models.config import ModelConfig, from_huggingface
 from hasten.models.encoders import encoder_tensor_name
 from hasten.models.fields import naming_file, read_token_ids
+from hasten.models.inventory import tensor_shapes
 from hasten.models.json_file import read_json_object
 from hasten.models.model import Model, TextParts
+from hasten.models.quantized_checkpoint import pop_quantization, take_quantized
 from hasten.models.safetensors import StoredArray, read_safetensors
-from hasten.models.weights import DenseEncoding, DenseTensor
+from hasten.models.weights import DenseEncoding, DenseTensor, StoredTensor
 
 if TYPE_CHECKING:
     from hasten.models.chat import ChatTemplate
@@ -67,6 +70,8 @@ def load_huggingface(directory: Path, name: str) -> Model:
     """
     config_path = directory / CONFIG_FILE
     values = read_json_object(config_path)
+    with naming_file(config_path):
+        quantization = pop_quantization(directory, values)
     config = read_config(directory, values)
     shards = _shards(directory)
     arrays = _read_arrays(shards)
@@ -76,7 +81,7 @@ def load_huggingface(directory: Path, name: str) -> Model:
             name=name,
             path=directory,
             config=config,
-            weights={tensor: dense_tensor(tensor, array) for tensor, array in arrays.items()},
+            weights=_weights(config, quantization, arrays),
             files=[config_path, *shards, *text_files(directory)],
             text=directory_text_parts(directory),
         )
@@ -206,6 +211,15 @@ def _named_for_graph(
     if not config.tie_embeddings:
         config = replace(config, output="hidden")
     return config, {f"model.{name}": array for name, array in arrays.items()}
+
+
+def _weights(
+    config: ModelConfig, quantization: Mapping[str, Any] | None, arrays: dict[str, StoredArray]
+) -> dict[str, StoredTensor]:
+    weights: dict[str, StoredTensor] = {}
+    if quantization is not None:
+        weights |= take_quantized(quantization, arrays, tensor_shapes(config))
+    return weights | {name: dense_tensor(name, array) for name, array in arrays.items()}
 
 
 def _read_arrays(shards: dict[Path, set[str] | None]) -> dict[str, StoredArray]:

@@ -10,7 +10,7 @@ import json
 import math
 import mmap
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,7 +21,13 @@ from numpy.typing import NDArray
 from hasten.errors import ModelFileError, UnsupportedModelError
 from hasten.models.json_file import parse_json_object
 
-__all__ = ["SafetensorsFile", "StoredArray", "read_safetensors", "write_safetensors"]
+__all__ = [
+    "SafetensorsFile",
+    "StoredArray",
+    "read_safetensors",
+    "take_array",
+    "write_safetensors",
+]
 
 _MAX_HEADER = 100_000_000
 """The format's own limit."""
@@ -89,6 +95,40 @@ def read_safetensors(path: Path) -> SafetensorsFile:
     arrays = {name: _array(path, name, entry, data) for name, entry in header.items()}
     _check_cover(path, header, data.size)
     return arrays
+
+
+def take_array(
+    arrays: MutableMapping[str, StoredArray],
+    name: str,
+    dtypes: tuple[str, ...],
+    shape: tuple[int | None, ...],
+) -> StoredArray:
+    """Moves an array out of `arrays`, aligned and C-contiguous.
+
+    Args:
+        arrays: Where from.
+        name: Which.
+        dtypes: Element types that fit.
+        shape: Its shape; None leaves a size open.
+
+    Raises:
+        ModelFileError: It is missing, or of another type or shape.
+    """
+    if name not in arrays:
+        raise ModelFileError(f"tensor {name!r} is missing")
+    array = arrays.pop(name)
+    found = array.data.shape
+    fits = len(found) == len(shape) and all(
+        want in (None, size) for want, size in zip(shape, found, strict=True)
+    )
+    if array.dtype not in dtypes or not fits:
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ModelFileError(
+            f"tensor {name!r} is {array.dtype} {list(found)}",
+            allowed=f"{' or '.join(dtypes)} [{wanted}]",
+        )
+    # Native kernels read whole elements; a writer may have placed them at any byte.
+    return StoredArray(array.dtype, np.require(array.data, requirements=["C", "A"]))
 
 
 def write_safetensors(path: Path, arrays: SafetensorsFile) -> None:
