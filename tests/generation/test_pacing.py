@@ -70,9 +70,10 @@ def test_a_disturbed_step_changes_little():
 def test_it_follows_what_steps_take():
     pacer = warm()
     play(pacer, 50)
-    slower = play(pacer, 100, token=0.004, fixed=0.016)
+    slower = play(pacer, 200, token=0.004, fixed=0.016)
     assert slower[-2][1] == pytest.approx(2, abs=0.1)
-    cheaper = play(pacer, 100, token=0.0001)
+    pacer.record(0, 512, seconds(0, 512, token=0.0001))
+    cheaper = play(pacer, 200, token=0.0001)
     assert cheaper[-2][1] == pytest.approx(2, abs=0.1)
 
 

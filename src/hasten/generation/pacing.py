@@ -8,8 +8,10 @@ from statistics import median
 
 __all__ = ["Pacer"]
 
-_WINDOW = 5
-"""Steps that an estimate looks back on: few enough to follow growing contexts."""
+_DECODING = 9
+"""Steps without prompt tokens that an estimate looks back on."""
+_MIXED = 15
+"""Steps with them: few enough to follow growing contexts, enough to even out disturbances."""
 _PROBES = 3
 """Steps without prompt tokens before the first with them: one may have been disturbed."""
 _REFRESH = 16
@@ -31,9 +33,9 @@ class Pacer:
 
     def __init__(self, stretch: float) -> None:
         self._stretch = stretch
-        self._decoding: deque[tuple[int, float]] = deque(maxlen=_WINDOW)
-        self._added: deque[float] = deque(maxlen=_WINDOW)
-        self._alone: deque[float] = deque(maxlen=_WINDOW)
+        self._decoding: deque[tuple[int, float]] = deque(maxlen=_DECODING)
+        self._added: deque[float] = deque(maxlen=_MIXED)
+        self._alone: deque[float] = deque(maxlen=_MIXED)
         self._mixed_steps = 0
 
     def limit(self, decoding: int) -> int | None:
@@ -49,11 +51,12 @@ class Pacer:
             return None
         if len(self._decoding) < _PROBES or self._mixed_steps >= _REFRESH:
             return 0
-        cost = self._token_cost()
-        if cost <= 0:
-            return _LEAST
-        spare = (self._stretch - 1) * self._decode_seconds(decoding)
-        return max(_LEAST, int(spare / cost))
+        seconds = self._decode_seconds(decoding)
+        # Short steps tell little about a token. But it costs about what it does in a prompt alone,
+        # or more, and hardly more than a sequence that decodes, but for a longer context.
+        lowest, highest = self._lowest_cost() / 2, 2 * seconds / decoding
+        cost = min(max(self._token_cost(), lowest), highest)
+        return max(_LEAST, int((self._stretch - 1) * seconds / cost)) if cost > 0 else _LEAST
 
     def record(self, decoding: int, prompt_tokens: int, seconds: float) -> None:
         """Learns from a step.
@@ -78,7 +81,8 @@ class Pacer:
         return median(seconds + (decoding - count) * cost for count, seconds in self._decoding)
 
     def _token_cost(self) -> float:
-        if len(self._added) >= _PROBES:
-            return max(0.0, median(self._added))
-        # Prompts alone run in large chunks, where the weights cost each token least.
+        return median(self._added) if len(self._added) >= _PROBES else self._lowest_cost()
+
+    def _lowest_cost(self) -> float:
+        """Prompts alone run in large chunks, where the weights cost each token least."""
         return min(self._alone, default=0.0)
