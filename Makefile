@@ -8,6 +8,7 @@ DEMO ?= .venv-demo
 TORCH ?= torch==2.13.0
 MODEL ?= smollm2
 FUZZ_EXAMPLES ?= 20000
+SECONDS ?= 1800
 
 PIP := -m pip install --quiet --disable-pip-version-check
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
@@ -28,7 +29,7 @@ define variant
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench bench-peers fuzz sanitize check-aarch64 check-avx512 format clean
+.PHONY: help demo test check bench bench-peers soak fuzz sanitize check-aarch64 check-avx512 format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +60,10 @@ bench-peers: $(VENV)/hasten ## Measure Hasten beside its peers (PEERS=, MODELS=,
 	$(PY) benchmarks/peers.py --install $(PEERS:%=--peer %)
 	$(PY) benchmarks/peers.py $(if $(wildcard demo/recipe.json),--artefact demo) \
 		$(PEERS:%=--peer %) $(MODELS:%=--model %) $(ROUNDS:%=--rounds %) $(SECONDS:%=--seconds %)
+
+soak: $(VENV)/hasten ## Random traffic for SECONDS: no wrong token, no lost block, no growth
+	mkdir -p build
+	$(PY) benchmarks/soak.py --model $(MODEL) --seconds $(SECONDS) --json build/soak.json
 
 fuzz: $(VENV)/hasten ## Try many more broken model files than the tests do
 	HASTEN_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(PY) -m pytest tests/models/test_reader_fuzz.py

@@ -59,6 +59,16 @@ def test_targets_of_make_exist(page):
     assert used <= targets
 
 
+@pytest.mark.model
+def test_the_example_of_the_engine_runs(capsys):
+    text = (ROOT / "docs/engine.md").read_text(encoding="utf-8")
+    example = re.search(r"```python\n(.*?)```", text, re.DOTALL).group(1)
+    exec(compile(example, "docs/engine.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert "r0" in printed
+    assert printed.count("length") == 2
+
+
 @names
 def test_files_that_are_named_exist(page):
     text = page.read_text(encoding="utf-8")
