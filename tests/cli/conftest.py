@@ -13,7 +13,7 @@ import pytest
 from hasten.cli.main import main
 from hasten.errors import CapacityError, ModelFileError
 from hasten.generation.threads import ThreadChoice
-from hasten.types import EngineOptions, Output, SamplingParams
+from hasten.types import EngineOptions, Output, SamplingParams, TokenLogprobs
 
 
 class Letters:
@@ -71,7 +71,12 @@ class FakeEngine:
                 raise KeyboardInterrupt
             last = at + 1 == min(wanted, len(answer))
             reason = ("length" if at + 1 == wanted else "stop") if last else None
-            yield Output("1", (ord(letter),), letter, reason, 0.001)
+            if last and self.world.error is not None:
+                yield Output("1", (), "", "error", 0.001, error=self.world.error)
+                return
+            entry = TokenLogprobs(ord(letter), -0.5, 1, ((ord(letter), -0.5),))
+            asked = () if sampling.logprobs is None else (entry,)
+            yield Output("1", (ord(letter),), letter, reason, 0.001, logprobs=asked)
 
     def __enter__(self) -> FakeEngine:
         return self
@@ -86,6 +91,7 @@ class World:
 
     answer: str = "Hello you"
     interrupt_at: int | None = None
+    error: str | None = None
     template: Template | None = field(default_factory=Template)
     prompts: list[str] = field(default_factory=list)
     sampling: list[SamplingParams] = field(default_factory=list)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from hasten.types import SamplingParams
+from hasten.types import SamplingParams, Structure
 
 
 @pytest.fixture
@@ -68,6 +68,84 @@ def test_every_option_arrives(hasten, world):
     assert (options.threads, options.kv, options.weights) == (1, "int8", "int8:64")
     assert (options.isa, options.executor) == ("scalar", "reference")
     assert (options.max_context, options.fuse) == (50, False)
+
+
+def test_every_way_to_sample_arrives(hasten, world, tmp_path):
+    arguments = (
+        "--repetition-penalty 1.1 --presence-penalty 0.5 --frequency-penalty -0.5 "
+        "--logit-bias 5=2.5 --logit-bias 7=-100 --logprobs 2 --json -"
+    )
+    assert hasten("run", "fake", "Hi", *arguments.split()).status == 0
+    assert world.sampling == [
+        SamplingParams(
+            repetition_penalty=1.1,
+            presence_penalty=0.5,
+            frequency_penalty=-0.5,
+            logit_bias={5: 2.5, 7: -100.0},
+            logprobs=2,
+        )
+    ]
+
+
+def test_structures_arrive(hasten, world, tmp_path):
+    path = tmp_path / "form"
+    for option, kind, text in (
+        ("--json-schema", "json_schema", '{"type": "object"}'),
+        ("--grammar", "grammar", 'start: "a"'),
+        ("--regex", "regex", "a|b"),
+    ):
+        path.write_text(text)
+        given = [text] if kind == "regex" else [text, str(path)]
+        for value in given:
+            assert hasten("run", "fake", "Hi", option, value).status == 0
+            assert world.sampling.pop() == SamplingParams(structure=Structure(kind, text))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--json-schema", "nowhere"], "'nowhere' is neither a JSON object nor a file"),
+        (["--json-schema", "."], "neither a JSON object nor a file"),
+        (["--grammar", "x" * 5000], "neither a grammar nor a file"),
+        (["--regex", "a", "--grammar", "start: A"], "--regex and --grammar exclude each other"),
+        (["--logprobs", "3"], "--logprobs needs --json"),
+        (["--logprobs", "21", "--json", "-"], "21"),
+        (["--logit-bias", "5"], "'5' is not a token's id, = and a number"),
+        (["--logit-bias", "a=1"], "'a=1' is not"),
+        (["--repetition-penalty", "0"], "0.01<=x<=100"),
+        (["--presence-penalty", "nan"], "nan"),
+        (["--frequency-penalty", "3"], "-2.0<=x<=2.0"),
+    ],
+)
+def test_sampling_options_that_are_wrong(hasten, world, arguments, message):
+    result = hasten("run", "fake", "Hi", *arguments)
+    assert result.status == 2
+    assert message in result.err
+    assert not world.engines
+
+
+def test_structures_in_files_that_are_no_text(hasten, world, tmp_path):
+    path = tmp_path / "form"
+    path.write_bytes(b"ab\xff")
+    assert "not UTF-8 at byte 2" in hasten("run", "fake", "Hi", "--grammar", str(path)).err
+    path.write_bytes(b" " * 1_048_577)
+    assert "larger than" in hasten("run", "fake", "Hi", "--grammar", str(path)).err
+
+
+def test_an_answer_that_could_not_go_on(hasten, world):
+    world.error = "no token of the vocabulary continues the structure"
+    result = hasten("run", "fake", "Hi")
+    assert (result.status, result.out) == (1, "Hello yo\n")
+    assert result.err == f"error: {world.error}\n"
+    document = json.loads(hasten("run", "fake", "Hi", "--json", "-").out)
+    assert (document["finish_reason"], document["error"]) == ("error", world.error)
+
+
+def test_log_probabilities_are_in_the_document(hasten, world):
+    document = json.loads(hasten("run", "fake", "Hi", "--logprobs", "1", "--json", "-").out)
+    assert len(document["logprobs"]) == document["output_tokens"] == 9
+    want = {"token": ord("H"), "logprob": -0.5, "rank": 1, "top": [[ord("H"), -0.5]]}
+    assert document["logprobs"][0] == want
 
 
 def test_a_recipe_stands_where_the_user_says_nothing(hasten, world):
@@ -231,6 +309,15 @@ def test_smollm2_answers_in_a_process_of_its_own():
 
 
 @pytest.mark.model
+def test_smollm2_answers_in_a_form():
+    form = {"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"]}
+    schema = json.dumps(form | {"additionalProperties": False})
+    done = call("run", "smollm2", "What is 2 + 2?", "--json-schema", schema, "--max-tokens", "40")
+    assert done.returncode == 0
+    assert json.loads(done.stdout) == {"sum": 4}
+
+
+@pytest.mark.model
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
@@ -239,6 +326,8 @@ def test_smollm2_answers_in_a_process_of_its_own():
         (["--max-context", "9999999"], 2, "max_context is 9999999"),
         (["--max-context", "8"], 1, "the context holds 8"),
         (["--weights", "int4:512"], 2, "int4:512"),
+        (["--regex", "(a"], 2, "unclosed group"),
+        (["--logit-bias", "99999=1"], 2, "logit_bias holds the token 99999"),
     ],
 )
 def test_what_smollm2_cannot_do_is_one_line(arguments, status, message):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from hasten.cli.options import EngineChoice
 from hasten.errors import UsageError
-from hasten.types import FinishReason, SamplingParams
+from hasten.types import FinishReason, SamplingParams, TokenLogprobs
 
 if TYPE_CHECKING:
     from hasten.generation import Engine
@@ -35,6 +35,8 @@ class Answer:
         finish_reason: Why it ended; "cancelled" after Ctrl-C.
         ttft: Seconds from the call to the first token; None without one.
         decode: Seconds from the first to the last token.
+        error: What went wrong where the reason is "error".
+        logprobs: One entry a token, where they were asked for.
     """
 
     text: str
@@ -43,6 +45,8 @@ class Answer:
     finish_reason: FinishReason
     ttft: float | None
     decode: float
+    error: str | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
     @property
     def decode_rate(self) -> float | None:
@@ -59,6 +63,11 @@ class Answer:
             "output_tokens": self.output_tokens,
             "ttft_s": self.ttft,
             "decode_tokens_per_s": self.decode_rate,
+            "error": self.error,
+            "logprobs": [
+                {"token": one.token, "logprob": one.logprob, "rank": one.rank, "top": one.top}
+                for one in self.logprobs
+            ],
         }
 
     def describe(self) -> str:
@@ -116,6 +125,8 @@ def generate(
     pieces: list[str] = []
     tokens = 0
     reason: FinishReason = "cancelled"
+    error = None
+    logprobs: list[TokenLogprobs] = []
     try:
         for output in engine.generate(ids, sampling):
             if output.tokens:
@@ -124,7 +135,9 @@ def generate(
             tokens += len(output.tokens)
             pieces.append(output.text)
             show(output.text)
+            logprobs += output.logprobs
             reason = output.finish_reason or reason
+            error = output.error
     except KeyboardInterrupt:
         reason = "cancelled"
     return Answer(
@@ -134,6 +147,8 @@ def generate(
         finish_reason=reason,
         ttft=None if first is None else first - started,
         decode=0.0 if first is None or last is None else last - first,
+        error=error,
+        logprobs=tuple(logprobs),
     )
 
 
@@ -146,6 +161,8 @@ def show(text: str) -> None:
 
 def why_short(answer: Answer, sampling: SamplingParams) -> str | None:
     """Say why an answer ended before the model ended it; None if it did not."""
+    if answer.error is not None:
+        return f"[ended by an error: {answer.error}]"
     if answer.finish_reason != "length":
         return None
     if answer.output_tokens >= sampling.max_tokens:

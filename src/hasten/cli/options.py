@@ -1,7 +1,7 @@
 """Options that several commands share, each checked where it is read.
 
-A command decorated with `engine_choice` receives one `engine: EngineChoice`, one decorated with
-`sampling_options` one `sampling: SamplingParams`; so a new field is added here once.
+A command decorated with `engine_choice` receives one `engine: EngineChoice`; so a new field is
+added here once. The options of `SamplingParams` are in `hasten.cli.sampling`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hasten.types import EngineOptions, SamplingParams
+from hasten.types import EngineOptions
 
 if TYPE_CHECKING:
     from hasten.models import Model
@@ -26,11 +26,11 @@ __all__ = [
     "ByteSize",
     "EngineChoice",
     "FiniteFloat",
+    "apply_options",
     "check_weight_format",
     "engine_choice",
     "json_option",
     "model_argument",
-    "sampling_options",
     "seed_option",
 ]
 
@@ -92,14 +92,6 @@ def check_weight_format(
         raise click.BadParameter(
             f"{value!r} is not a weight format; allowed: {WEIGHT_FORMATS}.", ctx, param
         )
-    return value
-
-
-def _check_stop(
-    ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
-) -> tuple[str, ...]:
-    if "" in value:
-        raise click.BadParameter("the empty text would end every answer at once.", ctx, param)
     return value
 
 
@@ -172,39 +164,11 @@ def engine_choice(command: Command) -> Command:
         given = {name: kwargs.pop(name) for name in _ENGINE_FIELDS}
         return command(*args, engine=EngineChoice(given), **kwargs)
 
-    return _apply(with_engine, _ENGINE_OPTIONS)
+    return apply_options(with_engine, _ENGINE_OPTIONS)
 
 
-def sampling_options(command: Command) -> Command:
-    """Add the options of `SamplingParams`; the command receives `sampling: SamplingParams`."""
-
-    @functools.wraps(command)
-    def with_sampling(
-        *args: object,
-        max_tokens: int,
-        temperature: float,
-        top_k: int,
-        top_p: float,
-        min_p: float,
-        seed: int | None,
-        stop: tuple[str, ...],
-        **kwargs: object,
-    ) -> object:
-        sampling = SamplingParams(
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            seed=seed,
-            stop=stop,
-        )
-        return command(*args, sampling=sampling, **kwargs)
-
-    return _apply(with_sampling, _SAMPLING_OPTIONS)
-
-
-def _apply(command: Command, options: tuple[Callable[[Command], Command], ...]) -> Command:
+def apply_options(command: Command, options: tuple[Callable[[Command], Command], ...]) -> Command:
+    """Add options to a command, in the order in which its help shows them."""
     for option in reversed(options):
         command = option(command)
     return command
@@ -281,51 +245,5 @@ _ENGINE_OPTIONS: tuple[Callable[[Command], Command], ...] = (
         "--prefix-cache/--no-prefix-cache",
         default=None,
         help="Compute what prompts begin alike with once  [default: on; bench: off]",
-    ),
-)
-
-_SAMPLING_OPTIONS: tuple[Callable[[Command], Command], ...] = (
-    click.option(
-        "--max-tokens",
-        type=click.IntRange(1, 2**24),
-        default=256,
-        show_default=True,
-        help="Most output tokens.",
-    ),
-    click.option(
-        "--temperature",
-        type=FiniteFloat(0.0, 100.0),
-        default=0.0,
-        show_default=True,
-        help="0 takes the likeliest token each time.",
-    ),
-    click.option(
-        "--top-k",
-        type=click.IntRange(0, 2**24),
-        default=0,
-        show_default=True,
-        help="Keep the K likeliest tokens; 0 keeps all.",
-    ),
-    click.option(
-        "--top-p",
-        type=FiniteFloat(0.0, 1.0, min_open=True),
-        default=1.0,
-        show_default=True,
-        help="Keep the likeliest tokens up to this probability.",
-    ),
-    click.option(
-        "--min-p",
-        type=FiniteFloat(0.0, 1.0, max_open=True),
-        default=0.0,
-        show_default=True,
-        help="Drop tokens less likely than this fraction of the likeliest.",
-    ),
-    seed_option("Makes a sampled answer repeatable."),
-    click.option(
-        "--stop",
-        callback=_check_stop,
-        metavar="TEXT",
-        multiple=True,
-        help="End the answer before this text; may be given several times.",
     ),
 )

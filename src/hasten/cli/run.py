@@ -14,9 +14,9 @@ from hasten.cli.options import (
     engine_choice,
     json_option,
     model_argument,
-    sampling_options,
 )
-from hasten.errors import UsageError
+from hasten.cli.sampling import sampling_options
+from hasten.errors import GenerationError, UsageError
 from hasten.types import SamplingParams
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ MAX_STDIN_CHARACTERS = 64 << 20
     "\b\n"
     "  hasten run smollm2 'Why is the sky blue?'\n"
     "  hasten run model.gguf --temperature 0.7 --top-p 0.9 --seed 1 'Tell a story'\n"
+    "  hasten run smollm2 --regex '(yes|no)' 'Is the sky blue?'\n"
     "  git diff | hasten run ./artefact --system 'Summarise this change.' --stats\n"
     "  hasten run smollm2"
 )
@@ -59,6 +60,8 @@ def command(
     """
     if raw and system is not None:
         raise click.UsageError("--system needs the chat template that --raw leaves out.")
+    if sampling.logprobs is not None and json_path is None:
+        raise click.UsageError("--logprobs needs --json, where they are written.")
     interactive = prompt is None and sys.stdin is not None and sys.stdin.isatty()
     if interactive and json_path is not None:
         raise click.UsageError("--json needs a PROMPT; a chat has many answers.")
@@ -91,7 +94,7 @@ def _finish(
 ) -> None:
     if json_path != "-":
         click.echo()
-    if (why := why_short(answer, sampling)) is not None:
+    if answer.error is None and (why := why_short(answer, sampling)) is not None:
         remark(why)
     if stats:
         remark(answer.describe())
@@ -103,6 +106,8 @@ def _finish(
         write_json(answer.as_dict() | {"threads": threads.as_dict()}, json_path)
     if answer.finish_reason == "cancelled":
         raise KeyboardInterrupt
+    if answer.error is not None:
+        raise GenerationError(answer.error)
 
 
 def _discard(text: str) -> None:
