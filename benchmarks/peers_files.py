@@ -11,6 +11,7 @@ from peers_process import PeerError, PeerProcess
 from shapes import SHAPES, write_gguf, write_huggingface
 
 from hasten.models import Model, load_model
+from hasten.models.config_json import to_huggingface
 
 __all__ = ["Files"]
 
@@ -99,5 +100,5 @@ def _write_float32(model: Model, directory: Path) -> None:
     tensors = {name: tensor.to_float32() for name, tensor in model.weights.items()}
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     model.text.save(directory)
-    config = json.dumps(model.config.to_huggingface())
+    config = json.dumps(to_huggingface(model.config))
     (directory / "config.json").write_text(config, encoding="utf-8")

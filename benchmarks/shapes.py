@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.models.rope import RopeScaling, frequency_divisors, inverse_frequencies
+from hasten.models.rope import Llama3Scaling, Rotation, inverse_frequencies
 from hasten.models.safetensors import StoredArray, read_safetensors, write_safetensors
 
 __all__ = ["SHAPES", "tensor_shapes", "write_gguf", "write_huggingface"]
@@ -294,15 +294,14 @@ def _rope_divisors(config: Mapping[str, Any]) -> NDArray[np.float32] | None:
     values = config["rope_scaling"]
     if values is None:
         return None
-    scaling = RopeScaling(
-        values["rope_type"],
+    scaling = Llama3Scaling(
         values["factor"],
         low_freq_factor=values["low_freq_factor"],
         high_freq_factor=values["high_freq_factor"],
         original_max_position=values["original_max_position_embeddings"],
     )
-    frequencies = inverse_frequencies(config["head_dim"], config["rope_theta"], None)
-    return frequency_divisors(frequencies, scaling).astype(np.float32)
+    rotation = Rotation(config["head_dim"], config["rope_theta"])
+    return scaling.divisors(inverse_frequencies(rotation, config["max_position_embeddings"]))
 
 
 def main() -> int:

@@ -51,6 +51,7 @@ Epilogue parse_epilogue(const std::string& name) {
   if (name == "silu_mul") return Epilogue::silu_mul;
   if (name == "gelu") return Epilogue::gelu;
   if (name == "gelu_tanh") return Epilogue::gelu_tanh;
+  if (name == "gelu_mul") return Epilogue::gelu_mul;
   reject("unknown epilogue '" + name + "'");
 }
 
@@ -223,6 +224,11 @@ double time_program(Program& program, Rows tokens, Rows positions, Rows starts,
   return program.time(step, output.data(), begin, end);
 }
 
+std::vector<float> values_of(const std::optional<Array<float, 1>>& array) {
+  if (!array) return {};
+  return {array->data(), array->data() + array->shape(0)};
+}
+
 void bind_program(nb::module_& m) {
   nb::class_<Program>(m, "Program", "A lowered graph over numbered buffers.")
       .def(nb::init<int, const std::string&, int, int, int>(), "threads"_a, "isa"_a, "max_tokens"_a,
@@ -232,23 +238,24 @@ void bind_program(nb::module_& m) {
            "selected"_a = false)
       .def("add_output", &Program::add_output, "width"_a)
       .def(
-          "set_rope",
+          "add_rope",
           [](Program& self, Array<float, 2> cosine, Array<float, 2> sine) {
             if (cosine.shape(0) != sine.shape(0) || cosine.shape(1) != sine.shape(1)) {
               reject("cosine and sine tables differ in shape");
             }
-            self.set_rope(cosine.data(), sine.data(), static_cast<int>(cosine.shape(0)),
-                          static_cast<int>(cosine.shape(1)));
+            return self.add_rope(cosine.data(), sine.data(), static_cast<int>(cosine.shape(0)),
+                                 static_cast<int>(cosine.shape(1)));
           },
-          "cosine"_a.noconvert(), "sine"_a.noconvert())
+          "cosine"_a.noconvert(), "sine"_a.noconvert(), "Returns the number of the tables.")
       .def("set_cache", &Program::set_cache, "cache"_a)
       .def("embed", &Program::embed, "matrix"_a, "out"_a)
       .def(
           "rms_norm",
           [](Program& self, int in, Array<float, 1> weight, float eps, int out) {
-            self.rms_norm(in, weight.data(), static_cast<int>(weight.shape(0)), eps, out);
+            self.rms_norm(in, values_of(weight), eps, out);
           },
-          "source"_a, "weight"_a.noconvert(), "eps"_a, "out"_a)
+          "source"_a, "weight"_a.noconvert(), "eps"_a, "out"_a,
+          "A weight narrower than a row is that of each head of it.")
       .def(
           "embed_position",
           [](Program& self, Array<float, 2> table, int offset, int out) {
@@ -286,24 +293,39 @@ void bind_program(nb::module_& m) {
       .def(
           "linear",
           [](Program& self, int in, std::shared_ptr<Matrix> matrix, int out,
-             std::optional<Array<float, 1>> bias, const std::string& epilogue) {
-            std::vector<float> values;
-            if (bias) values.assign(bias->data(), bias->data() + bias->shape(0));
-            self.linear(in, std::move(matrix), out, std::move(values), parse_epilogue(epilogue));
+             std::optional<Array<float, 1>> bias, const std::string& epilogue, float scale) {
+            self.linear(in, std::move(matrix), out, values_of(bias), parse_epilogue(epilogue),
+                        scale);
           },
           "source"_a, "matrix"_a, "out"_a, "bias"_a.noconvert().none() = nb::none(),
-          "epilogue"_a = "store", "The bias has one value a row, padded to whole panels of 32.")
+          "epilogue"_a = "store", "scale"_a = 1.0f,
+          "The bias has one value a row, padded to whole panels of 32.")
       .def("silu_mul", &Program::silu_mul, "gate"_a, "up"_a, "out"_a)
       .def("gelu", &Program::gelu, "source"_a, "tanh"_a, "out"_a)
+      .def("gelu_mul", &Program::gelu_mul, "gate"_a, "up"_a, "out"_a)
+      .def("scale", &Program::scale, "source"_a, "factor"_a, "out"_a)
+      .def("softcap", &Program::softcap, "source"_a, "cap"_a, "out"_a)
       .def("add", &Program::add, "a"_a, "b"_a, "out"_a)
-      .def("rope", &Program::rope, "source"_a, "heads"_a, "out"_a)
+      .def("rope", &Program::rope, "source"_a, "heads"_a, "out"_a, "table"_a = 0)
       .def("kv_write", &Program::kv_write, "key"_a, "value"_a, "layer"_a)
       .def("split_kv_write", &Program::split_kv_write, "qkv"_a, "layer"_a, "out"_a)
-      .def("rope_kv_write", &Program::rope_kv_write, "qkv"_a, "heads"_a, "layer"_a, "out"_a)
+      .def(
+          "rope_kv_write",
+          [](Program& self, int qkv, int heads, int layer, int out, int table,
+             std::optional<Array<float, 1>> query_norm, std::optional<Array<float, 1>> key_norm,
+             float eps) {
+            self.rope_kv_write(qkv, heads, layer, out, table,
+                               {values_of(query_norm), values_of(key_norm), eps});
+          },
+          "qkv"_a, "heads"_a, "layer"_a, "out"_a, "table"_a = 0,
+          "query_norm"_a.noconvert().none() = nb::none(),
+          "key_norm"_a.noconvert().none() = nb::none(), "eps"_a = 0.0f,
+          "The norms have one weight for each dimension of a head.")
       .def("attention", &Program::attention, "query"_a, "heads"_a, "layer"_a, "out"_a,
-           "window"_a = 0, "causal"_a = true,
+           "window"_a = 0, "causal"_a = true, "scale"_a.none() = nb::none(), "cap"_a = 0.0f,
            "A window of 0 lets a token see all positions before it; without causality it sees all "
-           "of its sequence, which must be whole in the batch.")
+           "of its sequence, which must be whole in the batch. Without a scale it is one over the "
+           "square root of a head's dimensions; a cap of 0 is none.")
       .def("select", &Program::select, "source"_a, "out"_a)
       .def("run", &run_program, "tokens"_a.noconvert(), "positions"_a.noconvert(),
            "starts"_a.noconvert(), "block_tables"_a.noconvert(), "logit_rows"_a.noconvert(),

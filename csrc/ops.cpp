@@ -70,7 +70,10 @@ int RmsNormOp::items(const Step& step) const { return row_items(rows_of(step, *i
 void RmsNormOp::run(const Step& step, int item, float* scratch) const {
   for_rows(item, rows_of(step, *in), [&](int t) {
     float* y = out->group > 0 ? scratch : row(*out, t);
-    kernels->rms_norm(row(*in, t), weight.data(), eps, in->width, y);
+    const int n = in->width / heads;
+    for (int h = 0; h < heads; ++h) {
+      kernels->rms_norm(row(*in, t) + h * n, weight.data(), eps, n, y + h * n);
+    }
     if (out->group > 0) kernels->quantize(y, in->width, out->quantized, t);
   });
 }
@@ -117,18 +120,25 @@ void LinearOp::run(const Step& step, int item, float*) const {
   const Split part = split(step);
   const LinearArgs args{
       matrix->view(), in->data,   in->quantized, bias.empty() ? nullptr : bias.data(),
-      out->data,      out->width, epilogue};
+      out->data,      out->width, epilogue,      scale};
   const int panel = item / part.token_blocks * part.chunk;
   const int token = item % part.token_blocks * part.token_block;
   kernels->linear(args, panel, std::min(panel + part.chunk, matrix->panels()), token,
                   std::min(token + part.token_block, part.rows));
 }
 
-int SiluMulOp::items(const Step& step) const { return row_items(rows_of(step, *out)); }
+int GatedOp::items(const Step& step) const { return row_items(rows_of(step, *out)); }
 
-void SiluMulOp::run(const Step& step, int item, float*) const {
+void GatedOp::run(const Step& step, int item, float*) const {
   for_rows(item, rows_of(step, *out),
-           [&](int t) { kernels->silu_mul(row(*gate, t), row(*up, t), out->width, row(*out, t)); });
+           [&](int t) { kernel(row(*gate, t), row(*up, t), out->width, row(*out, t)); });
+}
+
+int MapOp::items(const Step& step) const { return row_items(rows_of(step, *out)); }
+
+void MapOp::run(const Step& step, int item, float*) const {
+  for_rows(item, rows_of(step, *out),
+           [&](int t) { kernel(row(*in, t), parameter, out->width, row(*out, t)); });
 }
 
 int GeluOp::items(const Step& step) const { return row_items(rows_of(step, *in)); }
@@ -184,6 +194,17 @@ void SplitKvWriteOp::run(const Step& step, int item, float*) const {
 
 int RopeKvWriteOp::items(const Step& step) const { return row_items(step.count); }
 
+// `norm` may be empty.
+void RopeKvWriteOp::turn(const Step& step, int token, const float* head,
+                         const std::vector<float>& norm, float* out) const {
+  const int dim = cache->head_dim();
+  if (!norm.empty()) {
+    kernels->rms_norm(head, norm.data(), norms.eps, dim, out);
+    head = out;
+  }
+  rotate(*kernels, *rope, step.positions[token], head, dim, out);
+}
+
 void RopeKvWriteOp::run(const Step& step, int item, float* scratch) const {
   const int dim = cache->head_dim(), kv_heads = cache->kv_heads();
   for_rows(item, step.count, [&](int t) {
@@ -191,10 +212,10 @@ void RopeKvWriteOp::run(const Step& step, int item, float* scratch) const {
     const float* key = query + heads * dim;
     const float* value = key + kv_heads * dim;
     for (int h = 0; h < heads; ++h) {
-      rotate(*kernels, *rope, step.positions[t], query + h * dim, dim, row(*out, t) + h * dim);
+      turn(step, t, query + h * dim, norms.query, row(*out, t) + h * dim);
     }
     for (int h = 0; h < kv_heads; ++h) {
-      rotate(*kernels, *rope, step.positions[t], key + h * dim, dim, scratch);
+      turn(step, t, key + h * dim, norms.key, scratch);
       write_position(*kernels, step, *cache, layer, t, h, scratch, value + h * dim);
     }
   });
@@ -229,6 +250,7 @@ void AttentionOp::attend(const Step& step, const TokenRange& range, int kv_head,
   args.head_dim = dim;
   args.padded_dim = cache->padded_dim();
   args.scale = scale;
+  args.cap = cap;
   args.scores = scratch;
   args.score_stride = score_stride;
   const int whole = step.positions[step.starts[range.sequence + 1] - 1] + 1;

@@ -37,7 +37,8 @@ struct AddRowOp final : Op {
 struct RmsNormOp final : Op {
   const Kernels* kernels;
   const Buffer* in;
-  std::vector<float> weight;
+  std::vector<float> weight;  // [width / heads]
+  int heads;
   float eps;
   const Buffer* out;
   int items(const Step&) const override;
@@ -68,6 +69,7 @@ struct LinearOp final : Op {
   std::shared_ptr<Matrix> matrix;
   std::vector<float> bias;  // in panel order, or empty
   Epilogue epilogue;
+  float scale;
   const Buffer* out;
   int items(const Step&) const override;
   void run(const Step&, int item, float* scratch) const override;
@@ -80,8 +82,9 @@ struct LinearOp final : Op {
   Split split(const Step& step) const;
 };
 
-struct SiluMulOp final : Op {
-  const Kernels* kernels;
+// activation(gate) * up
+struct GatedOp final : Op {
+  void (*kernel)(const float* gate, const float* up, int n, float* y);
   const Buffer *gate, *up, *out;
   int items(const Step&) const override;
   void run(const Step&, int item, float* scratch) const override;
@@ -89,6 +92,15 @@ struct SiluMulOp final : Op {
 
 struct GeluOp final : Op {
   void (*function)(const float* x, int n, float* y);  // of the kernels
+  const Buffer *in, *out;
+  int items(const Step&) const override;
+  void run(const Step&, int item, float* scratch) const override;
+};
+
+// A function of single values with one parameter; in and out may be one buffer.
+struct MapOp final : Op {
+  void (*kernel)(const float* x, float parameter, int n, float* y);
+  float parameter;
   const Buffer *in, *out;
   int items(const Step&) const override;
   void run(const Step&, int item, float* scratch) const override;
@@ -129,15 +141,21 @@ struct SplitKvWriteOp final : Op {
   void run(const Step&, int item, float* scratch) const override;
 };
 
-// RoPE on the queries and keys of one concatenated projection, and the KV write.
+// Norms (where there are any) and RoPE on the queries and keys of one concatenated projection, and
+// the KV write.
 struct RopeKvWriteOp final : Op {
   const Kernels* kernels;
   const Rope* rope;
+  HeadNorms norms;
   const KvCache* cache;
   const Buffer *qkv, *out;
   int heads, layer;
   int items(const Step&) const override;
   void run(const Step&, int item, float* scratch) const override;
+
+ private:
+  void turn(const Step& step, int token, const float* head, const std::vector<float>& norm,
+            float* out) const;
 };
 
 struct AttentionOp final : Op {
@@ -147,7 +165,7 @@ struct AttentionOp final : Op {
   int heads, layer, score_stride;
   int window;   // positions a token sees, 0 for all
   bool causal;  // a token sees no later positions
-  float scale;
+  float scale, cap;
   int items(const Step&) const override;
   void run(const Step&, int item, float* scratch) const override;
 

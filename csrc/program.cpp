@@ -105,12 +105,19 @@ int Program::output_width() const {
   return 0;
 }
 
-void Program::set_rope(const float* cosine, const float* sine, int positions, int half) {
+int Program::add_rope(const float* cosine, const float* sine, int positions, int half) {
   require(positions > 0 && half > 0, "rope: empty tables");
-  require(rope_.half == 0, "rope: the tables are set already");
   const std::size_t size = static_cast<std::size_t>(positions) * half;
-  rope_ = Rope{{cosine, cosine + size}, {sine, sine + size}, positions, half};
+  ropes_.push_back(
+      std::make_unique<Rope>(Rope{{cosine, cosine + size}, {sine, sine + size}, positions, half}));
   positions_ = std::min(positions_, positions);
+  return static_cast<int>(ropes_.size()) - 1;
+}
+
+const Rope& Program::rope_tables(int table, int head_dim) const {
+  require(table >= 0 && table < static_cast<int>(ropes_.size()), "rope: no such tables");
+  require(2 * ropes_[table]->half <= head_dim, "rope: the tables are wider than a head");
+  return *ropes_[table];
 }
 
 void Program::set_cache(std::shared_ptr<KvCache> cache) {
@@ -195,14 +202,17 @@ void Program::layer_norm(int in, const float* weight, const float* bias, int n, 
   push(std::move(op));
 }
 
-void Program::rms_norm(int in, const float* weight, int n, float eps, int out) {
+void Program::rms_norm(int in, std::vector<float> weight, float eps, int out) {
   auto op = std::make_unique<RmsNormOp>();
   op->kernels = kernels_;
-  op->in = &float_buffer(in, n);
-  op->weight.assign(weight, weight + n);
+  op->in = &float_buffer(in);
+  const int n = static_cast<int>(weight.size());
+  require(n > 0 && op->in->width % n == 0, "rms_norm: the weight does not divide the width");
+  op->heads = op->in->width / n;
+  op->weight = std::move(weight);
   op->eps = eps;
   op->out = &buffer(out);
-  require(op->out->width == n, "rms_norm: widths differ");
+  require(op->out->width == op->in->width, "rms_norm: widths differ");
   require_same_rows(*op->in, *op->out);
   push(std::move(op));
 }
@@ -224,7 +234,7 @@ void Program::quantize(int in, int out, std::vector<std::int32_t> order) {
 }
 
 void Program::linear(int in, std::shared_ptr<Matrix> matrix, int out, std::vector<float> bias,
-                     Epilogue epilogue) {
+                     Epilogue epilogue, float scale) {
   const MatrixView& view = matrix->view();
   auto op = std::make_unique<LinearOp>();
   op->kernels = kernels_;
@@ -232,7 +242,7 @@ void Program::linear(int in, std::shared_ptr<Matrix> matrix, int out, std::vecto
   const int group = view.group > 0 ? matrix->activation_group() : 0;
   require(op->in->width == view.columns && op->in->group == group,
           "linear: the input does not fit the matrix");
-  const bool gated = epilogue == Epilogue::silu_mul;
+  const bool gated = is_gated(epilogue);
   require(!gated || view.rows % kPanelRows == 0, "linear: gated rows must fill whole panels");
   op->out = &buffer(out);
   require(op->out->group == 0 && (gated ? 2 * op->out->width <= view.rows &&
@@ -245,12 +255,18 @@ void Program::linear(int in, std::shared_ptr<Matrix> matrix, int out, std::vecto
   op->matrix = std::move(matrix);
   op->bias = std::move(bias);
   op->epilogue = epilogue;
+  op->scale = scale;
   push(std::move(op));
 }
 
-void Program::silu_mul(int gate, int up, int out) {
-  auto op = std::make_unique<SiluMulOp>();
-  op->kernels = kernels_;
+void Program::silu_mul(int gate, int up, int out) { gated(gate, up, out, kernels_->silu_mul); }
+
+void Program::gelu_mul(int gate, int up, int out) { gated(gate, up, out, kernels_->gelu_mul); }
+
+void Program::gated(int gate, int up, int out,
+                    void (*kernel)(const float*, const float*, int, float*)) {
+  auto op = std::make_unique<GatedOp>();
+  op->kernel = kernel;
   op->gate = &float_buffer(gate);
   op->up = &float_buffer(up, op->gate->width);
   op->out = &float_buffer(out, op->gate->width);
@@ -268,6 +284,27 @@ void Program::gelu(int in, bool tanh, int out) {
   push(std::move(op));
 }
 
+void Program::scale(int in, float factor, int out) {
+  auto op = std::make_unique<MapOp>();
+  op->kernel = kernels_->scale;
+  op->parameter = factor;
+  op->in = &float_buffer(in);
+  op->out = &float_buffer(out, op->in->width);
+  require_same_rows(*op->in, *op->out);
+  push(std::move(op));
+}
+
+void Program::softcap(int in, float cap, int out) {
+  require(cap > 0.0f, "softcap: the cap must be positive");
+  auto op = std::make_unique<MapOp>();
+  op->kernel = kernels_->softcap;
+  op->parameter = cap;
+  op->in = &float_buffer(in);
+  op->out = &float_buffer(out, op->in->width);
+  require_same_rows(*op->in, *op->out);
+  push(std::move(op));
+}
+
 void Program::add(int a, int b, int out) {
   auto op = std::make_unique<AddOp>();
   op->kernels = kernels_;
@@ -279,16 +316,15 @@ void Program::add(int a, int b, int out) {
   push(std::move(op));
 }
 
-void Program::rope(int in, int heads, int out) {
+void Program::rope(int in, int heads, int out, int table) {
   auto op = std::make_unique<RopeOp>();
   op->kernels = kernels_;
-  op->rope = &rope_;
   op->in = &token_buffer(in);
   require(heads > 0 && op->in->width % heads == 0, "rope: heads do not divide the width");
   op->out = &token_buffer(out, op->in->width);
   op->heads = heads;
   op->head_dim = op->in->width / heads;
-  require(rope_.half > 0 && 2 * rope_.half <= op->head_dim, "rope: no tables of this size");
+  op->rope = &rope_tables(table, op->head_dim);
   push(std::move(op));
 }
 
@@ -313,15 +349,19 @@ void Program::split_kv_write(int qkv, int layer, int out) {
   push(std::move(op));
 }
 
-void Program::rope_kv_write(int qkv, int heads, int layer, int out) {
+void Program::rope_kv_write(int qkv, int heads, int layer, int out, int table, HeadNorms norms) {
   auto op = std::make_unique<RopeKvWriteOp>();
   op->kernels = kernels_;
-  op->rope = &rope_;
   op->cache = &cache(layer);
   const int dim = op->cache->head_dim();
   require(dim <= kMaxHeadDim, "heads may have at most 512 dimensions");
   require(heads > 0 && heads <= kMaxSize / kMaxHeadDim, "rope_kv_write: heads out of range");
-  require(rope_.half > 0 && 2 * rope_.half <= dim, "rope: no tables of this size");
+  op->rope = &rope_tables(table, dim);
+  for (const auto* weight : {&norms.query, &norms.key}) {
+    require(weight->empty() || weight->size() == static_cast<std::size_t>(dim),
+            "rope_kv_write: a norm needs one weight for each dimension of a head");
+  }
+  op->norms = std::move(norms);
   op->qkv = &token_buffer(qkv, (heads + 2 * op->cache->kv_heads()) * dim);
   op->out = &token_buffer(out, heads * dim);
   op->heads = heads;
@@ -329,7 +369,8 @@ void Program::rope_kv_write(int qkv, int heads, int layer, int out) {
   push(std::move(op));
 }
 
-void Program::attention(int query, int heads, int layer, int out, int window, bool causal) {
+void Program::attention(int query, int heads, int layer, int out, int window, bool causal,
+                        std::optional<float> scale, float cap) {
   auto op = std::make_unique<AttentionOp>();
   op->kernels = kernels_;
   op->cache = &cache(layer);
@@ -337,6 +378,7 @@ void Program::attention(int query, int heads, int layer, int out, int window, bo
           "attention: query heads must be a multiple of kv heads");
   require(window >= 0, "attention: a window cannot be negative");
   require(causal || window == 0, "attention: a window looks back only, so it must be causal");
+  require(cap >= 0.0f, "attention: a cap cannot be negative");
   whole_sequences_ = whole_sequences_ || !causal;
   op->query = &token_buffer(query, heads * op->cache->head_dim());
   op->out = &token_buffer(out, heads * op->cache->head_dim());
@@ -345,7 +387,8 @@ void Program::attention(int query, int heads, int layer, int out, int window, bo
   op->window = window;
   op->causal = causal;
   op->score_stride = round_up(max_context_, kKvBlock);
-  op->scale = 1.0f / std::sqrt(static_cast<float>(op->cache->head_dim()));
+  op->scale = scale.value_or(1.0f / std::sqrt(static_cast<float>(op->cache->head_dim())));
+  op->cap = cap;
   push(std::move(op));
 }
 

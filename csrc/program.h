@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -28,6 +29,12 @@ struct Buffer {
 struct Rope {
   std::vector<float> cosine, sine;  // [positions][half]
   int positions = 0, half = 0;
+};
+
+// Weights of the norms that queries and keys pass head by head before they turn; empty for none.
+struct HeadNorms {
+  std::vector<float> query, key;  // [head_dim]
+  float eps = 0.0f;
 };
 
 // Consecutive tokens of one sequence that attention handles together.
@@ -68,26 +75,32 @@ class Program {
   int add_buffer(int width, bool selected);
   int add_quantized_buffer(int width, int group, bool selected);
   int add_output(int width);
-  void set_rope(const float* cosine, const float* sine, int positions, int half);
+  // Returns the number of these tables: a model may rotate its layers by several.
+  int add_rope(const float* cosine, const float* sine, int positions, int half);
   void set_cache(std::shared_ptr<KvCache> cache);
 
   void embed(std::shared_ptr<Matrix> matrix, int out);
   void embed_position(const float* table, int rows, int width, int offset, int out);
   void add_row(int in, const float* added, int n, int out);
   void layer_norm(int in, const float* weight, const float* bias, int n, float eps, int out);
-  void rms_norm(int in, const float* weight, int n, float eps, int out);
+  // Each run of weight.size() values of a row has a norm of its own: a row, or a head of it.
+  void rms_norm(int in, std::vector<float> weight, float eps, int out);
   // With an order, column i of the codes is column order[i] of the values.
   void quantize(int in, int out, std::vector<std::int32_t> order);
   void linear(int in, std::shared_ptr<Matrix> matrix, int out, std::vector<float> bias,
-              Epilogue epilogue);
+              Epilogue epilogue, float scale);
   void silu_mul(int gate, int up, int out);
   void gelu(int in, bool tanh, int out);
+  void gelu_mul(int gate, int up, int out);
+  void scale(int in, float factor, int out);
+  void softcap(int in, float cap, int out);
   void add(int a, int b, int out);
-  void rope(int in, int heads, int out);
+  void rope(int in, int heads, int out, int table);
   void kv_write(int key, int value, int layer);
   void split_kv_write(int qkv, int layer, int out);
-  void rope_kv_write(int qkv, int heads, int layer, int out);
-  void attention(int query, int heads, int layer, int out, int window, bool causal);
+  void rope_kv_write(int qkv, int heads, int layer, int out, int table, HeadNorms norms);
+  void attention(int query, int heads, int layer, int out, int window, bool causal,
+                 std::optional<float> scale, float cap);
   void select(int in, int out);
 
   // Checks the whole batch before it computes anything; throws std::invalid_argument.
@@ -112,6 +125,8 @@ class Program {
   static void require_same_rows(const Buffer& a, const Buffer& b);
   void check_width(int width) const;
   void check(const Step& step) const;
+  const Rope& rope_tables(int table, int head_dim) const;
+  void gated(int gate, int up, int out, void (*kernel)(const float*, const float*, int, float*));
   void prepare();
   void start(Step& step, float* output);
   void run_ops(const Step& step, int begin, int end);
@@ -126,7 +141,7 @@ class Program {
   std::vector<Memory> memories_;
   std::size_t buffer_bytes_ = 0;
   std::vector<float*> scratch_;
-  Rope rope_;
+  std::vector<std::unique_ptr<Rope>> ropes_;
   std::shared_ptr<KvCache> cache_;
   int vocabulary_ = 0;
   bool whole_sequences_ = false;  // attention is not causal

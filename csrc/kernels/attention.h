@@ -88,6 +88,14 @@ inline void softmax(float* scores, int first, int length) {
   }
 }
 
+// Caps the scores of one query (Gemma 2), before any is compared with another.
+inline void cap_scores(float* scores, int first, int length, float cap) {
+  using S = Simd;
+  for (int i = block_floor(first); i < block_ceil(length); i += S::width) {
+    S::store(scores + i, softcap(S::load(scores + i), cap));
+  }
+}
+
 // Adds one block's values, weighted, to sums[q][padded_dim].
 template <class Element, int Q>
 void add_values(const AttentionArgs& args, const Element* values, const float* weights, int count,
@@ -163,6 +171,7 @@ void attend(const AttentionArgs& args) {
   }
   for (int q = 0; q < Q; ++q) {
     float* scores = args.scores + q * args.score_stride;
+    if (args.cap > 0.0f) cap_scores(scores, args.first[q], args.length[q], args.cap);
     softmax(scores, args.first[q], args.length[q]);
     // A query that sees fewer positions than its neighbours gives the others no weight.
     fill(scores, earliest, block_floor(args.first[q]), 0.0f);

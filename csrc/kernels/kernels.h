@@ -13,7 +13,7 @@ namespace hasten {
 
 enum class Format { f32, bf16, int8, int4 };
 enum class KvFormat { f32, bf16, int8 };
-enum class Epilogue { store, add, silu_mul, gelu, gelu_tanh };
+enum class Epilogue { store, add, silu_mul, gelu_mul, gelu, gelu_tanh };
 
 inline constexpr int kPanelRows = 32;  // rows of a weight panel
 inline constexpr int kBlock = 32;      // columns a dot primitive consumes at once
@@ -52,8 +52,13 @@ struct LinearArgs {
   const float* bias;  // in panel order, or null
   float* y;           // [tokens][y_width]
   int y_width;
-  Epilogue epilogue;  // silu_mul: rows 0-15 of a panel are gates, 16-31 their factors
+  Epilogue epilogue;  // gated: rows 0-15 of a panel are gates, 16-31 their factors
+  float scale;        // of the sum with the bias, before the epilogue
 };
+
+inline bool is_gated(Epilogue epilogue) {
+  return epilogue == Epilogue::silu_mul || epilogue == Epilogue::gelu_mul;
+}
 
 struct AttentionArgs {
   const float* query[kQueryTile];  // each [head_dim]
@@ -67,6 +72,7 @@ struct AttentionArgs {
   KvFormat format;
   int head_dim, padded_dim;
   float scale;
+  float cap;      // scores become cap * tanh(score / cap); 0 leaves them
   float* scores;  // scratch [queries][score_stride]
   std::ptrdiff_t score_stride;
 };
@@ -108,6 +114,12 @@ struct Kernels {
   // y = x / 2 * (1 + erf(x / sqrt(2))), and the approximation of it by tanh.
   void (*gelu)(const float* x, int n, float* y);
   void (*gelu_tanh)(const float* x, int n, float* y);
+  // y = gelu_tanh(gate) * up.
+  void (*gelu_mul)(const float* gate, const float* up, int n, float* y);
+  // y = x * factor; x and y may be one.
+  void (*scale)(const float* x, float factor, int n, float* y);
+  // y = cap * tanh(x / cap); x and y may be one.
+  void (*softcap)(const float* x, float cap, int n, float* y);
   void (*add)(const float* a, const float* b, int n, float* y);
   // Rotates dimension i with dimension i + half by the angles' cosines and sines [half] (Su et al.
   // 2021, half-split as in GPT-NeoX); dimensions past 2 * half pass through.

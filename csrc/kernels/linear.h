@@ -18,12 +18,12 @@ constexpr int kPairs = kVectors / 2;                // int4: vectors p and p + k
 template <int M>
 using Tile = Simd::F[M][kVectors];  // [token][rows of the panel]
 
-// Adds the bias, applies the epilogue and writes the rows of `panel` that exist.
+// Adds the bias, scales, applies the epilogue and writes the rows of `panel` that exist.
 template <int M>
 void finish_tile(const LinearArgs& args, int panel, int token, Tile<M>& tile) {
   using S = Simd;
   const int first = panel * kPanelRows;
-  const bool gated = args.epilogue == Epilogue::silu_mul;
+  const bool gated = hasten::is_gated(args.epilogue);
   const int rows = gated ? kPanelRows / 2 : kPanelRows;
   const int out_first = gated ? first / 2 : first;
   const int count = args.y_width - out_first < rows ? args.y_width - out_first : rows;
@@ -32,6 +32,9 @@ void finish_tile(const LinearArgs& args, int panel, int token, Tile<M>& tile) {
       for (int v = 0; v < kVectors; ++v) {
         tile[m][v] = S::add(tile[m][v], S::load(args.bias + first + v * S::width));
       }
+    }
+    if (args.scale != 1.0f) {
+      for (int v = 0; v < kVectors; ++v) tile[m][v] = S::mul(tile[m][v], S::set1(args.scale));
     }
     alignas(64) float buffer[kPanelRows];
     float* y = args.y + static_cast<std::ptrdiff_t>(token + m) * args.y_width + out_first;
@@ -51,6 +54,9 @@ void finish_tile(const LinearArgs& args, int panel, int token, Tile<M>& tile) {
           break;
         case Epilogue::silu_mul:
           S::store(place, S::mul(silu(tile[m][v]), tile[m][v + kVectors / 2]));
+          break;
+        case Epilogue::gelu_mul:
+          S::store(place, S::mul(gelu_tanh(tile[m][v]), tile[m][v + kVectors / 2]));
           break;
         case Epilogue::gelu:
           S::store(place, gelu(tile[m][v]));

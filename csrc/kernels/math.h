@@ -5,12 +5,11 @@
 
 namespace {
 
-// e^x to about 1 ulp (Cephes expf): x = n ln 2 + r, a polynomial in r, times 2^n. Below -87 it
-// returns e^-87, above 88 e^88.
-inline Simd::F exp(Simd::F x) {
+// Splits e^x, -87 <= x <= 88, into 2^n * (1 + p) to about 1 ulp (Cephes expf): x = n ln 2 + r, and
+// p is a polynomial in r. Returns p.
+inline Simd::F exp_parts(Simd::F x, Simd::F& n) {
   using S = Simd;
-  x = S::min(S::max(x, S::set1(-87.0f)), S::set1(88.0f));
-  const S::F n = S::round(S::mul(x, S::set1(1.44269504088896341f)));
+  n = S::round(S::mul(x, S::set1(1.44269504088896341f)));
   S::F r = S::fma(n, S::set1(-0.693359375f), x);
   r = S::fma(n, S::set1(2.12194440e-4f), r);
   S::F p = S::set1(1.9875691500e-4f);
@@ -19,8 +18,15 @@ inline Simd::F exp(Simd::F x) {
   p = S::fma(p, r, S::set1(4.1665795894e-2f));
   p = S::fma(p, r, S::set1(1.6666665459e-1f));
   p = S::fma(p, r, S::set1(5.0000001201e-1f));
-  const S::F y = S::add(S::fma(S::mul(r, r), p, r), S::set1(1.0f));
-  return S::mul(y, S::exp2i(n));
+  return S::fma(S::mul(r, r), p, r);
+}
+
+// e^x; below -87 it returns e^-87, above 88 e^88.
+inline Simd::F exp(Simd::F x) {
+  using S = Simd;
+  S::F n;
+  const S::F p = exp_parts(S::min(S::max(x, S::set1(-87.0f)), S::set1(88.0f)), n);
+  return S::mul(S::add(p, S::set1(1.0f)), S::exp2i(n));
 }
 
 // x / (1 + e^-x)
@@ -68,6 +74,24 @@ inline Simd::F gelu_tanh(Simd::F x) {
   const S::F cube = S::mul(S::mul(x, x), S::mul(x, S::set1(0.044715f)));
   const S::F u = S::mul(S::add(x, cube), S::set1(-1.59576912160573071f));
   return S::div(x, S::add(S::set1(1.0f), exp(u)));
+}
+
+// tanh(x) = m / (m + 2) with m = e^2x - 1 = 2^n p + (2^n - 1), which keeps its precision near 0.
+// Past 10 the result is 1 to the last bit.
+inline Simd::F tanh(Simd::F x) {
+  using S = Simd;
+  x = S::min(S::max(x, S::set1(-10.0f)), S::set1(10.0f));
+  S::F n;
+  const S::F p = exp_parts(S::add(x, x), n);
+  const S::F power = S::exp2i(n);
+  const S::F m = S::fma(power, p, S::sub(power, S::set1(1.0f)));
+  return S::div(m, S::add(m, S::set1(2.0f)));
+}
+
+// cap * tanh(x / cap)
+inline Simd::F softcap(Simd::F x, float cap) {
+  using S = Simd;
+  return S::mul(tanh(S::div(x, S::set1(cap))), S::set1(cap));
 }
 
 }  // namespace

@@ -123,11 +123,27 @@ void rotate(const float* x, const float* cosine, const float* sine, int half, in
   for (i = 2 * half; i < dim; ++i) y[i] = x[i];
 }
 
-void silu_mul(const float* gate, const float* up, int n, float* y) {
+// y = function(x) lane by lane; the last few values in a padded vector.
+template <class Function>
+void map_row(const float* x, int n, float* y, Function function) {
+  using S = Simd;
+  int i = 0;
+  for (; i + S::width <= n; i += S::width) S::store(y + i, function(S::load(x + i)));
+  if (i < n) {
+    alignas(64) float rest[S::width] = {};
+    for (int j = i; j < n; ++j) rest[j - i] = x[j];
+    S::store(rest, function(S::load(rest)));
+    for (int j = i; j < n; ++j) y[j] = rest[j - i];
+  }
+}
+
+// y = activation(gate) * up
+template <class Activation>
+void gate_row(const float* gate, const float* up, int n, float* y, Activation activation) {
   using S = Simd;
   int i = 0;
   for (; i + S::width <= n; i += S::width) {
-    S::store(y + i, S::mul(silu(S::load(gate + i)), S::load(up + i)));
+    S::store(y + i, S::mul(activation(S::load(gate + i)), S::load(up + i)));
   }
   if (i < n) {
     alignas(64) float g[S::width] = {}, u[S::width] = {};
@@ -135,22 +151,33 @@ void silu_mul(const float* gate, const float* up, int n, float* y) {
       g[j - i] = gate[j];
       u[j - i] = up[j];
     }
-    S::store(g, S::mul(silu(S::load(g)), S::load(u)));
+    S::store(g, S::mul(activation(S::load(g)), S::load(u)));
     for (int j = i; j < n; ++j) y[j] = g[j - i];
   }
 }
 
-template <Simd::F (*Function)(Simd::F)>
-void map_row(const float* x, int n, float* y) {
-  using S = Simd;
-  int i = 0;
-  for (; i + S::width <= n; i += S::width) S::store(y + i, Function(S::load(x + i)));
-  if (i < n) {
-    alignas(64) float rest[S::width] = {};
-    for (int j = i; j < n; ++j) rest[j - i] = x[j];
-    S::store(rest, Function(S::load(rest)));
-    for (int j = i; j < n; ++j) y[j] = rest[j - i];
-  }
+void silu_mul(const float* gate, const float* up, int n, float* y) {
+  gate_row(gate, up, n, y, [](Simd::F x) { return silu(x); });
+}
+
+void gelu_mul(const float* gate, const float* up, int n, float* y) {
+  gate_row(gate, up, n, y, [](Simd::F x) { return gelu_tanh(x); });
+}
+
+void gelu_row(const float* x, int n, float* y) {
+  map_row(x, n, y, [](Simd::F v) { return gelu(v); });
+}
+
+void gelu_tanh_row(const float* x, int n, float* y) {
+  map_row(x, n, y, [](Simd::F v) { return gelu_tanh(v); });
+}
+
+void scale(const float* x, float factor, int n, float* y) {
+  for (int i = 0; i < n; ++i) y[i] = x[i] * factor;
+}
+
+void softcap(const float* x, float cap, int n, float* y) {
+  map_row(x, n, y, [cap](Simd::F v) { return softcap(v, cap); });
 }
 
 void add(const float* a, const float* b, int n, float* y) {

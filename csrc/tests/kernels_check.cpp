@@ -135,7 +135,7 @@ void check_linear(Check& check, const Form& form, int rows, int columns, Epilogu
   const Matrix matrix = random_matrix(form, rows, columns);
   const auto x = normal(static_cast<std::size_t>(kMaxTokens) * columns);
   const auto bias = normal(static_cast<std::size_t>(matrix.panels()) * kPanelRows);
-  const int width = epilogue == Epilogue::silu_mul ? rows / 2 : rows;
+  const int width = is_gated(epilogue) ? rows / 2 : rows;
   const auto before = normal(static_cast<std::size_t>(kMaxTokens) * width);
   const std::string what = std::string("linear ") + form.name + " " + std::to_string(rows) + "x" +
                            std::to_string(columns) + " epilogue " +
@@ -145,7 +145,8 @@ void check_linear(Check& check, const Form& form, int rows, int columns, Epilogu
     const int group = form.group == 0 ? 32 : matrix.activation_group();
     const Quantized q(*scalar_kernels(), x, columns, group);
     std::vector<float> y = before;
-    const LinearArgs args{matrix.view(), x.data(), q.view, bias.data(), y.data(), width, epilogue};
+    const LinearArgs args{matrix.view(), x.data(), q.view,   bias.data(),
+                          y.data(),      width,    epilogue, 0.5f};
     for (int tokens = 0, done = 0; done < kMaxTokens; ++tokens) {
       const int end = done + tokens < kMaxTokens ? done + tokens : kMaxTokens;
       kernels.linear(args, 0, matrix.panels(), done, end);
@@ -168,6 +169,7 @@ void check_all_linear(Check& check) {
     check_linear(check, form, 33, 192, Epilogue::add);
     check_linear(check, form, 96, 190, Epilogue::silu_mul);
     check_linear(check, form, 70, 192, Epilogue::gelu);
+    check_linear(check, form, 96, 190, Epilogue::gelu_mul);
   }
 }
 
@@ -197,6 +199,16 @@ void check_rows(Check& check) {
         return y;
       });
     }
+    check.same("gelu_mul" + size, 1e-6f, [&](const Kernels& kernels) {
+      std::vector<float> y(n);
+      kernels.gelu_mul(a.data(), b.data(), n, y.data());
+      return y;
+    });
+    check.same("softcap" + size, 1e-6f, [&](const Kernels& kernels) {
+      std::vector<float> y(n);
+      kernels.softcap(a.data(), 2.0f, n, y.data());
+      return y;
+    });
     check.same("add" + size, 0.0f, [&](const Kernels& kernels) {
       std::vector<float> y(n);
       kernels.add(a.data(), b.data(), n, y.data());
@@ -214,7 +226,7 @@ void check_rows(Check& check) {
   }
 }
 
-void check_attention(Check& check, KvFormat format, int dim, int queries, int window) {
+void check_attention(Check& check, KvFormat format, int dim, int queries, int window, float cap) {
   constexpr int kLength = 100;
   const std::vector<std::int32_t> table = {2, 0, 3, 1};
   const KvCache cache(format, 1, 4, 1, dim);
@@ -242,6 +254,7 @@ void check_attention(Check& check, KvFormat format, int dim, int queries, int wi
                args.head_dim = dim;
                args.padded_dim = cache.padded_dim();
                args.scale = 1.0f / std::sqrt(static_cast<float>(dim));
+               args.cap = cap;
                args.scores = scores.data();
                args.score_stride = 128;
                kernels.attention(args);
@@ -256,7 +269,8 @@ int check_all(const std::string& isa) {
   check_rows(check);
   for (const KvFormat format : {KvFormat::f32, KvFormat::bf16, KvFormat::int8}) {
     for (int queries = 1; queries <= kQueryTile; ++queries) {
-      check_attention(check, format, queries == 1 ? 2 : 80, queries, queries == 2 ? 33 : 0);
+      check_attention(check, format, queries == 1 ? 2 : 80, queries, queries == 2 ? 33 : 0,
+                      queries == 3 ? 2.0f : 0.0f);
     }
   }
   std::printf("%d failures\n", check.failures());

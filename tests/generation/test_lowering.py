@@ -10,19 +10,24 @@ from hasten.models.config import ModelConfig
 from hasten.models.graph import (
     Add,
     Attention,
+    GeluMul,
     Graph,
     GraphBuilder,
+    HeadNorm,
     KvWrite,
     Linear,
     Quantize,
     RmsNorm,
     Rope,
     RopeKvWrite,
+    Scale,
     Select,
     SiluMul,
 )
+from hasten.models.rope import Rotation
 
 WIDTH = 64
+ROTATION = Rotation(16, 1e4)
 
 
 class Groups(dict):
@@ -54,8 +59,8 @@ def attention_block(g, x, *, query_rope=True, bias=False):
     q, k, v = (
         g.linear(x, name, WIDTH, bias=f"{name}.bias" if bias else None) for name in ("q", "k", "v")
     )
-    query = g.rope(q, 4) if query_rope else q
-    g.kv_write(g.rope(k, 4), v, 0)
+    query = g.rope(q, 4, ROTATION) if query_rope else q
+    g.kv_write(g.rope(k, 4, ROTATION), v, 0)
     return g.attention(query, 4, 0)
 
 
@@ -98,8 +103,8 @@ def test_qkv_of_different_sources_stay_apart():
     g, x = start()
     y = g.rms_norm(x, "norm", 1e-5)
     q, k, v = g.linear(x, "q", WIDTH), g.linear(x, "k", WIDTH), g.linear(y, "v", WIDTH)
-    query = g.rope(q, 4)
-    g.kv_write(g.rope(k, 4), v, 0)
+    query = g.rope(q, 4, ROTATION)
+    g.kv_write(g.rope(k, 4, ROTATION), v, 0)
     graph = g.finish(g.attention(query, 4, 0))
     assert lowered(graph).ops == graph.ops
 
@@ -108,8 +113,8 @@ def test_biases_on_some_keep_qkv_apart():
     g, x = start()
     q, k = g.linear(x, "q", WIDTH, bias="q.bias"), g.linear(x, "k", WIDTH)
     v = g.linear(x, "v", WIDTH)
-    query = g.rope(q, 4)
-    g.kv_write(g.rope(k, 4), v, 0)
+    query = g.rope(q, 4, ROTATION)
+    g.kv_write(g.rope(k, 4, ROTATION), v, 0)
     graph = g.finish(g.attention(query, 4, 0))
     assert lowered(graph).ops == graph.ops
 
@@ -123,28 +128,69 @@ def test_qkv_without_rope_stay_apart():
 def test_a_projection_that_is_read_twice_stays():
     g, x = start()
     q, k, v = (g.linear(x, name, WIDTH) for name in ("q", "k", "v"))
-    query = g.rope(q, 4)
-    g.kv_write(g.rope(k, 4), v, 0)
+    query = g.rope(q, 4, ROTATION)
+    g.kv_write(g.rope(k, 4, ROTATION), v, 0)
     y = g.attention(query, 4, 0)
     graph = g.finish(g.add(y, v))
     assert lowered(graph).ops == graph.ops
 
 
-def gate_block(g, x, *, bias=(None, None)):
-    gate = g.linear(x, "gate", 52, bias=bias[0])
-    return gate, g.silu_mul(gate, g.linear(x, "up", 52, bias=bias[1]))
+def normed_block(g, x, *, eps=(1e-5, 1e-5), heads=(4, 4), share=False, rotation=ROTATION):
+    """The same with a norm of queries and keys."""
+    q, k, v = (g.linear(x, name, WIDTH) for name in ("q", "k", "v"))
+    q = g.rms_norm(q, "q_norm", eps[0], heads=heads[0], offset=1.0)
+    k = g.rms_norm(k, "k_norm", eps[1], heads=heads[1])
+    query = g.rope(q, 4, ROTATION)
+    g.kv_write(g.rope(k, 4, rotation), v, 0)
+    y = g.attention(query, 4, 0)
+    return g.add(y, k) if share else y
 
 
-def test_gate_and_up_become_one_product():
+def test_norms_of_heads_join_rope_and_write():
     g, x = start()
-    graph = lowered(g.finish(gate_block(g, x, bias=("b", "c"))[1]))
+    graph = lowered(g.finish(normed_block(g, x)))
+    check_runs_in_order(graph)
+    (fused,) = of_type(graph, RopeKvWrite)
+    assert fused.query_norm == HeadNorm("q_norm", 1e-5, 1.0)
+    assert fused.key_norm == HeadNorm("k_norm", 1e-5, 0.0)
+    assert len(of_type(graph, Linear)) == 1
+    assert kinds(graph)[RmsNorm] == 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"eps": (1e-5, 1e-6)},
+        {"heads": (1, 1)},
+        {"share": True},
+        {"rotation": Rotation(16, 1e6)},
+    ],
+    ids=str,
+)
+def test_norms_that_do_not_fit_stay_apart(changes):
+    g, x = start()
+    graph = g.finish(normed_block(g, x, **changes))
+    assert lowered(graph).ops == graph.ops
+
+
+def gate_block(g, x, *, bias=(None, None), gate=GraphBuilder.silu_mul):
+    gated = g.linear(x, "gate", 52, bias=bias[0])
+    return gated, gate(g, gated, g.linear(x, "up", 52, bias=bias[1]))
+
+
+@pytest.mark.parametrize("gate", ["silu_mul", "gelu_mul"])
+def test_gate_and_up_become_one_product(gate):
+    g, x = start()
+    graph = lowered(
+        g.finish(gate_block(g, x, bias=("b", "c"), gate=getattr(GraphBuilder, gate))[1])
+    )
     check_runs_in_order(graph)
     (product,) = of_type(graph, Linear)
-    assert (product.weights, product.epilogue) == (("gate", "up"), "silu_mul")
+    assert (product.weights, product.epilogue) == (("gate", "up"), gate)
     assert product.biases == ("b", "c")
     assert product.width == 52
     assert graph.output == product.out
-    assert kinds(graph)[SiluMul] == 0
+    assert kinds(graph)[SiluMul] == kinds(graph)[GeluMul] == 0
 
 
 @pytest.mark.parametrize("case", ["format", "bias", "shared"])
@@ -181,6 +227,35 @@ def test_the_residual_is_added_apart(case):
     else:
         graph = g.finish(g.add(x, g.rms_norm(x, "norm", 1e-5)))
     assert kinds(lowered(graph))[Add] == kinds(graph)[Add]
+
+
+def test_a_factor_joins_the_product_before_it():
+    g, x = start()
+    graph = lowered(g.finish(g.add(x, g.scale(g.linear(x, "w", WIDTH), 0.5))))
+    check_runs_in_order(graph)
+    (product,) = of_type(graph, Linear)
+    assert (product.epilogue, product.residual, product.scale) == ("add", x, 0.5)
+    assert len(graph.ops) == 2
+
+
+@pytest.mark.parametrize("case", ["embedding", "product read twice", "gated"])
+def test_factors_stay_apart(case):
+    g, x = start()
+    y = g.linear(x, "w", WIDTH)
+    if case == "embedding":
+        graph = g.finish(g.scale(x, 0.5))
+    elif case == "product read twice":
+        graph = g.finish(g.add(g.scale(y, 0.5), y))
+    else:
+        graph = g.finish(g.scale(gate_block(g, x)[1], 0.5))
+    assert kinds(lowered(graph))[Scale] == 1
+    check_runs_in_order(lowered(graph))
+
+
+def test_a_factor_of_one_is_no_op():
+    g, x = start()
+    assert g.scale(x, 1.0) == x
+    assert g.softcap(x, None) == x
 
 
 def test_products_share_the_codes_of_their_source():
@@ -250,7 +325,7 @@ def test_a_norm_writes_codes_unless_its_floats_are_read(shared):
 
 
 @pytest.mark.parametrize("biases", [False, True])
-@pytest.mark.parametrize("family", ["llama", "mistral"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
 def test_ops_of_a_lowered_model(family, biases):
     config = ModelConfig(
         family, 64, 96, 3, 4, 2, 16, 50, 128, 1e-5, 1e4, attention_bias=biases, mlp_bias=biases

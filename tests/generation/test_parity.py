@@ -5,66 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from families import VARIANTS, VOCABULARY
 
 from hasten import _native
 from hasten.generation import Engine
 from hasten.models import load_model
+from hasten.models.config_json import to_huggingface
 from hasten.types import EngineOptions, Request, SamplingParams
 
 pytestmark = pytest.mark.parity
-
-CONFIG = {
-    "hidden_size": 40,
-    "intermediate_size": 52,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 77,
-    "max_position_embeddings": 128,
-    "attn_implementation": "eager",
-}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 500000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
-LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
-FAMILIES = {
-    "llama": ("llama", {}),
-    "tied": ("llama", {"tie_word_embeddings": True}),
-    "attention bias": ("llama", {"attention_bias": True}),
-    "all biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
-    "one kv head": ("llama", {"num_key_value_heads": 1, "head_dim": 64}),
-    "llama3 scaling": ("llama", {"rope_parameters": LLAMA3}),
-    "linear scaling": ("llama", {"rope_parameters": LINEAR}),
-    "mistral": ("mistral", {"head_dim": 10, "sliding_window": None}),
-    "window": ("mistral", {"head_dim": 10, "sliding_window": 16}),
-}
-
-
-def save_random_model(kind, changes, path):
-    """A transformers model with large random weights, saved; biases and norms are random too."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
-
-    classes = {
-        "llama": (LlamaConfig, LlamaForCausalLM),
-        "mistral": (MistralConfig, MistralForCausalLM),
-    }
-    torch.manual_seed(0)
-    config, model = classes[kind]
-    made = model(config(**CONFIG | changes)).eval()
-    with torch.no_grad():
-        for name, parameter in made.named_parameters():
-            if parameter.ndim == 1:
-                parameter.copy_(torch.rand_like(parameter) + (0.5 if "norm" in name else -0.5))
-            else:
-                parameter.normal_(0, 2 / parameter.shape[1] ** 0.5)
-    made.save_pretrained(path)
-    return made
 
 
 def score(engine, tokens):
@@ -75,17 +24,42 @@ def relative_error(got, want):
     return float(np.abs(got - want).max() / np.abs(want).max())
 
 
-@pytest.mark.parametrize(("kind", "changes"), FAMILIES.values(), ids=FAMILIES.keys())
-def test_random_models(isa, kind, changes, tmp_path):
+def logits_of(made, tokens):
+    """What transformers computes for every token."""
     import torch
 
-    made = save_random_model(kind, changes, tmp_path)
-    tokens = np.random.default_rng(0).integers(0, 77, 100).tolist()
     with torch.no_grad():
-        want = made(torch.tensor([tokens])).logits[0].numpy()
-    options = EngineOptions(isa=isa, weights="f32", kv="f32", chunk=33, max_context=128)
-    with Engine(load_model(str(tmp_path)), options) as engine:
-        assert relative_error(score(engine, tokens), want) < 1e-5
+        return made(torch.tensor([tokens])).logits[0].numpy()
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_random_models(variant, tmp_path):
+    """Logits and greedy tokens of both executors; the native one on every instruction set."""
+    made = variant.save(tmp_path)
+    tokens = np.random.default_rng(0).integers(0, VOCABULARY, 100).tolist()
+    want = logits_of(made, tokens)
+    model = load_model(str(tmp_path))
+    runs = [{"executor": "reference"}] + [
+        {"isa": isa, "fuse": fuse} for isa in _native.isas() for fuse in (True, False)
+    ]
+    for run in runs:
+        options = EngineOptions(
+            weights="f32", kv="f32", chunk=33, max_context=128, threads=1, **run
+        )
+        with Engine(model, options) as engine:
+            assert relative_error(score(engine, tokens), want) < 1e-5, run
+            answer = greedy(engine, tokens[:40], 20)
+        chosen = logits_of(made, tokens[:40] + answer)[39:-1].argmax(-1)
+        assert chosen.tolist() == answer, run
+
+
+def greedy(engine, prompt, count):
+    engine.submit(Request("0", tuple(prompt), SamplingParams(max_tokens=count, ignore_eos=True)))
+    answer = []
+    while engine.has_work:
+        for output in engine.step():
+            answer += output.tokens
+    return answer
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +73,7 @@ def smollm2_in_torch(smollm2, tmp_path_factory):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    values = smollm2.config.to_huggingface()
+    values = to_huggingface(smollm2.config)
     config = LlamaConfig(**values, attn_implementation="sdpa")
     with torch.device("meta"):
         made = LlamaForCausalLM(config)

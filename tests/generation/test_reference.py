@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 from tiny import Player, make_model, some_tokens
 
-from hasten.models.rope import RopeScaling
+from hasten.models.rope import LinearScaling, Llama3Scaling
 
-LLAMA3 = RopeScaling(
-    kind="llama3",
+LLAMA3 = Llama3Scaling(
     factor=8.0,
     low_freq_factor=1.0,
     high_freq_factor=4.0,
@@ -21,7 +20,7 @@ VARIANTS = {
     "one head each": {"num_kv_heads": 6},
     "one kv head": {"num_kv_heads": 1, "head_dim": 64},
     "llama3 scaling": {"rope_scaling": LLAMA3},
-    "linear scaling": {"rope_scaling": RopeScaling(kind="linear", factor=4.0)},
+    "linear scaling": {"rope_scaling": LinearScaling(factor=4.0)},
     "window": {"model_type": "mistral", "sliding_window": 9},
     "window of one": {"model_type": "mistral", "sliding_window": 1},
 }

@@ -156,15 +156,17 @@ class Bench:
         return out
 
 
-def run_linear(isa, x, weight: Weight, *, bias=None, epilogue="store", into=None, threads=1):
+def run_linear(
+    isa, x, weight: Weight, *, bias=None, epilogue="store", into=None, threads=1, scale=1
+):
     """One product; `into` [tokens, rows] is what the epilogue "add" adds to."""
     bench = Bench(isa, len(x), threads)
     source = bench.give(x)
     if weight.quantized is not None:
         source = bench.quantized(source, x.shape[1], weight.group)
-    width = weight.values.shape[0] // (2 if epilogue == "silu_mul" else 1)
+    width = weight.values.shape[0] // (2 if epilogue.endswith("_mul") else 1)
     out = bench.buffer(width) if into is None else bench.give(into)
-    bench.program.linear(source, weight.matrix, out, pad_bias(bias), epilogue)
+    bench.program.linear(source, weight.matrix, out, pad_bias(bias), epilogue, scale)
     return bench.take(out, width)
 
 

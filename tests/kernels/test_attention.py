@@ -8,6 +8,7 @@ from harness import Bench, float_matrix, normal, to_bf16
 
 from hasten import _native
 from hasten.kernels.attention import attention
+from hasten.kernels.norm import rms_norm
 from hasten.kernels.rope import rope_tables, rotate
 
 CONTEXTS = (1, 31, 32, 33, 200)
@@ -23,6 +24,8 @@ class Case:
     dim: int = 16
     kv: str = "f32"
     window: int = 0
+    scale: float | None = None
+    cap: float = 0.0
     lengths: tuple[int, ...] = CONTEXTS
 
     def arrays(self):
@@ -59,7 +62,7 @@ class Runner:
             p.embed(float_matrix(array), buffer)
         out = p.add_buffer(widths[0])
         p.kv_write(key, value, 1)
-        p.attention(query, case.heads, 1, out, case.window)
+        p.attention(query, case.heads, 1, out, case.window, scale=case.scale, cap=case.cap)
         p.select(out, p.add_output(widths[0]))
         self.first = np.cumsum([0, *case.lengths])
         self.result = np.full((total, widths[0]), np.nan, np.float32)
@@ -112,7 +115,8 @@ def expected(case: Case):
         rows = slice(first, first + length)
         heads = [a[rows].reshape(length, -1, case.dim).astype(float) for a in (query, key, value)]
         positions = np.arange(length)
-        out.append(attention(*heads, positions, case.window or None).reshape(length, -1))
+        result = attention(*heads, positions, case.window or None, case.scale, case.cap or None)
+        out.append(result.reshape(length, -1))
         first += length
     return np.concatenate(out)
 
@@ -142,8 +146,15 @@ def test_windows(isa, window):
 
 @pytest.mark.parametrize("kv", ["f32", "bf16", "int8"])
 @pytest.mark.parametrize("window", [0, 33])
-def test_bits_do_not_depend_on_batch_chunks_or_threads(isa, kv, window):
-    case = Case(heads=6, kv=kv, window=window)
+def test_scale_and_cap(isa, kv, window):
+    check(Case(kv=kv, window=window, scale=0.7, cap=2.0), isa)
+    check(Case(kv=kv, window=window, scale=1 / 16), isa)
+
+
+@pytest.mark.parametrize("kv", ["f32", "bf16", "int8"])
+@pytest.mark.parametrize(("window", "cap"), [(0, 0.0), (33, 0.0), (33, 2.0)])
+def test_bits_do_not_depend_on_batch_chunks_or_threads(isa, kv, window, cap):
+    case = Case(heads=6, kv=kv, window=window, cap=cap)
     whole = Runner(case, isa).run_whole()
     for threads in (1, 2, 3):
         np.testing.assert_array_equal(Runner(case, isa, threads).run_alone(), whole)
@@ -176,35 +187,49 @@ def test_magnitudes(isa, kv, scale):
     assert np.abs(got).max() <= np.abs(value).max() * 1.01
 
 
-def test_rope_and_write_in_one_op_equals_the_parts(isa):
-    """`rope_kv_write` on a joint projection against rope, rope and kv_write."""
-    heads, kv_heads, dim, tokens = 6, 2, 10, 40
+@pytest.mark.parametrize("normed", [False, True])
+def test_rope_and_write_in_one_op_equals_the_parts(isa, normed):
+    """`rope_kv_write` on a joint projection against norm, rope and kv_write."""
+    heads, kv_heads, dim, tokens, eps = 6, 2, 10, 40, 1e-5
     query, key, value = (
         normal(tokens, n * dim, seed=i) for i, n in enumerate((heads, kv_heads, kv_heads))
     )
+    norms = [normal(dim, seed=3), normal(dim, seed=4)] if normed else [None, None]
     tables = rope_tables((0.5 ** np.arange(dim // 2)).astype(np.float32), 64)
     results = []
     for fused in (True, False):
         bench = Bench(isa, tokens, threads=2)
         p = bench.program
-        p.set_rope(*tables)
+        p.add_rope(*rope_tables(np.ones(1, np.float32), 64))
+        table = p.add_rope(*tables)
         p.set_cache(_native.KvCache("bf16", 1, 2, kv_heads, dim))
         rotated, out = bench.buffer(heads * dim), bench.buffer(heads * dim)
         if fused:
             joint = bench.give(np.concatenate([query, key, value], axis=1))
-            p.rope_kv_write(joint, heads, 0, rotated)
+            p.rope_kv_write(joint, heads, 0, rotated, table, *norms, eps)
         else:
             turned = bench.buffer(kv_heads * dim)
-            p.rope(bench.give(query), heads, rotated)
-            p.rope(bench.give(key), kv_heads, turned)
+            for array, count, norm, target in (
+                (query, heads, norms[0], rotated),
+                (key, kv_heads, norms[1], turned),
+            ):
+                source = bench.give(array)
+                if norm is not None:
+                    p.rms_norm(source, norm, eps, source)
+                p.rope(source, count, target, table)
             p.kv_write(turned, bench.give(value), 0)
         p.attention(rotated, heads, 0, out)
         results.append(bench.take(out, heads * dim, tables=[[0, 1]]))
     np.testing.assert_array_equal(*results)
-    turned = [
-        rotate(a.reshape(tokens, -1, dim), *(t[:tokens] for t in tables)) for a in (query, key)
-    ]
+    turned = []
+    for array, norm in ((query, norms[0]), (key, norms[1])):
+        split = array.reshape(tokens, -1, dim)
+        split = split if norm is None else rms_norm(split, norm, eps)
+        turned.append(rotate(split, *(t[:tokens] for t in tables)))
     want = attention(
         turned[0], to_bf16(turned[1]), to_bf16(value).reshape(tokens, -1, dim), np.arange(tokens)
     )
-    np.testing.assert_allclose(results[0], want.reshape(tokens, -1), atol=1e-5, rtol=1e-5)
+    # bf16 keys that the two norms round to either side
+    np.testing.assert_allclose(
+        results[0], want.reshape(tokens, -1), **({"atol": 2e-3} if normed else {"atol": 1e-5})
+    )

@@ -159,8 +159,8 @@ def test_buffers():
         lambda: p.add_quantized_buffer(0, 32),
         lambda: p.add_quantized_buffer(64, 16),
         lambda: p.add_output(0),
-        lambda: p.set_rope(normal(4, 2), normal(4, 3)),
-        lambda: p.set_rope(normal(0, 2), normal(0, 2)),
+        lambda: p.add_rope(normal(4, 2), normal(4, 3)),
+        lambda: p.add_rope(normal(0, 2), normal(0, 2)),
     ]
     for call in calls:
         with pytest.raises(BAD):
@@ -172,7 +172,7 @@ def parts():
     """A program with a buffer of each kind, a cache and rotary tables."""
     p = new_program()
     p.set_cache(_native.KvCache("f32", 1, 2, 2, 16))
-    p.set_rope(*rope_tables(np.ones(8, np.float32), 64))
+    p.add_rope(*rope_tables(np.ones(8, np.float32), 64))
     return p, {
         "wide": p.add_buffer(64),
         "other": p.add_buffer(64),
@@ -198,6 +198,8 @@ def op_calls(p, b):
         "no matrix": lambda: p.embed(None, b["wide"]),
         "norm of codes": lambda: p.rms_norm(b["codes"], weight, 1e-5, b["wide"]),
         "norm of another width": lambda: p.rms_norm(b["narrow"], weight, 1e-5, b["wide"]),
+        "norm of a part": lambda: p.rms_norm(b["wide"], normal(60), 1e-5, b["other"]),
+        "norm of nothing": lambda: p.rms_norm(b["wide"], normal(0), 1e-5, b["other"]),
         "norm to another width": lambda: p.rms_norm(b["wide"], weight, 1e-5, b["narrow"]),
         "norm to selected rows": lambda: p.rms_norm(b["wide"], weight, 1e-5, b["chosen"]),
         "norm weight of float64": lambda: p.rms_norm(b["wide"], weight.astype(float), 0, b["wide"]),
@@ -247,7 +249,19 @@ def op_calls(p, b):
         "select to all rows": lambda: p.select(b["wide"], b["other"]),
         "a second output": lambda: p.add_output(64),
         "a second cache": lambda: p.set_cache(_native.KvCache("f32", 1, 1, 2, 16)),
-        "second tables": lambda: p.set_rope(*rope_tables(np.ones(9, np.float32), 64)),
+        "rope without tables": lambda: p.rope(b["wide"], 4, b["other"], 1),
+        "rope of negative tables": lambda: p.rope(b["wide"], 4, b["other"], -1),
+        "joint norm of another width": lambda: p.rope_kv_write(
+            b["joint"], 4, 0, b["wide"], 0, normal(15)
+        ),
+        "scale of codes": lambda: p.scale(b["codes"], 2, b["wide"]),
+        "scale to another width": lambda: p.scale(b["wide"], 2, b["narrow"]),
+        "scale of selected rows": lambda: p.scale(b["chosen"], 2, b["wide"]),
+        "softcap of zero": lambda: p.softcap(b["wide"], 0, b["other"]),
+        "softcap of nan": lambda: p.softcap(b["wide"], float("nan"), b["other"]),
+        "softcap of selected rows": lambda: p.softcap(b["chosen"], 2, b["wide"]),
+        "gelu of widths": lambda: p.gelu_mul(b["wide"], b["narrow"], b["other"]),
+        "attention cap": lambda: p.attention(b["wide"], 4, 0, b["other"], cap=-1),
     }
 
 
@@ -282,7 +296,7 @@ def attention_program():
     """Embedding, KV write and attention over 3 blocks, 8 tokens a run, 64 positions."""
     p = new_program(tokens=8, selected=4, context=CONTEXT)
     p.set_cache(_native.KvCache("f32", 1, BLOCKS, 1, 4))
-    p.set_rope(*rope_tables(np.ones(2, np.float32), 40))
+    p.add_rope(*rope_tables(np.ones(2, np.float32), 40))
     x, out = p.add_buffer(4), p.add_buffer(4)
     p.embed(float_matrix(normal(VOCABULARY, 4)), x)
     p.rope(x, 1, x)

@@ -124,21 +124,26 @@ def test_bias_and_residual(isa, kind, group, minimum, rows):
     np.testing.assert_array_equal(biased, plain + bias)
     added = run_linear(isa, x, weight, bias=bias, epilogue="add", into=into)
     np.testing.assert_array_equal(added, into + biased)
+    factor = np.float32(0.3)
+    scaled = run_linear(isa, x, weight, bias=bias, epilogue="add", into=into, scale=factor)
+    np.testing.assert_array_equal(scaled, into + biased * factor)
 
 
-@pytest.mark.parametrize("rows", [32, 64, 96])
+@pytest.mark.parametrize(("epilogue", "tolerance"), [("silu_mul", 1e-6), ("gelu_mul", 1e-5)])
+@pytest.mark.parametrize("rows", [32, 96])
 @pytest.mark.parametrize(("kind", "group", "minimum"), FORMATS)
-def test_gated_epilogue(isa, kind, group, minimum, rows):
+def test_gated_epilogues(isa, kind, group, minimum, rows, epilogue, tolerance):
     columns = some_columns(group)
     x, bias = normal(7, columns, scale=0.1), normal(rows, seed=5)
     weight = make_weight(kind, rows, columns, group=group, minimum=minimum)
     plain = run_linear(isa, x, weight, bias=bias).astype(float)
     panels = plain.reshape(7, -1, 2, 16)
     gate, up = panels[:, :, 0], panels[:, :, 1]
+    power = -gate if epilogue == "silu_mul" else -1.5957691216 * (gate + 0.044715 * gate**3)
     with np.errstate(over="ignore"):
-        want = (gate / (1 + np.exp(-gate)) * up).reshape(7, -1)
-    got = run_linear(isa, x, weight, bias=bias, epilogue="silu_mul")
-    np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-30)
+        want = (gate / (1 + np.exp(power)) * up).reshape(7, -1)
+    got = run_linear(isa, x, weight, bias=bias, epilogue=epilogue)
+    np.testing.assert_allclose(got, want, rtol=tolerance, atol=1e-30)
 
 
 @pytest.mark.parametrize("minimum", [False, True])

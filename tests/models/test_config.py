@@ -8,8 +8,9 @@ import pytest
 from tiny_models import CONFIG
 
 from hasten.errors import ModelFileError, UnsupportedModelError
-from hasten.models.config import ModelConfig, from_huggingface
-from hasten.models.rope import RopeScaling
+from hasten.models.config import ModelConfig
+from hasten.models.config_json import from_huggingface, to_huggingface
+from hasten.models.rope import LinearScaling, Llama3Scaling
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -34,7 +35,7 @@ def test_reads_a_config_of_transformers_4():
         max_position=128,
         norm_eps=1e-5,
         rope_theta=5e5,
-        rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, 64),
+        rope_scaling=Llama3Scaling(8.0, 1.0, 4.0, 64),
         bos_id=1,
         eos_ids=(2,),
     )
@@ -45,7 +46,7 @@ def test_reads_the_rope_parameters_of_transformers_5():
     new = {key: value for key, value in CONFIG.items() if key != "rope_theta"}
     assert from_huggingface(new | {"rope_parameters": LLAMA3 | {"rope_theta": 5e5}}) == old
     linear = from_huggingface(CONFIG | {"rope_scaling": {"type": "linear", "factor": 2}})
-    assert linear.rope_scaling == RopeScaling("linear", 2.0)
+    assert linear.rope_scaling == LinearScaling(2.0)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "mistral"])
@@ -155,8 +156,9 @@ def test_names_what_is_missing(key):
         ({"model_type": "__init__"}, "llama"),
         ({"hidden_act": "gelu"}, "gelu"),
         ({"partial_rotary_factor": 0.5}, "0.5"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "yarn.*llama3"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"),
+        ({"rope_scaling": {"rope_type": "proportional", "factor": 2.0}}, "proportional.*llama3"),
+        ({"rope_scaling": {"rope_type": "default", "mrope_section": [1]}}, "mrope_section"),
+        ({"rope_scaling": {"full_attention": {"rope_type": "default"}}}, "full_attention"),
     ],
 )
 def test_names_variants_that_are_not_supported(change, words):
@@ -175,7 +177,7 @@ def test_names_variants_that_are_not_supported(change, words):
 )
 def test_survives_being_written_and_read(change):
     config = from_huggingface(CONFIG | change)
-    assert from_huggingface(json.loads(json.dumps(config.to_huggingface()))) == config
+    assert from_huggingface(json.loads(json.dumps(to_huggingface(config)))) == config
 
 
 @pytest.mark.parity
@@ -199,7 +201,7 @@ def test_agrees_with_transformers(tmp_path, family, options):
     assert ours.tie_embeddings == theirs.tie_word_embeddings
     assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
     assert ours.sliding_window == getattr(theirs, "sliding_window", None)
-    written = ours.to_huggingface()
+    written = to_huggingface(ours)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         (tmp_path / "config.json").write_text(json.dumps(written))

@@ -17,7 +17,7 @@ from hasten.kernels.quantization import dequantize
 from hasten.models import load_model
 from hasten.models.artefact import write_artefact
 from hasten.models.gguf_model import half_split_order
-from hasten.models.rope import RopeScaling, frequency_divisors, inverse_frequencies
+from hasten.models.rope import LinearScaling, Llama3Scaling, Rotation, inverse_frequencies
 
 
 def test_float_file_holds_the_tensors_of_the_huggingface_directory(tmp_path):
@@ -82,10 +82,10 @@ def test_special_tokens_come_from_the_tokenizers_keys(tmp_path):
 def test_linear_scaling(tmp_path):
     metadata = [("llama.rope.scaling.type", "linear"), ("llama.rope.scaling.factor", 4.0)]
     config = load_model(write_gguf(tmp_path / "new.gguf", metadata=metadata)).config
-    assert config.rope_scaling == RopeScaling("linear", 4.0)
+    assert config.rope_scaling == LinearScaling(4.0)
     metadata = [("llama.rope.scale_linear", 2.0)]
     config = load_model(write_gguf(tmp_path / "old.gguf", metadata=metadata)).config
-    assert config.rope_scaling == RopeScaling("linear", 2.0)
+    assert config.rope_scaling == LinearScaling(2.0)
     metadata = [("llama.rope.scaling.type", "none"), ("llama.rope.scaling.factor", 4.0)]
     config = load_model(write_gguf(tmp_path / "off.gguf", metadata=metadata)).config
     assert config.rope_scaling is None
@@ -103,8 +103,8 @@ def test_a_sliding_window_is_kept(tmp_path, stored, family):
 
 @pytest.mark.parametrize("factor", [8.0, 32.0])
 def test_the_rope_factors_of_llama_3_are_recognised(tmp_path, factor):
-    scaling = RopeScaling("llama3", factor)
-    divisors = frequency_divisors(inverse_frequencies(HEAD_DIM, 1e4, None), scaling)
+    scaling = Llama3Scaling(factor)
+    divisors = scaling.divisors(inverse_frequencies(Rotation(HEAD_DIM, 1e4), 1))
     more = [("rope_freqs.weight", divisors)]
     model = load_model(write_gguf(tmp_path / "tiny.gguf", more=more))
     assert model.config.rope_scaling == scaling

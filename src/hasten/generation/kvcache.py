@@ -115,9 +115,9 @@ def _block_bytes(config: ModelConfig, kv: str) -> int:
 
 
 def _choose_context(config: ModelConfig, options: EngineOptions) -> int:
-    longest = config.max_position
+    longest = config.longest
     if options.max_context is None:
-        return min(longest, DEFAULT_CONTEXT)
+        return min(config.max_position, DEFAULT_CONTEXT)
     if not 1 <= options.max_context <= longest:
         raise UsageError(
             f"max_context is {options.max_context}",

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from hasten.models.graph import (
     Add,
     Attention,
     Epilogue,
     Gelu,
+    GeluMul,
     Graph,
+    HeadNorm,
     KvWrite,
     LayerNorm,
     Linear,
@@ -24,6 +26,7 @@ from hasten.models.graph import (
     RmsNorm,
     Rope,
     RopeKvWrite,
+    Scale,
     SiluMul,
     SplitKvWrite,
     output_of,
@@ -61,7 +64,7 @@ def lower(
 
 
 def merge_projections(graph: Graph, formats: Mapping[str, str]) -> Graph:
-    """QKV in one product, where the KV write takes it whole: `RopeKvWrite`, `SplitKvWrite`."""
+    """QKV in one product, where what follows takes it whole: `RopeKvWrite`, `SplitKvWrite`."""
     producers = _producers(graph)
     uses = _uses(graph)
     queries = {op.layer: op.source for op in graph.ops if isinstance(op, Attention)}
@@ -72,42 +75,96 @@ def merge_projections(graph: Graph, formats: Mapping[str, str]) -> Graph:
             continue
         if op.layer not in queries:
             continue
-        query, key = producers[queries[op.layer]], producers[op.key]
-        if isinstance(query, Rope) != isinstance(key, Rope):
+        query = _prepared(producers[queries[op.layer]], producers, uses)
+        key = _prepared(producers[op.key], producers, uses)
+        parts = [query.projection, key.projection, producers[op.value]]
+        if not _alike(query, key) or not _mergeable(parts, formats):
             continue
-        parts = [producers[name] for name in (_unrotated(query), _unrotated(key), op.value)]
-        if not _mergeable(parts, formats) or any(uses[output_of(part)] != 1 for part in parts):
+        if any(uses[output_of(part)] != 1 for part in parts):
             continue
         joint = _join([part for part in parts if isinstance(part, Linear)], f"qkv.{op.layer}")
-        dropped |= {output_of(part) for part in parts[1:]} | {output_of(key)}
+        dropped |= {output_of(part) for part in parts[1:]} | query.names | key.names
         replaced[output_of(parts[0])] = joint
-        if isinstance(query, Rope):
+        if query.rope is not None:
             dropped.add(output_of(op))
-            replaced[query.out] = RopeKvWrite(
-                joint.out, query.out, query.heads, op.layer, query.width
-            )
+            dropped.remove(query.rope.out)
+            replaced[query.rope.out] = _rope_kv_write(joint, query, key, op.layer)
         else:
-            replaced[output_of(op)] = SplitKvWrite(
-                joint.out, output_of(query), op.layer, joint.rows[0]
-            )
+            source = queries[op.layer]
+            replaced[output_of(op)] = SplitKvWrite(joint.out, source, op.layer, joint.rows[0])
     return _rewrite(graph, replaced, dropped)
 
 
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """Queries or keys on their way to the cache: a projection, perhaps norms of heads, and RoPE."""
+
+    projection: Op
+    norm: HeadNorm | None
+    rope: Rope | None
+    names: frozenset[str]
+    """Of what norm and RoPE compute."""
+
+
+def _prepared(last: Op, producers: Mapping[str, Op], uses: Counter[str]) -> _Prepared:
+    if not isinstance(last, Rope):
+        return _Prepared(last, None, None, frozenset())
+    source = producers[last.source]
+    if isinstance(source, RmsNorm) and source.heads == last.heads and uses[source.out] == 1:
+        norm = HeadNorm(source.weight, source.eps, source.offset)
+        names = frozenset({source.out, last.out})
+        return _Prepared(producers[source.source], norm, last, names)
+    return _Prepared(source, None, last, frozenset({last.out}))
+
+
+def _alike(query: _Prepared, key: _Prepared) -> bool:
+    """Whether one op can prepare both."""
+    rotations = [None if one.rope is None else one.rope.rotation for one in (query, key)]
+    eps = {one.norm.eps for one in (query, key) if one.norm is not None}
+    return rotations[0] == rotations[1] and len(eps) < 2
+
+
+def _rope_kv_write(joint: Linear, query: _Prepared, key: _Prepared, layer: int) -> RopeKvWrite:
+    rope = query.rope
+    if rope is None:
+        raise TypeError(f"nothing turns the queries of layer {layer}")
+    return RopeKvWrite(
+        joint.out, rope.out, rope.heads, layer, rope.width, rope.rotation, query.norm, key.norm
+    )
+
+
 def fuse_gate(graph: Graph, formats: Mapping[str, str]) -> Graph:
-    """Gate and up in one product whose epilogue is SwiGLU."""
+    """Gate and up in one product whose epilogue is SwiGLU or GeGLU."""
     producers = _producers(graph)
     uses = _uses(graph)
     replaced: dict[str, Op] = {}
     dropped: set[str] = set()
     for op in graph.ops:
-        if not isinstance(op, SiluMul):
+        if not isinstance(op, SiluMul | GeluMul):
             continue
         parts = [producers[op.gate], producers[op.up]]
         if not _mergeable(parts, formats) or any(uses[output_of(part)] != 1 for part in parts):
             continue
         joint = _join([part for part in parts if isinstance(part, Linear)], op.out)
         dropped |= {op.gate, op.up}
-        replaced[op.out] = replace(joint, epilogue="silu_mul")
+        epilogue: Epilogue = "silu_mul" if isinstance(op, SiluMul) else "gelu_mul"
+        replaced[op.out] = replace(joint, epilogue=epilogue)
+    return _rewrite(graph, replaced, dropped)
+
+
+def fuse_scale(graph: Graph, _formats: Mapping[str, str]) -> Graph:
+    """A factor as part of the product before it."""
+    producers = _producers(graph)
+    uses = _uses(graph)
+    replaced: dict[str, Op] = {}
+    dropped: set[str] = set()
+    for op in graph.ops:
+        if not isinstance(op, Scale):
+            continue
+        product = producers[op.source]
+        if isinstance(product, Linear) and product.epilogue == "store" and uses[product.out] == 1:
+            dropped.add(product.out)
+            replaced[op.out] = replace(product, out=op.out, scale=op.factor)
     return _rewrite(graph, replaced, dropped)
 
 
@@ -188,6 +245,7 @@ FUSIONS: tuple[Callable[[Graph, Mapping[str, str]], Graph], ...] = (
     merge_projections,
     fuse_gate,
     fuse_activation,
+    fuse_scale,
     fuse_residual,
 )
 
@@ -216,7 +274,7 @@ def _rewrite(graph: Graph, replaced: Mapping[str, Op], dropped: Iterable[str]) -
 def _mergeable(parts: Iterable[Op], formats: Mapping[str, str]) -> bool:
     linears = [part for part in parts if isinstance(part, Linear) and part.epilogue == "store"]
     kinds = {
-        (op.source, op.columns, len(op.biases), *(formats[name] for name in op.weights))
+        (op.source, op.columns, len(op.biases), op.scale, *(formats[name] for name in op.weights))
         for op in linears
     }
     return len(linears) == len(list(parts)) and len(kinds) == 1

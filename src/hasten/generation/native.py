@@ -31,7 +31,9 @@ from hasten.models.graph import (
     Embed,
     EmbedPosition,
     Gelu,
+    GeluMul,
     Graph,
+    HeadNorm,
     KvWrite,
     LayerNorm,
     Linear,
@@ -40,14 +42,17 @@ from hasten.models.graph import (
     RmsNorm,
     Rope,
     RopeKvWrite,
+    Scale,
     Select,
     SiluMul,
+    Softcap,
     SplitKvWrite,
     output_of,
+    rotations_of,
     weights_of,
 )
 from hasten.models.model import Model
-from hasten.models.rope import inverse_frequencies
+from hasten.models.rope import Rotation, inverse_frequencies
 from hasten.types import Batch, EngineOptions
 
 __all__ = ["NativeExecutor", "choose_isa"]
@@ -117,12 +122,12 @@ class NativeExecutor:
             options.kv, config.kv_layers, blocks, config.num_kv_heads, config.head_dim
         )
         self._program.set_cache(cache)
-        if config.encoder is None:
-            frequencies = inverse_frequencies(
-                config.head_dim, config.rope_theta, config.rope_scaling
-            )
-            self._program.set_rope(*rope_tables(frequencies, context))
-        weight_bytes = _Binder(self._program, model, self.graph, formats).bind()
+        tables = {}
+        for rotation in rotations_of(self.graph.ops):
+            frequencies = inverse_frequencies(rotation, context)
+            cosine, sine = rope_tables(frequencies, context, rotation.magnitude)
+            tables[rotation] = self._program.add_rope(cosine, sine)
+        weight_bytes = _Binder(self._program, model, self.graph, formats, tables).bind()
         limit = min(options.chunk, context, KV_BLOCK)
         clock = LayerClock(self._program, self.graph, limit)
         self.thread_choice = choose_threads(options, clock)
@@ -156,12 +161,14 @@ class _Binder:
         model: Model,
         graph: Graph,
         formats: dict[str, MatrixFormat],
+        tables: dict[Rotation, int],
     ) -> None:
         self._program = program
         self._weights = model.weights
         self._layers = model.config.kv_layers
         self._graph = graph
         self._formats = formats
+        self._tables = tables
         self._buffers: dict[str, int] = {}
         self._free: dict[tuple[int, int, bool], list[int]] = {}
         self._kinds: dict[int, tuple[int, int, bool]] = {}
@@ -169,6 +176,7 @@ class _Binder:
         self._arena = _native.Arena()
         self._matrices: dict[tuple[str, ...], _native.Matrix] = {}
         self._reads = Counter(name for op in graph.ops for name in graph.inputs(op))
+        self._outputs = self._names_of_output()
 
     def bind(self) -> int:
         """Adds all ops to the program; returns the bytes of the weights."""
@@ -205,8 +213,7 @@ class _Binder:
                 program.layer_norm(buffers[op.source], weight, bias, op.eps, out)
             case RmsNorm():
                 out = self._place(op.out, op.width, op.group)
-                weight = self._weights[op.weight].to_float32()
-                program.rms_norm(buffers[op.source], weight, op.eps, out)
+                program.rms_norm(buffers[op.source], self._norm_weight(op), op.eps, out)
             case Quantize():
                 out = self._place(op.out, op.width, op.group)
                 program.quantize(buffers[op.source], out, self._order(op.order))
@@ -214,7 +221,7 @@ class _Binder:
                 self._bind_linear(op)
             case Rope():
                 out = self._place(op.out, op.width)
-                program.rope(buffers[op.source], op.heads, out)
+                program.rope(buffers[op.source], op.heads, out, self._tables[op.rotation])
             case KvWrite():
                 layer = op.layer % self._layers
                 program.kv_write(buffers[op.key], buffers[op.value], layer)
@@ -222,19 +229,32 @@ class _Binder:
                 out = self._place(op.out, op.width)
                 program.split_kv_write(buffers[op.source], op.layer % self._layers, out)
             case RopeKvWrite():
-                out = self._place(op.out, op.width)
-                program.rope_kv_write(buffers[op.source], op.heads, op.layer, out)
+                self._bind_rope_kv_write(op)
             case Attention():
                 out = self._place(op.out, op.width)
                 layer = op.layer % self._layers
                 program.attention(
-                    buffers[op.source], op.heads, layer, out, op.window or 0, op.causal
+                    buffers[op.source],
+                    op.heads,
+                    layer,
+                    out,
+                    op.window or 0,
+                    op.causal,
+                    op.scale,
+                    op.cap or 0,
                 )
             case SiluMul():
                 out = self._place(op.out, op.width)
                 program.silu_mul(buffers[op.gate], buffers[op.up], out)
             case Gelu():
                 program.gelu(buffers[op.source], op.tanh, self._place(op.out, op.width))
+            case GeluMul():
+                out = self._place(op.out, op.width)
+                program.gelu_mul(buffers[op.gate], buffers[op.up], out)
+            case Scale():
+                program.scale(buffers[op.source], op.factor, self._in_place(op))
+            case Softcap():
+                program.softcap(buffers[op.source], op.cap, self._in_place(op))
             case Add():
                 program.add(buffers[op.a], buffers[op.b], self._place(op.out, op.width))
             case Select():
@@ -244,7 +264,7 @@ class _Binder:
         return None if name is None else column_order(self._weights[name], self._formats[name])
 
     def _bind_linear(self, op: Linear) -> None:
-        gated = op.epilogue == "silu_mul"
+        gated = op.gated
         if op.residual is not None:
             out = self._buffers[op.out] = self._buffers[op.residual]
         else:
@@ -254,7 +274,25 @@ class _Binder:
             biases = [self._weights[name].to_float32() for name in op.biases]
             bias = pack_bias(biases, gated=gated)
         matrix = self._matrix(op.weights, gated=gated)
-        self._program.linear(self._buffers[op.source], matrix, out, bias, op.epilogue)
+        self._program.linear(self._buffers[op.source], matrix, out, bias, op.epilogue, op.scale)
+
+    def _bind_rope_kv_write(self, op: RopeKvWrite) -> None:
+        source, out = self._buffers[op.source], self._place(op.out, op.width)
+        query, key = op.query_norm, op.key_norm
+        self._program.rope_kv_write(
+            source,
+            op.heads,
+            op.layer,
+            out,
+            self._tables[op.rotation],
+            None if query is None else self._norm_weight(query),
+            None if key is None else self._norm_weight(key),
+            next((norm.eps for norm in (query, key) if norm is not None), 0.0),
+        )
+
+    def _norm_weight(self, norm: RmsNorm | HeadNorm) -> NDArray[np.float32]:
+        weight = self._weights[norm.weight].to_float32()
+        return weight + np.float32(norm.offset) if norm.offset else weight
 
     def _matrix(self, names: tuple[str, ...], *, gated: bool = False) -> _native.Matrix:
         """Packs a matrix once, even where embedding and output projection share it."""
@@ -267,7 +305,7 @@ class _Binder:
 
     def _place(self, name: str, width: int, group: int = 0) -> int:
         """A buffer for a value: one that is no longer read, a new one, or the caller's array."""
-        if name == self._graph.output:
+        if name in self._outputs:
             self._buffers[name] = self._program.add_output(width)
             return self._buffers[name]
         selected = name in self._selected
@@ -283,8 +321,27 @@ class _Binder:
         self._buffers[name] = index
         return index
 
+    def _in_place(self, op: Scale | Softcap) -> int:
+        """The buffer of the source, where nothing else reads it."""
+        if self._reads[op.source] > 1:
+            return self._place(op.out, op.width)
+        self._buffers[op.out] = self._buffers[op.source]
+        return self._buffers[op.out]
+
+    def _names_of_output(self) -> set[str]:
+        """The logits, and what they are before the ops that change them in place."""
+        producers = {op.out: op for op in self._graph.ops if isinstance(op, Scale | Softcap)}
+        name = self._graph.output
+        names = {name}
+        while name in producers and self._reads[producers[name].source] == 1:
+            name = producers[name].source
+            names.add(name)
+        return names
+
     def _release(self, name: str, op: Op) -> None:
-        in_place = isinstance(op, Linear) and name == op.residual
+        in_place = (isinstance(op, Linear) and name == op.residual) or (
+            isinstance(op, Scale | Softcap) and self._buffers[name] == self._buffers[op.out]
+        )
         if not in_place:
             index = self._buffers[name]
             self._free[self._kinds[index]].append(index)

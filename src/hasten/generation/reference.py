@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from hasten.generation.kvcache import KV_BLOCK, check_memory
 from hasten.generation.threads import ThreadChoice
-from hasten.kernels.activation import gelu, gelu_tanh, silu_mul
+from hasten.kernels.activation import gelu, gelu_mul, gelu_tanh, silu_mul, softcap
 from hasten.kernels.attention import attention
 from hasten.kernels.linear import linear
 from hasten.kernels.norm import layer_norm, rms_norm
@@ -22,14 +22,18 @@ from hasten.models.graph import (
     Embed,
     EmbedPosition,
     Gelu,
+    GeluMul,
     KvWrite,
     LayerNorm,
     Linear,
     Op,
     RmsNorm,
     Rope,
+    Scale,
     Select,
     SiluMul,
+    Softcap,
+    rotations_of,
 )
 from hasten.models.model import Model
 from hasten.models.rope import inverse_frequencies
@@ -61,8 +65,12 @@ class ReferenceExecutor:
         shape = (config.num_layers, blocks, KV_BLOCK, config.num_kv_heads, config.head_dim)
         self._keys = np.zeros(shape, np.float32)
         self._values = np.zeros(shape, np.float32)
-        frequencies = inverse_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
-        self._cosine, self._sine = rope_tables(frequencies, context)
+        self._rope = {
+            rotation: rope_tables(
+                inverse_frequencies(rotation, context), context, rotation.magnitude
+            )
+            for rotation in rotations_of(self._graph.ops)
+        }
         self.formats = {name: "f32" for name, value in self._weights.items() if value.ndim == 2}
         self.memory = {
             "weights": sum(value.nbytes for value in self._weights.values()),
@@ -94,14 +102,20 @@ class ReferenceExecutor:
                 source = values[op.source]
                 return layer_norm(source, weights[op.weight], weights[op.bias], op.eps)
             case RmsNorm():
-                return rms_norm(values[op.source], weights[op.weight], op.eps)
+                heads = values[op.source].reshape(-1, op.heads, op.width // op.heads)
+                weight = weights[op.weight] + np.float32(op.offset)
+                return rms_norm(heads, weight, op.eps).reshape(-1, op.width)
+            case Scale():
+                return values[op.source] * np.float32(op.factor)
+            case Softcap():
+                return softcap(values[op.source], op.cap)
             case Linear():
                 bias = weights[op.biases[0]] if op.biases else None
                 return linear(values[op.source], weights[op.weights[0]], bias)
             case Rope():
                 heads = values[op.source].reshape(-1, op.heads, op.width // op.heads)
-                rows = batch.positions
-                rotated = rotate(heads, self._cosine[rows], self._sine[rows])
+                cosine, sine = (table[batch.positions] for table in self._rope[op.rotation])
+                rotated = rotate(heads, cosine, sine)
                 return rotated.reshape(-1, op.width)
             case Attention():
                 return self._attend(batch, op, values[op.source])
@@ -109,6 +123,8 @@ class ReferenceExecutor:
                 return silu_mul(values[op.gate], values[op.up])
             case Gelu():
                 return gelu_tanh(values[op.source]) if op.tanh else gelu(values[op.source])
+            case GeluMul():
+                return gelu_mul(values[op.gate], values[op.up])
             case Add():
                 return values[op.a] + values[op.b]
             case Select():
@@ -134,6 +150,8 @@ class ReferenceExecutor:
             keys = self._keys[op.layer, used].reshape(shape)[: positions[-1] + 1]
             values = self._values[op.layer, used].reshape(shape)[: positions[-1] + 1]
             heads = query[rows].reshape(-1, op.heads, dim)
-            result = attention(heads, keys, values, positions, op.window, causal=op.causal)
+            result = attention(
+                heads, keys, values, positions, op.window, op.scale, op.cap, causal=op.causal
+            )
             out[rows] = result.reshape(-1, op.width)
         return out

@@ -1,6 +1,6 @@
-"""Activations: SwiGLU's gate (Shazeer 2020) and GELU (Hendrycks and Gimpel 2016).
+"""Activations: GELU (Hendrycks and Gimpel 2016), SwiGLU and GeGLU (Shazeer 2020), the soft cap.
 
-https://arxiv.org/abs/2002.05202, https://arxiv.org/abs/1606.08415
+https://arxiv.org/abs/1606.08415, https://arxiv.org/abs/2002.05202
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["erf", "gelu", "gelu_tanh", "silu_mul"]
+__all__ = ["erf", "gelu", "gelu_mul", "gelu_tanh", "silu_mul", "softcap"]
 
 # x P(x^2) / Q(x^2) with coefficients fitted to the least relative error on |x| <= 3.92 (2.8e-8).
 _ERF_LIMIT = 3.92
@@ -48,3 +48,15 @@ def gelu_tanh(x: NDArray[np.float32]) -> NDArray[np.float32]:
     inner = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x * x * x)
     half = x * np.float32(0.5)
     return half + half * np.tanh(inner)
+
+
+def gelu_mul(gate: NDArray[np.float32], up: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Computes gelu_tanh(gate) * up, elementwise."""
+    with np.errstate(over="ignore"):
+        return gelu_tanh(gate) * up
+
+
+def softcap(x: NDArray[np.float32], cap: float) -> NDArray[np.float32]:
+    """Computes cap * tanh(x / cap) (Gemma 2, arXiv:2408.00118, section 2)."""
+    capped: NDArray[np.float32] = np.tanh(x / np.float32(cap)) * np.float32(cap)
+    return capped

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
+
+from hasten.kernels.activation import softcap
 
 __all__ = ["attention"]
 
@@ -16,6 +16,8 @@ def attention(
     values: NDArray[np.float32],
     positions: NDArray[np.int32],
     window: int | None = None,
+    scale: float | None = None,
+    cap: float | None = None,
     *,
     causal: bool = True,
 ) -> NDArray[np.float32]:
@@ -28,6 +30,8 @@ def attention(
         positions: int32 [tokens]; a token sees the positions up to its own.
         window: Sees only so many of them, its own included; None for all.
         causal: False lets every token see all positions.
+        scale: Factor of the scores; None for 1 / sqrt(dim).
+        cap: Scores then become cap * tanh(score / cap); None leaves them.
 
     Returns:
         float32 [tokens, heads, dim].
@@ -35,7 +39,10 @@ def attention(
     tokens, heads, dim = query.shape
     kv_heads = keys.shape[1]
     grouped = query.reshape(tokens, kv_heads, heads // kv_heads, dim)
-    scores = np.einsum("thgd,chd->htgc", grouped, keys) * np.float32(1 / math.sqrt(dim))
+    factor = np.float32(dim**-0.5 if scale is None else scale)
+    scores = np.einsum("thgd,chd->htgc", grouped, keys) * factor
+    if cap is not None:
+        scores = softcap(scores, cap)
     context = np.arange(len(keys))
     visible = (context[None, :] <= positions[:, None]) | (not causal)
     if window is not None:

@@ -31,7 +31,7 @@ def layer_norm(
 def rms_norm(
     x: NDArray[np.float32], weight: NDArray[np.float32], eps: float
 ) -> NDArray[np.float32]:
-    """Computes x / sqrt(mean(x^2) + eps) * weight, for x [tokens, width] and weight [width]."""
+    """Computes x / sqrt(mean(x^2) + eps) * weight, for x [..., width] and weight [width]."""
     mean = np.mean(np.square(x), axis=-1, keepdims=True, dtype=np.float32)
     inverse = (np.float32(1) / np.sqrt(mean + np.float32(eps))).astype(np.float32)
     return x * inverse * weight

@@ -12,11 +12,11 @@ __all__ = ["rope_tables", "rotate"]
 
 
 def rope_tables(
-    inverse_frequencies: NDArray[np.float32], positions: int
+    inverse_frequencies: NDArray[np.float32], positions: int, scale: float = 1.0
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Cosine and sine, float32 [positions, half], of position * inverse frequency."""
+    """Cosine and sine, float32 [positions, half], of position * inverse frequency, times scale."""
     angles = np.arange(positions, dtype=np.float32)[:, None] * inverse_frequencies[None, :]
-    return np.cos(angles), np.sin(angles)
+    return np.cos(angles) * np.float32(scale), np.sin(angles) * np.float32(scale)
 
 
 def rotate(

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from hasten.errors import ModelFileError, UnsupportedModelError, UsageError
 from hasten.kernels.quantization import BLOCK, QuantizedMatrix
 from hasten.models.config import ModelConfig
+from hasten.models.config_json import to_huggingface
 from hasten.models.fields import naming_file, read_number
 from hasten.models.huggingface import (
     CONFIG_FILE,
@@ -177,7 +178,7 @@ def _config_values(config: ModelConfig, stored: Mapping[str, StoredTensor]) -> d
         if layout is not None
     }
     quantization = {"quant_method": _METHOD, "version": _VERSION, "tensors": listed}
-    return config.to_huggingface() | {"quantization_config": quantization}
+    return to_huggingface(config) | {"quantization_config": quantization}
 
 
 def _quantised_names(quantization: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import pkgutil
-import reprlib
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from hasten.errors import ModelFileError, UnsupportedModelError
-from hasten.models.fields import read_flag, read_number, read_optional, read_token_ids
-from hasten.models.rope import RopeScaling
+from hasten.errors import ModelFileError
+from hasten.models.family import LayerType
+from hasten.models.rope import DynamicScaling, RopeScaling, Rotation, YarnScaling
 
-__all__ = ["EncoderConfig", "ModelConfig", "check_model_type", "from_huggingface"]
+__all__ = ["EncoderConfig", "ModelConfig"]
 
 _LIMITS = {
     "hidden_size": 1 << 17,
@@ -25,6 +22,16 @@ _LIMITS = {
     "max_position": 1 << 27,
 }
 """Far above any published model, and low enough that products of them cannot overflow."""
+
+_FACTORS = (
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "query_pre_attn_scalar",
+    "attention_multiplier",
+    "embedding_multiplier",
+    "residual_multiplier",
+    "logits_scaling",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +85,18 @@ class ModelConfig:
         output: "logits", or "hidden" for a model that ends with the last hidden states, whose
             output projection is absent or left out.
         encoder: Set for encoders, whose attention sees the whole sequence.
+        layer_types: Which layers look through the window; empty where all do.
+        rotary_dim: Leading dimensions of a head that turn, even; None for all.
+        local_rope_theta: Base of the rotary frequencies, which are not scaled then, in layers with
+            a window; None where they turn as the others do.
+        attn_logit_softcapping: Attention scores stay inside plus and minus this; None for no cap.
+        final_logit_softcapping: The same for the logits.
+        query_pre_attn_scalar: Attention scores are divided by the square root of this (Gemma).
+        attention_multiplier: Attention scores are multiplied by this (Granite).
+        embedding_multiplier: Embedded tokens are multiplied by this (Granite).
+        residual_multiplier: What a block adds to the residual stream is multiplied by this
+            (Granite).
+        logits_scaling: Logits are divided by this (Granite).
 
     Raises:
         ModelFileError: A value is out of range.
@@ -103,6 +122,16 @@ class ModelConfig:
     eos_ids: tuple[int, ...] = ()
     output: Literal["logits", "hidden"] = "logits"
     encoder: EncoderConfig | None = None
+    layer_types: tuple[LayerType, ...] = ()
+    rotary_dim: int | None = None
+    local_rope_theta: float | None = None
+    attn_logit_softcapping: float | None = None
+    final_logit_softcapping: float | None = None
+    query_pre_attn_scalar: float | None = None
+    attention_multiplier: float | None = None
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    logits_scaling: float = 1.0
 
     def __post_init__(self) -> None:
         for name, limit in _LIMITS.items():
@@ -115,11 +144,31 @@ class ModelConfig:
         if self.head_dim % 2:
             raise ModelFileError(f"head_dim is {self.head_dim}", allowed="even numbers")
         _check("norm_eps", self.norm_eps, 0.0, 1.0)
-        _check("rope_theta", self.rope_theta, 1.0, 1e12)
+        for name in ("rope_theta", "local_rope_theta"):
+            if (theta := getattr(self, name)) is not None:
+                _check(name, theta, 1.0, 1e12)
+        for name in _FACTORS:
+            if (factor := getattr(self, name)) is not None:
+                _check(name, factor, 1e-6, 1e6)
         if self.sliding_window is not None:
             _check("sliding_window", self.sliding_window, 1, _LIMITS["max_position"])
         for token in (*self.eos_ids, *([] if self.bos_id is None else [self.bos_id])):
             _check("special token id", token, 0, self.vocab_size - 1)
+        if len(self.layer_types) not in (0, self.num_layers):
+            raise ModelFileError(
+                f"layer_types names {len(self.layer_types)} layers", allowed=str(self.num_layers)
+            )
+        if "sliding_attention" in self.layer_types and self.sliding_window is None:
+            raise ModelFileError(
+                "layer_types names layers with a window, but sliding_window is null"
+            )
+        if self.rotary_dim is not None and self.rotary_dim not in range(2, self.head_dim + 1, 2):
+            raise ModelFileError(
+                f"{self.rotary_dim} of {self.head_dim} dimensions of a head rotate",
+                allowed=f"even numbers up to {self.head_dim}",
+            )
+        for layer in range(self.num_layers):
+            self.rotation(layer)
 
     @property
     def kv_layers(self) -> int:
@@ -129,145 +178,28 @@ class ModelConfig:
         """
         return self.num_layers if self.encoder is None else 1
 
-    def to_huggingface(self) -> dict[str, Any]:
-        """The values under the names of a Hugging Face ``config.json``."""
-        rope: dict[str, Any] = {"rope_type": "default", "rope_theta": self.rope_theta}
-        scaling = self.rope_scaling
-        if scaling is not None:
-            rope |= {"rope_type": scaling.kind, "factor": scaling.factor}
-        if scaling is not None and scaling.kind == "llama3":
-            rope["low_freq_factor"] = scaling.low_freq_factor
-            rope["high_freq_factor"] = scaling.high_freq_factor
-            rope["original_max_position_embeddings"] = scaling.original_max_position
-        values: dict[str, Any] = {
-            "architectures": [f"{self.model_type.capitalize()}ForCausalLM"],
-            "hidden_act": "silu",
-            "rope_parameters": rope,
-            "eos_token_id": list(self.eos_ids) or None,
-        }
-        for theirs, ours in _HUGGINGFACE_NAMES.items():
-            values[theirs] = getattr(self, ours)
-        return values
+    @property
+    def longest(self) -> int:
+        """Positions that the model can be run with: RoPE scalings may reach past `max_position`."""
+        match self.rope_scaling:
+            case DynamicScaling(factor):
+                return int(self.max_position * factor)
+            case YarnScaling(factor, original):
+                return max(self.max_position, int(original * factor))
+        return self.max_position
 
+    def window(self, layer: int) -> int | None:
+        """Positions that attention of a layer looks back on, None for all."""
+        if self.layer_types and self.layer_types[layer] == "full_attention":
+            return None
+        return self.sliding_window
 
-_HUGGINGFACE_NAMES = {
-    "model_type": "model_type",
-    "hidden_size": "hidden_size",
-    "intermediate_size": "intermediate_size",
-    "num_hidden_layers": "num_layers",
-    "num_attention_heads": "num_heads",
-    "num_key_value_heads": "num_kv_heads",
-    "head_dim": "head_dim",
-    "vocab_size": "vocab_size",
-    "max_position_embeddings": "max_position",
-    "rms_norm_eps": "norm_eps",
-    "tie_word_embeddings": "tie_embeddings",
-    "attention_bias": "attention_bias",
-    "mlp_bias": "mlp_bias",
-    "sliding_window": "sliding_window",
-    "bos_token_id": "bos_id",
-}
-
-
-def check_model_type(name: object) -> str:
-    """The family's name if there is a module for it.
-
-    Raises:
-        UnsupportedModelError: There is none; names those there are.
-    """
-    from hasten.models import architectures
-
-    supported = sorted(found.name for found in pkgutil.iter_modules(architectures.__path__))
-    if not isinstance(name, str) or name not in supported or name.startswith("_"):
-        families = [family for family in supported if not family.startswith("_")]
-        raise UnsupportedModelError(
-            f"model type {reprlib.repr(name)} is not supported", allowed=", ".join(families)
-        )
-    return name
-
-
-def from_huggingface(values: Mapping[str, Any]) -> ModelConfig:
-    """Reads the content of a ``config.json``, as old and new versions of transformers write it.
-
-    Args:
-        values: The JSON object. Nothing in it is ever executed (``auto_map`` is not looked at).
-
-    Raises:
-        ModelFileError: A value is missing, of the wrong type or out of range.
-        UnsupportedModelError: A family or variant that Hasten does not run.
-    """
-    from hasten.models.encoders import ENCODERS, read_encoder
-
-    if values.get("model_type") in ENCODERS:
-        return read_encoder(values)
-    model_type = check_model_type(values.get("model_type"))
-    _refuse_variants(values)
-    num_heads = read_number(values, "num_attention_heads", int)
-    hidden_size = read_number(values, "hidden_size", int)
-    # Families differ in what an absent key means: transformers' MistralConfig has 8 KV heads, a
-    # window of 4096 and 131072 positions; its LlamaConfig as many KV heads as heads, and no window.
-    mistral = model_type == "mistral"
-    theta, scaling = _read_rope(values)
-    return ModelConfig(
-        model_type=model_type,
-        hidden_size=hidden_size,
-        intermediate_size=read_number(values, "intermediate_size", int),
-        num_layers=read_number(values, "num_hidden_layers", int),
-        num_heads=num_heads,
-        num_kv_heads=read_number(
-            values, "num_key_value_heads", int, 8 if mistral else num_heads, null=num_heads
-        ),
-        head_dim=read_number(values, "head_dim", int, hidden_size // max(1, num_heads)),
-        vocab_size=read_number(values, "vocab_size", int),
-        max_position=read_number(
-            values, "max_position_embeddings", int, 1 << 17 if mistral else 2048
-        ),
-        norm_eps=read_number(values, "rms_norm_eps", float, 1e-6),
-        rope_theta=theta,
-        rope_scaling=scaling,
-        tie_embeddings=read_flag(values, "tie_word_embeddings"),
-        attention_bias=read_flag(values, "attention_bias"),
-        mlp_bias=read_flag(values, "mlp_bias"),
-        sliding_window=read_optional(values, "sliding_window", 4096) if mistral else None,
-        bos_id=read_optional(values, "bos_token_id", None),
-        eos_ids=read_token_ids(values, "eos_token_id"),
-    )
-
-
-def _refuse_variants(values: Mapping[str, Any]) -> None:
-    activation = values.get("hidden_act", "silu")
-    if activation not in ("silu", "swish"):
-        raise UnsupportedModelError(f"hidden_act is {reprlib.repr(activation)}", allowed="'silu'")
-    partial = read_number(values, "partial_rotary_factor", float, 1.0)
-    if partial != 1:
-        raise UnsupportedModelError(f"partial_rotary_factor is {partial}", allowed="1")
-
-
-def _read_rope(values: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
-    """Theta and scaling: `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling`."""
-    rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
-    if not isinstance(rope, dict):
-        raise ModelFileError(f"rope_scaling is {reprlib.repr(rope)}", allowed="a JSON object")
-    _refuse_variants(rope)
-    theta = read_number(values, "rope_theta", float, 10000.0)
-    theta = read_number(rope, "rope_theta", float, theta)
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return theta, None
-    factor = read_number(rope, "factor", float)
-    if kind == "linear":
-        return theta, RopeScaling("linear", factor)
-    if kind != "llama3":
-        raise UnsupportedModelError(
-            f"RoPE scaling of type {reprlib.repr(kind)}", allowed="'default', 'linear', 'llama3'"
-        )
-    return theta, RopeScaling(
-        "llama3",
-        factor,
-        read_number(rope, "low_freq_factor", float),
-        read_number(rope, "high_freq_factor", float),
-        read_number(rope, "original_max_position_embeddings", int),
-    )
+    def rotation(self, layer: int) -> Rotation:
+        """How queries and keys of a layer turn."""
+        dim = self.head_dim if self.rotary_dim is None else self.rotary_dim
+        if self.local_rope_theta is not None and self.window(layer) is not None:
+            return Rotation(dim, self.local_rope_theta)
+        return Rotation(dim, self.rope_theta, self.rope_scaling)
 
 
 def _check(name: str, value: float, low: float, high: float) -> None:

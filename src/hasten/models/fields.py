@@ -70,15 +70,17 @@ def read_number(
         raise ModelFileError(f"{key} is too large for a float") from error
 
 
-def read_optional(values: Mapping[str, Any], key: str, default: int | None) -> int | None:
-    """A whole number or None; `default` if the key is absent.
+def read_optional(
+    values: Mapping[str, Any], key: str, kind: type[_Number], default: _Number | None = None
+) -> _Number | None:
+    """A number of the kind or None; `default` if the key is absent.
 
     Raises:
         ModelFileError: Neither.
     """
     if values.get(key, default) is None:
         return None
-    return read_number(values, key, int, default)
+    return read_number(values, key, kind, default)
 
 
 def read_token_ids(values: Mapping[str, Any], key: str) -> tuple[int, ...]:

@@ -12,11 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.errors import ModelFileError, UnsupportedModelError
-from hasten.models.config import ModelConfig, check_model_type
+from hasten.models.config import ModelConfig
 from hasten.models.fields import naming_file, read_number
 from hasten.models.gguf import GgufFile, read_gguf
 from hasten.models.model import Model, TextParts
-from hasten.models.rope import RopeScaling, frequency_divisors, inverse_frequencies
+from hasten.models.rope import (
+    LinearScaling,
+    Llama3Scaling,
+    RopeScaling,
+    Rotation,
+    inverse_frequencies,
+)
 from hasten.models.weights import GgmlTensor
 
 if TYPE_CHECKING:
@@ -99,7 +105,11 @@ def config_from_gguf(file: GgufFile) -> ModelConfig:
         ModelFileError: A value is missing or out of range.
         UnsupportedModelError: A family or variant that Hasten does not run.
     """
-    model_type = check_model_type(file.metadata.get("general.architecture"))
+    model_type = file.metadata.get("general.architecture")
+    if model_type not in ("llama", "mistral"):
+        raise UnsupportedModelError(
+            f"general.architecture is {reprlib.repr(model_type)}", allowed="'llama'"
+        )
     _refuse_variants(file.metadata, model_type)
     prefix = model_type + "."
     values = {
@@ -180,7 +190,7 @@ def _rope_scaling(
     legacy = read_number(values, "rope.scale_linear", float, 1.0)
     factor = read_number(values, "rope.scaling.factor", float, legacy)
     if factor != 1 and (kind == "linear" or "rope.scaling.type" not in values):
-        scaling = RopeScaling("linear", factor)
+        scaling = LinearScaling(factor)
     if _ROPE_FREQS not in file.tensors:
         return scaling
     if scaling is not None:
@@ -200,8 +210,8 @@ def _llama3_scaling(file: GgufFile, head_dim: int, theta: float) -> RopeScaling 
     divisors = file.rows(_ROPE_FREQS).view(np.float32)[0]
     if np.all(divisors == 1):
         return None
-    scaling = RopeScaling("llama3", float(divisors.max()))
-    expected = frequency_divisors(inverse_frequencies(head_dim, theta, None), scaling)
+    scaling = Llama3Scaling(float(divisors.max()))
+    expected = scaling.divisors(inverse_frequencies(Rotation(head_dim, theta), 1))
     if not np.allclose(divisors, expected, rtol=1e-4, atol=0):
         raise UnsupportedModelError(
             f"tensor {_ROPE_FREQS!r} holds RoPE factors other than those of Llama 3.1 to 3.3",

@@ -7,9 +7,12 @@ an order that runs. Ops say what is computed, not how: the reference executor ru
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
+
+from hasten.models.rope import Rotation
 
 __all__ = [
     "Add",
@@ -19,8 +22,10 @@ __all__ = [
     "EmbedPosition",
     "Epilogue",
     "Gelu",
+    "GeluMul",
     "Graph",
     "GraphBuilder",
+    "HeadNorm",
     "KvWrite",
     "LayerNorm",
     "Linear",
@@ -29,15 +34,18 @@ __all__ = [
     "RmsNorm",
     "Rope",
     "RopeKvWrite",
+    "Scale",
     "Select",
     "SiluMul",
+    "Softcap",
     "SplitKvWrite",
     "output_of",
+    "rotations_of",
     "weights_of",
     "without_head",
 ]
 
-Epilogue = Literal["store", "add", "silu_mul", "gelu", "gelu_tanh"]
+Epilogue = Literal["store", "add", "silu_mul", "gelu_mul", "gelu", "gelu_tanh"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +94,39 @@ class LayerNorm:
 
 
 @dataclass(frozen=True, slots=True)
+class Scale:
+    """out = source * factor."""
+
+    source: str
+    out: str
+    width: int
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class Softcap:
+    """out = cap * tanh(source / cap)."""
+
+    source: str
+    out: str
+    width: int
+    cap: float
+
+
+@dataclass(frozen=True, slots=True)
 class RmsNorm:
-    """out = source / sqrt(mean(source^2) + eps) * weight; fused, it also quantises (group > 0)."""
+    """out = source / sqrt(mean(source^2) + eps) * (offset + weight), for each head of a row.
+
+    The weight has width / heads values. Fused, the op also quantises (group > 0).
+    """
 
     source: str
     out: str
     weight: str
     width: int
     eps: float
+    offset: float = 0.0
+    heads: int = 1
     group: int = 0
 
 
@@ -113,11 +146,11 @@ class Quantize:
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """out = source W^T + bias.
+    """out = (source W^T + bias) * scale.
 
     Several weights are one product over their rows, one after another. The epilogue "add" adds to
-    `residual` in place; "silu_mul" takes two weights, gate and up, and yields silu(gate) * up;
-    "gelu" and "gelu_tanh" apply `Gelu`.
+    `residual` in place; "silu_mul" and "gelu_mul" take two weights, gate and up, and yield what
+    `SiluMul` and `GeluMul` do; "gelu" and "gelu_tanh" apply `Gelu`.
     """
 
     source: str
@@ -128,11 +161,17 @@ class Linear:
     biases: tuple[str, ...] = ()
     epilogue: Epilogue = "store"
     residual: str | None = None
+    scale: float = 1.0
+
+    @property
+    def gated(self) -> bool:
+        """Whether the epilogue takes two weights."""
+        return self.epilogue in ("silu_mul", "gelu_mul")
 
     @property
     def width(self) -> int:
         """Columns of the output."""
-        return self.rows[0] if self.epilogue == "silu_mul" else sum(self.rows)
+        return self.rows[0] if self.gated else sum(self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +182,7 @@ class Rope:
     out: str
     heads: int
     width: int
+    rotation: Rotation
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,14 +195,12 @@ class KvWrite:
 
 
 @dataclass(frozen=True, slots=True)
-class RopeKvWrite:
-    """RoPE on queries and keys of one joint projection, and the KV write; made by the lowering."""
+class HeadNorm:
+    """A root-mean-square norm of each head, as `RmsNorm` has it."""
 
-    source: str
-    out: str
-    heads: int
-    layer: int
-    width: int
+    weight: str
+    eps: float
+    offset: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,12 +214,10 @@ class SplitKvWrite:
 
 
 @dataclass(frozen=True, slots=True)
-class Attention:
-    """Attention of each query head over the cached positions of its sequence.
+class RopeKvWrite:
+    """Norms and RoPE on queries and keys of one joint projection, and the KV write.
 
-    A token sees the positions up to its own or, if attention is not causal, all those of its
-    sequence, which the batch must hold whole. With a window, it sees that many positions, its own
-    included.
+    Made by the lowering.
     """
 
     source: str
@@ -189,8 +225,29 @@ class Attention:
     heads: int
     layer: int
     width: int
+    rotation: Rotation
+    query_norm: HeadNorm | None = None
+    key_norm: HeadNorm | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Attention of each query head over the cached positions of its sequence.
+
+    Scores are query . key * scale, and with a cap then cap * tanh(score / cap). A token sees the
+    positions up to its own or, if attention is not causal, all those of its sequence, which the
+    batch must hold whole. With a window, it sees that many positions, its own included.
+    """
+
+    source: str
+    out: str
+    heads: int
+    layer: int
+    width: int
+    scale: float
     window: int | None = None
     causal: bool = True
+    cap: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +268,16 @@ class Gelu:
     out: str
     width: int
     tanh: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GeluMul:
+    """out = gelu_tanh(gate) * up."""
+
+    gate: str
+    up: str
+    out: str
+    width: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +304,8 @@ Op = (
     | EmbedPosition
     | AddRow
     | LayerNorm
+    | Scale
+    | Softcap
     | RmsNorm
     | Quantize
     | Linear
@@ -247,6 +316,7 @@ Op = (
     | Attention
     | SiluMul
     | Gelu
+    | GeluMul
     | Add
     | Select
 )
@@ -266,7 +336,7 @@ class Graph:
                 return ()
             case KvWrite(key, value, _):
                 return (key, value)
-            case SiluMul(gate, up, _, _):
+            case SiluMul(gate, up, _, _) | GeluMul(gate, up, _, _):
                 return (gate, up)
             case Add(a, b, _, _):
                 return (a, b)
@@ -309,11 +379,31 @@ class GraphBuilder:
         self.ops.append(LayerNorm(source, out, weight, bias, width, eps))
         return out
 
-    def rms_norm(self, source: str, weight: str, eps: float) -> str:
-        """Root-mean-square norm (Zhang and Sennrich 2019)."""
+    def scale(self, source: str, factor: float) -> str:
+        """Multiplies by a constant; by 1 it is the source itself."""
+        if factor == 1:
+            return source
+        width = self.widths[source]
+        out = self._name("scale", width)
+        self.ops.append(Scale(source, out, width, factor))
+        return out
+
+    def softcap(self, source: str, cap: float | None) -> str:
+        """Keeps values inside -cap to cap (Gemma 2, section 2); None leaves them as they are."""
+        if cap is None:
+            return source
+        width = self.widths[source]
+        out = self._name("softcap", width)
+        self.ops.append(Softcap(source, out, width, cap))
+        return out
+
+    def rms_norm(
+        self, source: str, weight: str, eps: float, *, offset: float = 0.0, heads: int = 1
+    ) -> str:
+        """Root-mean-square norm (Zhang and Sennrich 2019) of a row, or of each head of it."""
         width = self.widths[source]
         out = self._name("norm", width)
-        self.ops.append(RmsNorm(source, out, weight, width, eps))
+        self.ops.append(RmsNorm(source, out, weight, width, eps, offset, heads))
         return out
 
     def linear(self, source: str, weight: str, rows: int, *, bias: str | None = None) -> str:
@@ -323,11 +413,11 @@ class GraphBuilder:
         self.ops.append(Linear(source, out, (weight,), (rows,), self.widths[source], biases))
         return out
 
-    def rope(self, source: str, heads: int) -> str:
+    def rope(self, source: str, heads: int, rotation: Rotation) -> str:
         """Rotary position embedding (Su et al. 2021), half-split."""
         width = self.widths[source]
         out = self._name("rope", width)
-        self.ops.append(Rope(source, out, heads, width))
+        self.ops.append(Rope(source, out, heads, width, rotation))
         return out
 
     def kv_write(self, key: str, value: str, layer: int) -> None:
@@ -340,13 +430,20 @@ class GraphBuilder:
         heads: int,
         layer: int,
         *,
+        scale: float | None = None,
         window: int | None = None,
+        cap: float | None = None,
         causal: bool = True,
     ) -> str:
-        """Attention with grouped key/value heads (Ainslie et al. 2023)."""
+        """Attention with grouped key/value heads (Ainslie et al. 2023).
+
+        Scores are scaled by 1 / sqrt(head dimensions) unless a scale is given.
+        """
         width = self.widths[query]
         out = self._name("attention", width)
-        self.ops.append(Attention(query, out, heads, layer, width, window, causal))
+        if scale is None:
+            scale = 1 / math.sqrt(width // heads)
+        self.ops.append(Attention(query, out, heads, layer, width, scale, window, causal, cap))
         return out
 
     def silu_mul(self, gate: str, up: str) -> str:
@@ -361,6 +458,13 @@ class GraphBuilder:
         width = self.widths[source]
         out = self._name("gelu", width)
         self.ops.append(Gelu(source, out, width, tanh))
+        return out
+
+    def gelu_mul(self, gate: str, up: str) -> str:
+        """GeGLU (Shazeer 2020) with the tanh approximation of GELU."""
+        width = self.widths[gate]
+        out = self._name("gelu_mul", width)
+        self.ops.append(GeluMul(gate, up, out, width))
         return out
 
     def add(self, a: str, b: str) -> str:
@@ -390,6 +494,11 @@ class GraphBuilder:
 def output_of(op: Op) -> str:
     """Name of what an op computes; a KV write, which yields no value, has one of its own."""
     return f"kv_write.{op.layer}" if isinstance(op, KvWrite) else op.out
+
+
+def rotations_of(ops: Sequence[Op]) -> list[Rotation]:
+    """The rotations that the ops turn by, each once, in order."""
+    return list(dict.fromkeys(op.rotation for op in ops if isinstance(op, Rope | RopeKvWrite)))
 
 
 def weights_of(ops: Sequence[Op]) -> list[str]:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from hasten.errors import ModelFileError, UnsupportedModelError
-from hasten.models.config import ModelConfig, from_huggingface
+from hasten.models.config import ModelConfig
+from hasten.models.config_json import from_huggingface
 from hasten.models.encoders import encoder_tensor_name
 from hasten.models.fields import naming_file, read_token_ids
 from hasten.models.inventory import tensor_shapes

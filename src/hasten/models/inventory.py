@@ -30,7 +30,7 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
             case LayerNorm():
                 shapes[op.weight] = shapes[op.bias] = (op.width,)
             case RmsNorm():
-                shapes[op.weight] = (op.width,)
+                shapes[op.weight] = (op.width // op.heads,)
             case Linear():
                 for name, rows in zip(op.weights, op.rows, strict=True):
                     shapes[name] = (rows, op.columns)

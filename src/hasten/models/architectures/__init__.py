@@ -1,18 +1,58 @@
-"""One module a family, named after its `model_type`; each has `build(config) -> Graph`."""
+"""One module a family, named after its `model_type`.
+
+Each has `build(config) -> Graph`, the forward pass, and `FAMILY`, how its files are read.
+"""
 
 from __future__ import annotations
 
 import importlib
+import pkgutil
+import reprlib
+from types import ModuleType
+from typing import TYPE_CHECKING
 
-from hasten.models.config import ModelConfig
-from hasten.models.graph import Graph, without_head
+from hasten.errors import UnsupportedModelError
+from hasten.models.family import Family
 
-__all__ = ["build"]
+if TYPE_CHECKING:
+    from hasten.models.config import ModelConfig
+    from hasten.models.graph import Graph
+
+__all__ = ["build", "family", "model_types"]
 
 
 def build(config: ModelConfig) -> Graph:
     """The graph of a model, by the module that its `model_type` names."""
-    module = importlib.import_module(f"{__name__}.{config.model_type}")
-    graph: Graph = module.build(config)
+    from hasten.models.graph import without_head
+
+    graph: Graph = _module(config.model_type).build(config)
     headless = config.encoder is None and config.output == "hidden"
     return without_head(graph) if headless else graph
+
+
+def family(model_type: object) -> Family:
+    """How the files of a family are read.
+
+    Raises:
+        UnsupportedModelError: There is no such family; names those there are.
+    """
+    if not isinstance(model_type, str) or model_type not in model_types():
+        raise UnsupportedModelError(
+            f"model type {reprlib.repr(model_type)} is not supported",
+            allowed=", ".join(model_types()),
+        )
+    found: Family | None = getattr(_module(model_type), "FAMILY", None)
+    if found is None:
+        raise UnsupportedModelError(
+            f"a model of type {model_type!r} is an encoder", allowed="decoders"
+        )
+    return found
+
+
+def model_types() -> list[str]:
+    """The families there are, in alphabetical order."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def _module(model_type: str) -> ModuleType:
+    return importlib.import_module(f"{__name__}.{model_type}")

@@ -3,5 +3,16 @@
 from __future__ import annotations
 
 from hasten.models.architectures.llama import build
+from hasten.models.family import Family
 
-__all__ = ["build"]
+__all__ = ["FAMILY", "build"]
+
+FAMILY = Family(
+    "MistralForCausalLM",
+    defaults={
+        "num_key_value_heads": 8,
+        "sliding_window": 4096,
+        "max_position_embeddings": 1 << 17,
+    },
+    reads=("sliding_window",),
+)

@@ -1,0 +1,35 @@
+"""What is particular to a family of models: the `FAMILY` of each module in `architectures`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+__all__ = ["Family", "LayerType"]
+
+LayerType = Literal["full_attention", "sliding_attention"]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """How the files of a `model_type` are read.
+
+    Attributes:
+        architecture: Name of the model class in transformers.
+        defaults: What a key means that config.json leaves out, where the family says.
+        reads: Keys of config.json that change what the family computes, beyond those that all
+            families read. A key that another family reads and this one does not is refused unless
+            its value changes nothing.
+        activation_key: Key that names the activation of the feed-forward block.
+        activations: Names it may have.
+        layer_types: The type of each layer where config.json does not list them; None where all
+            are alike.
+    """
+
+    architecture: str
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    reads: tuple[str, ...] = ()
+    activation_key: str = "hidden_act"
+    activations: tuple[str, ...] = ("silu", "swish")
+    layer_types: Callable[[Mapping[str, Any], int], list[LayerType]] | None = None

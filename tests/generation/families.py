@@ -1,0 +1,106 @@
+"""Tiny random models of every family, made and saved by transformers."""
+
+import warnings
+from dataclasses import dataclass, field
+
+VOCABULARY = 77
+SIZES = {
+    "hidden_size": 40,
+    "intermediate_size": 52,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "attn_implementation": "eager",
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A family in transformers, and what its configuration says beyond `SIZES`."""
+
+    name: str
+    changes: dict = field(default_factory=dict)
+
+    def make(self):
+        """The model, with large random weights; biases and norms are random too."""
+        import torch
+        import transformers
+
+        torch.manual_seed(0)
+        config = getattr(transformers, f"{self.name}Config")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            values = config(**SIZES | self.changes)
+            made = getattr(transformers, f"{self.name.removesuffix('Text')}ForCausalLM")(values)
+        with torch.no_grad():
+            for name, parameter in made.named_parameters():
+                if parameter.ndim == 2:
+                    parameter.normal_(0, 1.5 / parameter.shape[1] ** 0.5)
+                elif "norm" in name:
+                    # Around 1, or around 0 where the family adds 1 to it.
+                    centre = float(parameter.mean())
+                    parameter.copy_(torch.rand_like(parameter) - 0.5 + centre)
+                else:
+                    parameter.copy_(torch.rand_like(parameter) - 0.5)
+        return made.eval()
+
+    def save(self, path):
+        """Makes the model, writes it as a Hugging Face directory and returns it."""
+        made = self.make()
+        made.save_pretrained(path)
+        return made
+
+
+VARIANTS = {
+    "llama": Variant("Llama"),
+    "tied": Variant("Llama", {"tie_word_embeddings": True}),
+    "attention bias": Variant("Llama", {"attention_bias": True}),
+    "all biases": Variant("Llama", {"attention_bias": True, "mlp_bias": True}),
+    "one kv head": Variant("Llama", {"num_key_value_heads": 1, "head_dim": 64}),
+    "llama3 scaling": Variant("Llama", {"rope_parameters": LLAMA3}),
+    "linear scaling": Variant("Llama", {"rope_parameters": LINEAR}),
+    "yarn scaling": Variant("Llama", {"rope_parameters": YARN}),
+    "dynamic scaling": Variant("Llama", {"rope_parameters": DYNAMIC}),
+    "mistral": Variant("Mistral", {"head_dim": 10, "sliding_window": None}),
+    "window": Variant("Mistral", {"head_dim": 10, "sliding_window": 16}),
+    "qwen2": Variant("Qwen2", {"tie_word_embeddings": True}),
+    "qwen2 windows": Variant(
+        "Qwen2", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 2}
+    ),
+    "qwen3": Variant("Qwen3", {"head_dim": 16, "tie_word_embeddings": True}),
+    "qwen3 bias": Variant(
+        "Qwen3", {"head_dim": 6, "attention_bias": True, "num_key_value_heads": 4}
+    ),
+    "qwen3 windows": Variant(
+        "Qwen3",
+        {
+            "head_dim": 64,
+            "num_key_value_heads": 1,
+            "use_sliding_window": True,
+            "sliding_window": 5,
+            "layer_types": ["full_attention", "sliding_attention"] * 2,
+            "rope_parameters": YARN,
+        },
+    ),
+}
