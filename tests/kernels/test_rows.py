@@ -120,7 +120,7 @@ def wide_silu(gate, up):
 
 
 def wide_gelu(gate, up):
-    return gate * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3))) / 2 * up
+    return gate / (1 + np.exp(-2 * np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3))) * up
 
 
 GATES = {"silu_mul": (silu_mul, wide_silu), "gelu_mul": (gelu_mul, wide_gelu)}
@@ -132,8 +132,8 @@ def test_gates(isa, gate, width):
     reference, wide = GATES[gate]
     x, up = normal(9, width, scale=3), normal(9, width, seed=1)
     got = run_gate(isa, gate, x, up)
-    tolerance = 8 * EPS if gate == "silu_mul" else 30 * EPS
-    np.testing.assert_allclose(got, wide(x.astype(float), up), rtol=tolerance)
+    tolerance = 8 * EPS if gate == "silu_mul" else 60 * EPS
+    np.testing.assert_allclose(got, wide(x.astype(float), up), rtol=tolerance, atol=1e-36)
     # The reference's 1 + tanh loses its digits where tanh is near -1.
     lost = 0 if gate == "silu_mul" else 1e-6 * np.abs(x * up).max()
     np.testing.assert_allclose(got, reference(x, up), rtol=tolerance, atol=lost)
