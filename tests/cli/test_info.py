@@ -23,6 +23,8 @@ def test_smollm2(hasten):
         "llama: 30 layers, hidden 576, feed-forward 1536, 9 heads and 3 KV heads of 64",
         "134.5 M: embedding 28.3 M",
         "8192 positions",
+        "Q4_1",
+        "int4:32+min",
         "49152 tokens, with chat template",
         "Memory for weights and 8192 positions",
         "decode at 256 positions = 1 / max(",
@@ -39,6 +41,11 @@ def test_json(hasten):
     assert footprint["total_parameters"] == 134_515_008
     assert footprint["encodings"]["Q4_1"]["tensors"] == 210
     assert footprint["kv_bytes_per_token"] == {"f32": 46080, "bf16": 23040, "int8": 12240}
+    assert document["matrices"]["model.embed_tokens.weight"] == {
+        "encoding": "Q8_0",
+        "format": "int8:32",
+        "exact": True,
+    }
     assert document["tokenizer"]["chat_template"] is True
     limits = {one["weights"]: one for one in document["limits"]["expected"]}
     # 28 GB/s over the bytes of 134.5 M weights at 4 bytes

@@ -9,6 +9,7 @@ from hasten.generation.formats import (
     MatrixFormat,
     activation_group,
     choose_formats,
+    keeps_values,
     pack_bias,
     pack_matrix,
     parse_format,
@@ -73,6 +74,23 @@ def test_carried_codes_run_as_they_are():
         "c": "int4:32",
         "d": "int8:32+min",
     }
+
+
+def test_says_which_formats_keep_the_values():
+    values = np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32)
+    codes = QuantizedTensor("a", int8_with_minimum(values))
+    kept = [
+        (codes, "int8:32+min", True),
+        (codes, "int8:32", False),
+        (codes, "f32", True),
+        (codes, "bf16", False),
+        (dense(), "f32", True),
+        (dense(), "int8:32", False),
+        (dense(encoding="F16"), "bf16", False),
+        (dense(encoding="BF16"), "bf16", True),
+    ]
+    for tensor, name, expected in kept:
+        assert keeps_values(tensor, MatrixFormat.from_name(name, 64)) == expected
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from hasten.errors import HastenError
 
 if TYPE_CHECKING:
     from hasten.machine import Machine, Rates
-    from hasten.measure.footprint import Footprint
+    from hasten.measure.footprint import CarriedMatrix, Footprint
     from hasten.measure.roofline import Expectation
     from hasten.models import Model
 
@@ -63,13 +64,14 @@ def command(
     the model: for those see `hasten bench`.
     """
     from hasten.machine import detect_machine, measure_rates
-    from hasten.measure.footprint import measure_footprint
+    from hasten.measure.footprint import carried_matrices, measure_footprint
     from hasten.measure.roofline import FORMULAS, expect
     from hasten.models import load_model
 
     loaded = load_model(model)
     machine = detect_machine()
     footprint = measure_footprint(loaded.config, loaded.weights)
+    carried = carried_matrices(loaded.weights)
     text = _describe_text(loaded)
     rates, expected = None, []
     if probe:
@@ -77,6 +79,7 @@ def command(
         expected = expect(loaded.config, loaded.weights, rates, context=context, prompt=prompt)
     if json_path != "-":
         _print_model(loaded, footprint, text)
+        _print_carried(carried.values())
         _print_memory(footprint, machine)
         if rates is not None:
             _print_limits(rates, expected, context, prompt)
@@ -88,6 +91,7 @@ def command(
             "artefact": loaded.recipe is not None,
             "architecture": asdict(loaded.config),
             "footprint": footprint.as_dict(),
+            "matrices": {name: asdict(one) for name, one in carried.items()},
             "tokenizer": text,
             "machine": machine.as_dict(),
             "formulas": FORMULAS,
@@ -147,6 +151,19 @@ def _print_model(model: Model, footprint: Footprint, text: Mapping[str, object])
         ("artefact", "yes, see recipe.json" if model.recipe is not None else "no"),
     ]
     print_table(["", ""], rows, title=model.name, left=2)
+
+
+def _print_carried(matrices: Iterable[CarriedMatrix]) -> None:
+    """Show what becomes of each encoding."""
+    print_table(
+        ["stored as", "runs as", "matrices", "values"],
+        [
+            [one.encoding, one.format, str(count), "as stored" if one.exact else "rounded"]
+            for one, count in Counter(matrices).items()
+        ],
+        title="\nWhat the kernels hold (`--weights carried`)",
+        left=2,
+    )
 
 
 def _print_memory(footprint: Footprint, machine: Machine) -> None:

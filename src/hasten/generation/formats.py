@@ -22,6 +22,7 @@ __all__ = [
     "activation_group",
     "choose_formats",
     "column_order",
+    "keeps_values",
     "pack_matrix",
     "parse_format",
     "quantize_as",
@@ -226,6 +227,19 @@ def quantize_as(tensor: StoredTensor, form: MatrixFormat) -> QuantizedMatrix:
         if carried is not None:
             return carried
     return quantize_rtn(tensor.to_float32(), 8 if form.kind == "int8" else 4, form.group)
+
+
+def keeps_values(tensor: StoredTensor, form: MatrixFormat) -> bool:
+    """Whether a format holds the matrix as the file does.
+
+    True of codes taken over (products of two scales and minimums are rounded to half precision),
+    and of floats in a type that holds them.
+    """
+    if form.kind == "f32":
+        return True
+    if form.kind == "bf16":
+        return tensor.encoding == "BF16"
+    return _carries(tensor, form)
 
 
 def column_order(tensor: StoredTensor, form: MatrixFormat) -> NDArray[np.int32] | None:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 from hasten.errors import UsageError
-from hasten.generation.formats import MatrixFormat, choose_formats
+from hasten.generation.formats import MatrixFormat, choose_formats, keeps_values
 from hasten.generation.kvcache import DEFAULT_CONTEXT, KV_BLOCK, kv_bytes_per_block
 from hasten.models.config import ModelConfig
 from hasten.models.weights import StoredTensor
@@ -19,8 +19,10 @@ __all__ = [
     "KV_FORMATS",
     "PARTS",
     "WEIGHT_FORMATS",
+    "CarriedMatrix",
     "Encoding",
     "Footprint",
+    "carried_matrices",
     "fitting_formats",
     "kv_bytes_per_token",
     "measure_footprint",
@@ -142,6 +144,31 @@ def fitting_formats(
         with suppress(UsageError):
             found[name] = choose_formats(weights, matrices, EngineOptions(weights=name))
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class CarriedMatrix:
+    """What a matrix becomes where `EngineOptions.weights` is "carried".
+
+    Attributes:
+        encoding: How the file stores it.
+        format: How the kernels hold it.
+        exact: Its codes or floats are taken over as they are, not rounded anew.
+    """
+
+    encoding: str
+    format: str
+    exact: bool
+
+
+def carried_matrices(weights: Mapping[str, StoredTensor]) -> dict[str, CarriedMatrix]:
+    """What each matrix becomes, by tensor name."""
+    matrices = [name for name, tensor in weights.items() if len(tensor.shape) == 2]
+    formats = choose_formats(weights, matrices, EngineOptions(weights="carried"))
+    return {
+        name: CarriedMatrix(weights[name].encoding, str(form), keeps_values(weights[name], form))
+        for name, form in formats.items()
+    }
 
 
 def kv_bytes_per_token(config: ModelConfig, kv: str) -> int:
