@@ -43,6 +43,13 @@ def test_the_report(hasten, world, tmp_path):
     assert report["memory"]["peak_rss_bytes"] > 1 << 20
 
 
+def test_a_bench_measures_one_request_whose_prompt_is_new(hasten, world):
+    hasten(*small())
+    hasten(*small("--prefix-cache", "--max-sequences", "2"))
+    found = [(e.options.max_sequences, e.options.prefix_cache) for e in world.engines]
+    assert found == [(1, False), (2, True)]
+
+
 def test_json_on_stdout_is_json_alone(hasten, world):
     assert json.loads(hasten(*small("--json", "-")).out)["schema"] == "hasten.bench/1"
 

@@ -50,7 +50,7 @@ def test_every_option_arrives(hasten, world):
     arguments = (
         "--temperature 0.5 --top-k 3 --top-p 0.9 --min-p 0.1 --seed 7 --stop a --stop b "
         "--max-tokens 5 --threads 1 --kv int8 --weights int8:64 --isa scalar --executor reference "
-        "--max-context 50 --no-fuse"
+        "--max-context 50 --no-fuse --max-sequences 3 --kv-memory 1.5MiB --no-prefix-cache"
     )
     assert hasten("run", "fake", "Hi", *arguments.split()).status == 0
     assert world.sampling == [
@@ -68,6 +68,23 @@ def test_every_option_arrives(hasten, world):
     assert (options.threads, options.kv, options.weights) == (1, "int8", "int8:64")
     assert (options.isa, options.executor) == ("scalar", "reference")
     assert (options.max_context, options.fuse) == (50, False)
+    assert (options.max_sequences, options.kv_memory) == (3, 3 << 19)
+    assert options.prefix_cache is False
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("2GiB", 2 << 30), ("500MB", 500_000_000), ("7 kb", 7000), ("123", 123)]
+)
+def test_sizes(hasten, world, text, size):
+    assert hasten("run", "fake", "Hi", "--kv-memory", text).status == 0
+    assert world.engines[0].options.kv_memory == size
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1GiB", "1e9", "1 parsec", "0", "0.5", "nan"])
+def test_what_is_no_size(hasten, world, text):
+    result = hasten("run", "fake", "Hi", "--kv-memory", text)
+    assert result.status == 2
+    assert "is not a size" in result.err
 
 
 def test_every_way_to_sample_arrives(hasten, world, tmp_path):
