@@ -128,7 +128,7 @@ class Scheduler:
             full = sequence.computed // KV_BLOCK
             sequence.computed += count
             sequence.model_seconds += seconds
-            if self._prefix_cache:
+            if self._prefix_cache and sequence.computed // KV_BLOCK > full:
                 names = sequence.names.up_to(sequence.tokens, sequence.computed // KV_BLOCK)
                 for block, name in zip(sequence.blocks[full:], names[full:], strict=False):
                     self._pool.set_name(block, name)
@@ -137,15 +137,18 @@ class Scheduler:
         """Gives the room of this step to prompts, in order; takes waiting sequences in."""
         reading = sorted((s for s in self.running if s.remaining > 1), key=_ORDER)
         computing: set[bytes] = set()
-        admitting = True
+        admitting, deferred = True, 0
         for sequence in heapq.merge(reading, list(self.waiting), key=_ORDER):
             if room <= 0:
                 return
-            if not (sequence.running or admitting):
-                continue
+            if not sequence.running:
+                admitting = admitting and self._slot_for(sequence, deferred)
+                if not admitting:
+                    continue
             names = self._shareable(sequence)
             self._share_prefix(sequence, names)
             if self._comes_next_step(sequence, names, computing):
+                deferred += not sequence.running
                 continue
             if not (sequence.running or self._admit(sequence)):
                 admitting = False
@@ -194,15 +197,21 @@ class Scheduler:
         sequence.blocks = []
         sequence.computed = sequence.cached_tokens = 0
 
+    def _lower(self, sequence: Sequence) -> list[Sequence]:
+        """Running sequences of lower priority than another's, in order."""
+        priority = sequence.request.priority
+        return sorted((s for s in self.running if s.request.priority > priority), key=_ORDER)
+
+    def _slot_for(self, sequence: Sequence, deferred: int) -> bool:
+        """Whether a waiting sequence would get a slot, beside those that come a step later."""
+        return len(self.running) + deferred < self._max_sequences or bool(self._lower(sequence))
+
     def _admit(self, sequence: Sequence) -> bool:
         """Gives a waiting sequence a slot, if need be in place of those of lower priority."""
-        priority = sequence.request.priority
-        lower = [one for one in self.running if one.request.priority > priority]
-        slots = self._max_sequences - len(self.running)
-        if slots + len(lower) <= 0 or not self._fits(sequence, lower):
+        lower = self._lower(sequence)
+        if not self._fits(sequence, lower):
             self._let_go(sequence)
             return False
-        lower.sort(key=_ORDER)
         while len(self.running) >= self._max_sequences or not self._fits(sequence, ()):
             self._preempt(lower.pop())
         self.waiting.remove(sequence)
