@@ -107,13 +107,13 @@ LinearOp::Split LinearOp::split(const Step& step) const {
   split.token_block = in->group > 0 ? kTokenBlock : kFloatTokenBlock;
   split.token_blocks = divide_up(split.rows, split.token_block);
   // A few chunks a thread: enough to even out a stalled one, long enough to stream weights.
-  split.chunk = std::max(1, matrix->panels() / (4 * step.threads));
+  split.chunks = std::min(matrix->panels(), 4 * step.threads);
   return split;
 }
 
 int LinearOp::items(const Step& step) const {
   const Split part = split(step);
-  return divide_up(matrix->panels(), part.chunk) * part.token_blocks;
+  return part.chunks * part.token_blocks;
 }
 
 void LinearOp::run(const Step& step, int item, float*) const {
@@ -121,9 +121,10 @@ void LinearOp::run(const Step& step, int item, float*) const {
   const LinearArgs args{
       matrix->view(), in->data,   in->quantized, bias.empty() ? nullptr : bias.data(),
       out->data,      out->width, epilogue,      scale};
-  const int panel = item / part.token_blocks * part.chunk;
+  const std::int64_t chunk = item / part.token_blocks, panels = matrix->panels();
   const int token = item % part.token_blocks * part.token_block;
-  kernels->linear(args, panel, std::min(panel + part.chunk, matrix->panels()), token,
+  kernels->linear(args, static_cast<int>(chunk * panels / part.chunks),
+                  static_cast<int>((chunk + 1) * panels / part.chunks), token,
                   std::min(token + part.token_block, part.rows));
 }
 

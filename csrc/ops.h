@@ -77,7 +77,7 @@ struct LinearOp final : Op {
  private:
   // An item is a chunk of panels for a block of tokens.
   struct Split {
-    int rows, token_block, token_blocks, chunk;
+    int rows, token_block, token_blocks, chunks;
   };
   Split split(const Step& step) const;
 };
