@@ -231,8 +231,8 @@ void check_attention(Check& check, KvFormat format, int dim, int queries, int wi
   const std::vector<std::int32_t> table = {2, 0, 3, 1};
   const KvCache cache(format, 1, 4, 1, dim);
   for (int position = 0; position < kLength; ++position) {
-    cache.write(0, table[position / kKvBlock], 0, position % kKvBlock, normal(dim).data(),
-                normal(dim).data());
+    cache.write(*scalar_kernels(), 0, table[position / kKvBlock], 0, position % kKvBlock,
+                normal(dim).data(), normal(dim).data());
   }
   const auto query = normal(static_cast<std::size_t>(queries) * dim);
   check.same("attention " + std::to_string(dim) + " kv " +
