@@ -11,6 +11,7 @@
 
 #include "dispatch.h"
 #include "kv_cache.h"
+#include "lora.h"
 #include "matrix.h"
 #include "probes.h"
 #include "program.h"
@@ -166,6 +167,37 @@ void bind_matrix(nb::module_& m) {
           "Columns of activations that share a scale, 0 for float matrices.");
 }
 
+std::shared_ptr<LoraPair> make_lora(const std::string& format, Array<float, 2> a, Array<float, 2> b,
+                                    Array<float, 1> scales, Array<std::int32_t, 2> spans) {
+  const Format kind = parse_format(format);
+  if (kind != Format::f32 && kind != Format::bf16) reject("adapters are f32 or bf16");
+  const std::size_t rank = a.shape(0), columns = a.shape(1), rows = b.shape(0);
+  for (const std::size_t size : {rank, columns, rows}) {
+    if (size < 1 || size > kMaxSize) reject("an adapter needs between 1 and 2^24 rows and columns");
+  }
+  if (b.shape(1) != rank || scales.shape(0) != rank) reject("the arrays differ in rank");
+  if (spans.shape(0) != (rows + kLoraRows - 1) / kLoraRows || spans.shape(1) != 2) {
+    reject("every 16 rows need a span of columns");
+  }
+  for (std::size_t i = 0; i < spans.shape(0); ++i) {
+    const std::int32_t begin = spans.data()[2 * i], end = spans.data()[2 * i + 1];
+    if (begin < 0 || begin > end || end > static_cast<int>(rank)) reject("span out of range");
+  }
+  nb::gil_scoped_release release;
+  return std::make_shared<LoraPair>(kind, static_cast<int>(rank), static_cast<int>(columns),
+                                    static_cast<int>(rows), a.data(), b.data(), scales.data(),
+                                    spans.data());
+}
+
+void bind_lora(nb::module_& m) {
+  nb::class_<LoraPair>(m, "LoraPair", "A and B of one LoRA adapter for one product, packed.")
+      .def(nb::new_(&make_lora), "format"_a, "a"_a.noconvert(), "b"_a.noconvert(),
+           "scales"_a.noconvert(), "spans"_a.noconvert(),
+           "a [rank, columns], b [rows, rank] in the product's panel order, scales [rank], and for "
+           "each 16 rows of b the columns [begin, end) outside of which it is zero.")
+      .def_prop_ro("nbytes", &LoraPair::bytes);
+}
+
 void bind_cache(nb::module_& m) {
   nb::class_<KvCache>(m, "KvCache", "Keys and values in blocks of 32 positions.")
       .def(nb::new_(
@@ -185,7 +217,8 @@ using Output = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 Step make_step(const Program& program, const Rows& tokens, const Rows& positions,
                const Rows& starts, const Array<std::int32_t, 2>& tables, const Rows& logit_rows,
-               const Output& output, std::optional<int> threads) {
+               const Output& output, const std::optional<Rows>& adapters,
+               std::optional<int> threads) {
   if (tokens.shape(0) != positions.shape(0)) reject("batch: tokens and positions differ in length");
   if (starts.shape(0) < 2 || tables.shape(0) + 1 != starts.shape(0)) {
     reject("batch: starts and block tables disagree on the number of sequences");
@@ -194,7 +227,11 @@ Step make_step(const Program& program, const Rows& tokens, const Rows& positions
       output.shape(1) != static_cast<std::size_t>(program.output_width())) {
     reject("batch: the output array has the wrong shape");
   }
+  if (adapters && adapters->shape(0) != tables.shape(0)) {
+    reject("batch: every sequence needs an adapter slot, or -1");
+  }
   Step step{};
+  step.adapters = adapters ? adapters->data() : nullptr;
   step.tokens = tokens.data();
   step.positions = positions.data();
   step.starts = starts.data();
@@ -210,8 +247,9 @@ Step make_step(const Program& program, const Rows& tokens, const Rows& positions
 
 void run_program(Program& program, Rows tokens, Rows positions, Rows starts,
                  Array<std::int32_t, 2> tables, Rows logit_rows, Output output,
-                 std::optional<int> threads) {
-  Step step = make_step(program, tokens, positions, starts, tables, logit_rows, output, threads);
+                 std::optional<Rows> adapters, std::optional<int> threads) {
+  Step step =
+      make_step(program, tokens, positions, starts, tables, logit_rows, output, adapters, threads);
   nb::gil_scoped_release release;
   program.run(step, output.data());
 }
@@ -219,7 +257,8 @@ void run_program(Program& program, Rows tokens, Rows positions, Rows starts,
 double time_program(Program& program, Rows tokens, Rows positions, Rows starts,
                     Array<std::int32_t, 2> tables, Rows logit_rows, Output output, int begin,
                     int end, std::optional<int> threads) {
-  Step step = make_step(program, tokens, positions, starts, tables, logit_rows, output, threads);
+  Step step =
+      make_step(program, tokens, positions, starts, tables, logit_rows, output, {}, threads);
   nb::gil_scoped_release release;
   return program.time(step, output.data(), begin, end);
 }
@@ -293,13 +332,20 @@ void bind_program(nb::module_& m) {
       .def(
           "linear",
           [](Program& self, int in, std::shared_ptr<Matrix> matrix, int out,
-             std::optional<Array<float, 1>> bias, const std::string& epilogue, float scale) {
+             std::optional<Array<float, 1>> bias, const std::string& epilogue, float scale,
+             int lora) {
             self.linear(in, std::move(matrix), out, values_of(bias), parse_epilogue(epilogue),
-                        scale);
+                        scale, lora);
           },
           "source"_a, "matrix"_a, "out"_a, "bias"_a.noconvert().none() = nb::none(),
-          "epilogue"_a = "store", "scale"_a = 1.0f,
-          "The bias has one value a row, padded to whole panels of 32.")
+          "epilogue"_a = "store", "scale"_a = 1.0f, "lora"_a = -1,
+          "The bias has one value a row, padded to whole panels of 32; lora is the site of the "
+          "adapters that change the product.")
+      .def("reserve_adapters", &Program::reserve_adapters, "slots"_a)
+      .def("lora_shrink", &Program::lora_shrink, "source"_a, "out"_a,
+           "A x of the tokens that have an adapter; returns the site to fill and to multiply with.")
+      .def("set_adapter", &Program::set_adapter, "site"_a, "slot"_a, "pair"_a.none(),
+           nb::call_guard<nb::gil_scoped_release>())
       .def("silu_mul", &Program::silu_mul, "gate"_a, "up"_a, "out"_a)
       .def("gelu", &Program::gelu, "source"_a, "tanh"_a, "out"_a)
       .def("gelu_mul", &Program::gelu_mul, "gate"_a, "up"_a, "out"_a)
@@ -329,7 +375,8 @@ void bind_program(nb::module_& m) {
       .def("select", &Program::select, "source"_a, "out"_a)
       .def("run", &run_program, "tokens"_a.noconvert(), "positions"_a.noconvert(),
            "starts"_a.noconvert(), "block_tables"_a.noconvert(), "logit_rows"_a.noconvert(),
-           "output"_a.noconvert(), "threads"_a = nb::none(),
+           "output"_a.noconvert(), "adapters"_a.noconvert().none() = nb::none(),
+           "threads"_a = nb::none(),
            "Computes the batch into output [rows, width], on so many threads of the team.")
       .def("time", &time_program, "tokens"_a.noconvert(), "positions"_a.noconvert(),
            "starts"_a.noconvert(), "block_tables"_a.noconvert(), "logit_rows"_a.noconvert(),
@@ -380,6 +427,7 @@ void bind_probes(nb::module_& m) {
 NB_MODULE(_native, m) {
   m.doc() = "The native executor: packed weights, the KV cache, and programs over them.";
   bind_matrix(m);
+  bind_lora(m);
   bind_cache(m);
   bind_program(m);
   bind_probes(m);

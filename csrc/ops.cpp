@@ -3,11 +3,12 @@
 #include <algorithm>
 #include <cstring>
 
+#include "lora.h"
+
 namespace hasten {
 namespace {
 
 constexpr int kRowsPerItem = 4;
-constexpr int kTokenBlock = 128;  // tokens whose int8 activations stay in the L2 cache
 constexpr int kFloatTokenBlock = 48;
 
 int rows_of(const Step& step, const Buffer& buffer) {
@@ -116,16 +117,35 @@ int LinearOp::items(const Step& step) const {
   return part.chunks * part.token_blocks;
 }
 
-void LinearOp::run(const Step& step, int item, float*) const {
+void LinearOp::run(const Step& step, int item, float* scratch) const {
   const Split part = split(step);
   const LinearArgs args{
       matrix->view(), in->data,   in->quantized, bias.empty() ? nullptr : bias.data(),
       out->data,      out->width, epilogue,      scale};
   const std::int64_t chunk = item / part.token_blocks, panels = matrix->panels();
+  const int panel = static_cast<int>(chunk * panels / part.chunks);
+  const int panel_end = static_cast<int>((chunk + 1) * panels / part.chunks);
   const int token = item % part.token_blocks * part.token_block;
-  kernels->linear(args, static_cast<int>(chunk * panels / part.chunks),
-                  static_cast<int>((chunk + 1) * panels / part.chunks), token,
-                  std::min(token + part.token_block, part.rows));
+  const int token_end = std::min(token + part.token_block, part.rows);
+  if (!run_adapted(step, args, panel, panel_end, token, token_end, scratch)) {
+    kernels->linear(args, panel, panel_end, token, token_end);
+  }
+}
+
+bool LinearOp::run_adapted(const Step& step, LinearArgs args, int panel, int panel_end, int token,
+                           int token_end, float* scratch) const {
+  if (lora == nullptr || step.adapted(*in).rows.empty()) return false;
+  const float* delta[kTokenBlock];
+  args.delta = delta;
+  args.delta_token = token;
+  const int together = std::max(1, kDeltaFloats / ((token_end - token) * kPanelRows));
+  for (; panel < panel_end; panel += together) {
+    const int end = std::min(panel + together, panel_end);
+    if (!lora->expand(step, panel, end, token, token_end, scratch, delta)) return false;
+    args.delta_panel = panel;
+    kernels->linear(args, panel, end, token, token_end);
+  }
+  return true;
 }
 
 int GatedOp::items(const Step& step) const { return row_items(rows_of(step, *out)); }

@@ -71,10 +71,14 @@ struct LinearOp final : Op {
   Epilogue epilogue;
   float scale;
   const Buffer* out;
+  const LoraSite* lora = nullptr;
   int items(const Step&) const override;
   void run(const Step&, int item, float* scratch) const override;
 
  private:
+  // The product with what adapters add; false if no token of the item has one.
+  bool run_adapted(const Step& step, LinearArgs args, int panel, int panel_end, int token,
+                   int token_end, float* scratch) const;
   // An item is a chunk of panels for a block of tokens.
   struct Split {
     int rows, token_block, token_blocks, chunks;

@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "dispatch.h"
+#include "lora.h"
 #include "ops.h"
 
 namespace hasten {
@@ -13,6 +14,7 @@ namespace {
 
 constexpr int kRangeTokens = 16;  // tokens of a sequence that attention takes together
 constexpr int kMaxThreads = 1024;
+constexpr int kMaxAdapters = 4096;
 constexpr int kMaxSize = 1 << 24;  // tokens, positions, widths: products of two fit 64 bits
 
 [[noreturn]] void reject(const std::string& what) { throw std::invalid_argument(what); }
@@ -22,6 +24,24 @@ void require(bool fine, const char* what) {
 }
 
 int round_up(int value, int step) { return (value + step - 1) / step * step; }
+
+template <class SlotOf>
+void group_rows(AdapterRows& adapted, int count, SlotOf slot_of) {
+  for (int row = 0; row < count; ++row) {
+    if (slot_of(row) >= 0) adapted.rows.push_back(row);
+  }
+  std::stable_sort(adapted.rows.begin(), adapted.rows.end(),
+                   [&](int a, int b) { return slot_of(a) < slot_of(b); });
+  const int size = static_cast<int>(adapted.rows.size());
+  for (int begin = 0, end = 0; begin < size; begin = end) {
+    const int slot = slot_of(adapted.rows[begin]);
+    while (end < size && slot_of(adapted.rows[end]) == slot) ++end;
+    adapted.groups.push_back({slot, begin, end});
+    for (int first = begin; first < end; first += kLoraChunk) {
+      adapted.chunks.push_back({slot, first, std::min(first + kLoraChunk, end)});
+    }
+  }
+}
 
 }  // namespace
 
@@ -38,6 +58,8 @@ Program::Program(int threads, const std::string& isa, int max_tokens, int max_se
     require(limit > 0 && limit <= kMaxSize, "limits must be between 1 and 2^24");
   }
 }
+
+Program::~Program() = default;
 
 float* Program::allocate(std::size_t floats) {
   memories_.emplace_back(floats * sizeof(float));
@@ -234,7 +256,7 @@ void Program::quantize(int in, int out, std::vector<std::int32_t> order) {
 }
 
 void Program::linear(int in, std::shared_ptr<Matrix> matrix, int out, std::vector<float> bias,
-                     Epilogue epilogue, float scale) {
+                     Epilogue epilogue, float scale, int lora) {
   const MatrixView& view = matrix->view();
   auto op = std::make_unique<LinearOp>();
   op->kernels = kernels_;
@@ -252,11 +274,54 @@ void Program::linear(int in, std::shared_ptr<Matrix> matrix, int out, std::vecto
   require_same_rows(*op->in, *op->out);
   require(bias.empty() || bias.size() == static_cast<std::size_t>(matrix->panels()) * kPanelRows,
           "linear: the bias does not fit the matrix");
+  if (lora != -1) {
+    LoraSite& site = lora_site(lora);
+    require(site.in == op->in && site.rows == 0, "linear: the adapters belong to another product");
+    site.rows = view.rows;
+    op->lora = &site;
+  }
   op->matrix = std::move(matrix);
   op->bias = std::move(bias);
   op->epilogue = epilogue;
   op->scale = scale;
   push(std::move(op));
+}
+
+void Program::reserve_adapters(int slots) {
+  require(slots > 0 && slots <= kMaxAdapters, "between 1 and 4096 adapters are possible");
+  require(adapter_slots_ == 0, "the adapters have their slots already");
+  adapter_slots_ = slots;
+}
+
+int Program::lora_shrink(int in, int out) {
+  require(adapter_slots_ > 0, "lora_shrink: no adapters are reserved");
+  auto site = std::make_unique<LoraSite>();
+  site->kernels = kernels_;
+  site->in = &buffer(in);
+  site->shrunk = &float_buffer(out);
+  require(site->shrunk->width % kLoraRows == 0, "lora_shrink: ranks come in panels of 16");
+  require_same_rows(*site->in, *site->shrunk);
+  site->pairs.resize(adapter_slots_);
+  auto op = std::make_unique<LoraShrinkOp>();
+  op->site = site.get();
+  push(std::move(op));
+  sites_.push_back(std::move(site));
+  return static_cast<int>(sites_.size()) - 1;
+}
+
+LoraSite& Program::lora_site(int id) const {
+  require(id >= 0 && id < static_cast<int>(sites_.size()), "no such place for adapters");
+  return *sites_[id];
+}
+
+void Program::set_adapter(int site, int slot, std::shared_ptr<const LoraPair> pair) {
+  LoraSite& found = lora_site(site);
+  require(slot >= 0 && slot < adapter_slots_, "adapter slot out of range");
+  require(pair == nullptr || (pair->columns() == found.in->width && pair->rows() == found.rows &&
+                              pair->rank() <= found.shrunk->width),
+          "the adapter does not fit the product");
+  const std::lock_guard<std::mutex> lock(running_);
+  found.pairs[slot] = std::move(pair);
 }
 
 void Program::silu_mul(int gate, int up, int out) { gated(gate, up, out, kernels_->silu_mul); }
@@ -432,6 +497,10 @@ void Program::check(const Step& step) const {
     require(step.logit_rows[i] >= 0 && step.logit_rows[i] < step.count,
             "batch: logit row out of range");
   }
+  for (int s = 0; step.adapters != nullptr && s < step.sequences; ++s) {
+    require(step.adapters[s] >= -1 && step.adapters[s] < adapter_slots_,
+            "batch: adapter slot out of range");
+  }
 }
 
 // What only a complete program can size.
@@ -440,9 +509,21 @@ void Program::prepare() {
   for (const auto& buffer : buffers_) {
     if (!buffer->external) widest = std::max(widest, buffer->width);
   }
+  for (const auto& site : sites_) {
+    widest = std::max({widest, kLoraChunk * site->in->width, kDeltaFloats});
+  }
   for (int i = 0; i < threads_; ++i) scratch_.push_back(allocate(widest));
   items_.resize(ops_.size());
   team_ = std::make_unique<Team>(threads_, static_cast<int>(ops_.size()));
+}
+
+void Program::group_adapters(Step& step) const {
+  for (AdapterRows* rows : {&step.adapted_tokens, &step.adapted_selected}) *rows = {};
+  if (step.adapters == nullptr) return;
+  const auto slot_of = [&](int token) { return step.adapters[step.owner[token]]; };
+  group_rows(step.adapted_tokens, step.count, slot_of);
+  group_rows(step.adapted_selected, step.selected,
+             [&](int row) { return slot_of(step.logit_rows[row]); });
 }
 
 void Program::run(Step& step, float* output) {
@@ -476,6 +557,7 @@ void Program::start(Step& step, float* output) {
     }
   }
   std::reverse(step.ranges.begin(), step.ranges.end());
+  group_adapters(step);
 }
 
 void Program::run_ops(const Step& step, int begin, int end) {

@@ -16,6 +16,8 @@
 
 namespace hasten {
 
+inline constexpr int kTokenBlock = 128;  // tokens whose int8 activations stay in the L2 cache
+
 // One activation of every token (or, with `selected`, of every token whose logits are wanted).
 struct Buffer {
   int width = 0;
@@ -42,6 +44,15 @@ struct TokenRange {
   int sequence, begin, end;
 };
 
+// The rows of a buffer that LoRA adapters change, those of one adapter side by side.
+struct AdapterRows {
+  struct Group {
+    int slot, begin, end;  // rows[begin] .. rows[end - 1], ascending
+  };
+  std::vector<std::int32_t> rows;
+  std::vector<Group> groups, chunks;  // all rows of a slot; pieces that are worked on at once
+};
+
 // What one run computes; see hasten.types.Batch.
 struct Step {
   const std::int32_t* tokens;
@@ -49,10 +60,15 @@ struct Step {
   const std::int32_t* starts;
   const std::int32_t* tables;
   const std::int32_t* logit_rows;
+  const std::int32_t* adapters;  // slot of each sequence, or null
   int count, sequences, table_width, selected;
   int threads;                      // that take part
   std::vector<std::int32_t> owner;  // sequence of each token
   std::vector<TokenRange> ranges;   // latest first: they take longest
+  AdapterRows adapted_tokens, adapted_selected;
+  const AdapterRows& adapted(const Buffer& buffer) const {
+    return buffer.selected ? adapted_selected : adapted_tokens;
+  }
   const std::int32_t* table(int sequence) const {
     return tables + static_cast<std::ptrdiff_t>(sequence) * table_width;
   }
@@ -67,10 +83,14 @@ class Op {
   virtual void run(const Step& step, int item, float* scratch) const = 0;
 };
 
+class LoraPair;
+struct LoraSite;
+
 class Program {
  public:
   // max_tokens: most tokens of a run; max_context: positions of the longest sequence.
   Program(int threads, const std::string& isa, int max_tokens, int max_selected, int max_context);
+  ~Program();
 
   int add_buffer(int width, bool selected);
   int add_quantized_buffer(int width, int group, bool selected);
@@ -87,8 +107,15 @@ class Program {
   void rms_norm(int in, std::vector<float> weight, float eps, int out);
   // With an order, column i of the codes is column order[i] of the values.
   void quantize(int in, int out, std::vector<std::int32_t> order);
+  // lora: what lora_shrink returned for the same input, or -1.
   void linear(int in, std::shared_ptr<Matrix> matrix, int out, std::vector<float> bias,
-              Epilogue epilogue, float scale);
+              Epilogue epilogue, float scale, int lora);
+  // LoRA adapters go into slots 0 .. slots - 1.
+  void reserve_adapters(int slots);
+  // A x of every token whose adapter changes the next product; returns the number of that site.
+  int lora_shrink(int in, int out);
+  // Fills a slot of a site, or empties it with null; waits for a run to end.
+  void set_adapter(int site, int slot, std::shared_ptr<const LoraPair> pair);
   void silu_mul(int gate, int up, int out);
   void gelu(int in, bool tanh, int out);
   void gelu_mul(int gate, int up, int out);
@@ -130,6 +157,8 @@ class Program {
   void prepare();
   void start(Step& step, float* output);
   void run_ops(const Step& step, int begin, int end);
+  void group_adapters(Step& step) const;
+  LoraSite& lora_site(int id) const;
   float* allocate(std::size_t floats);
   void push(std::unique_ptr<Op> op);
   const KvCache& cache(int layer) const;
@@ -145,6 +174,8 @@ class Program {
   std::shared_ptr<KvCache> cache_;
   int vocabulary_ = 0;
   bool whole_sequences_ = false;  // attention is not causal
+  std::vector<std::unique_ptr<LoraSite>> sites_;
+  int adapter_slots_ = 0;
   std::vector<std::unique_ptr<Op>> ops_;
   std::mutex running_;  // one run at a time: runs share the buffers
   std::vector<int> items_;

@@ -20,6 +20,7 @@ inline constexpr int kBlock = 32;      // columns a dot primitive consumes at on
 inline constexpr int kKvBlock = 32;    // positions of a KV block
 inline constexpr int kMaxHeadDim = 512;
 inline constexpr int kQueryTile = 4;  // queries of one kv head that attention handles together
+inline constexpr int kLoraRows = 16;  // rows of a panel of a LoRA matrix: half a weight panel
 
 // A weight matrix in panels of 32 rows, columns padded to a multiple of 32 for integer formats.
 //   f32, bf16   per panel: [column][32 rows]
@@ -54,6 +55,27 @@ struct LinearArgs {
   int y_width;
   Epilogue epilogue;  // gated: rows 0-15 of a panel are gates, 16-31 their factors
   float scale;        // of the sum with the bias, before the epilogue
+  // What LoRA adapters add before the epilogue, or null: delta[t - delta_token] holds token t's
+  // rows from panel delta_panel on, and is null for a token without an adapter.
+  const float* const* delta = nullptr;
+  int delta_token = 0, delta_panel = 0;
+};
+
+// 16 rows of a LoRA matrix over the columns [first, first + columns) of its input: [column][16].
+struct LoraPanel {
+  const std::uint8_t* data;
+  int first, columns;
+};
+
+// y[t][row] = scales[row] * sum over columns of W[row][column] * x[t][column], columns in order.
+struct LoraArgs {
+  Format format;            // f32 or bf16
+  const LoraPanel* panels;  // panel p yields the rows 16 p .. 16 p + 15
+  int count;
+  const float* scales;    // of every row, or null for ones
+  const float* const* x;  // of each token
+  float* const* y;        // of each token
+  int tokens;
 };
 
 inline bool is_gated(Epilogue epilogue) {
@@ -128,6 +150,9 @@ struct Kernels {
   // n values as int8 codes; returns their scale, max |x| / 127.
   float (*quantize_row)(const float* x, int n, std::int8_t* codes);
   void (*attention)(const AttentionArgs&);
+  // Row `token` of q as float: n values.
+  void (*dequantize)(const QuantizedView& q, int token, int n, float* y);
+  void (*lora)(const LoraArgs&);
   // Integer multiply-adds (2 operations each) of `rounds` register-resident dot products.
   double (*int8_probe)(long rounds);
   double (*fp32_probe)(long rounds);

@@ -33,6 +33,13 @@ void finish_tile(const LinearArgs& args, int panel, int token, Tile<M>& tile) {
         tile[m][v] = S::add(tile[m][v], S::load(args.bias + first + v * S::width));
       }
     }
+    const float* delta = args.delta == nullptr ? nullptr : args.delta[token + m - args.delta_token];
+    if (delta != nullptr) {
+      delta += (panel - args.delta_panel) * kPanelRows;
+      for (int v = 0; v < kVectors; ++v) {
+        tile[m][v] = S::add(tile[m][v], S::load(delta + v * S::width));
+      }
+    }
     if (args.scale != 1.0f) {
       for (int v = 0; v < kVectors; ++v) tile[m][v] = S::mul(tile[m][v], S::set1(args.scale));
     }

@@ -123,6 +123,20 @@ void rotate(const float* x, const float* cosine, const float* sine, int half, in
   for (i = 2 * half; i < dim; ++i) y[i] = x[i];
 }
 
+void dequantize(const hasten::QuantizedView& q, int token, int n, float* y) {
+  using S = Simd;
+  const std::int8_t* codes = q.codes + static_cast<std::ptrdiff_t>(token) * q.padded;
+  for (int g = 0; g * q.group < n; ++g) {
+    const float scale = q.scales[static_cast<std::ptrdiff_t>(g) * q.rows + token];
+    const int begin = g * q.group, end = begin + q.group < n ? begin + q.group : n;
+    int i = begin;
+    for (; i + S::width <= end; i += S::width) {
+      S::store(y + i, S::mul(S::load(codes + i), S::set1(scale)));
+    }
+    for (; i < end; ++i) y[i] = static_cast<float>(codes[i]) * scale;
+  }
+}
+
 // y = function(x) lane by lane; the last few values in a padded vector.
 template <class Function>
 void map_row(const float* x, int n, float* y, Function function) {

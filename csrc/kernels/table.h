@@ -4,6 +4,7 @@
 #include "attention.h"
 #include "kernels.h"
 #include "linear.h"
+#include "lora.h"
 #include "probes.h"
 #include "rows.h"
 
@@ -25,6 +26,8 @@ constexpr hasten::Kernels kTable = {
     .rotate = rotate,
     .quantize_row = quantize_row,
     .attention = attention,
+    .dequantize = dequantize,
+    .lora = lora,
     .int8_probe = int8_probe,
     .fp32_probe = fp32_probe,
 };

@@ -204,6 +204,9 @@ class EngineOptions:
         prefix_cache: Requests that begin alike share what was computed for their beginning.
         prefill_stretch: How many times longer prompts may make a step while other sequences
             decode, at least 1; infinity sets no limit, for most output tokens a second.
+        max_adapters: LoRA adapters that can be loaded at once; 0 runs without any.
+        max_lora_rank: Highest rank of their matrices.
+        lora: Format of their matrices.
     """
 
     executor: Literal["native", "reference"] = "native"
@@ -220,6 +223,9 @@ class EngineOptions:
     kv_memory: int | None = None
     prefix_cache: bool = True
     prefill_stretch: float = 1.75
+    max_adapters: int = 0
+    max_lora_rank: int = 64
+    lora: Literal["f32", "bf16"] = "bf16"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ import pytest
 
 from hasten import _native
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "models"))
 sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(1, str(Path(__file__).parent.parent / "models"))
 
 
 @pytest.fixture(params=_native.isas())

@@ -97,11 +97,13 @@ class Player:
     Args:
         model: The model.
         sequences: Token ids of each sequence.
+        slots: Slot of each sequence's LoRA adapter, None where none has one.
         options: Fields of `EngineOptions`.
     """
 
-    def __init__(self, model, sequences, **options):
+    def __init__(self, model, sequences, slots=None, **options):
         self.sequences = sequences
+        self.slots = None if slots is None else np.asarray(slots, np.int32)
         counts = [blocks_for(len(s)) for s in sequences]
         blocks = sum(counts) + 2
         options = EngineOptions(**{"chunk": 512, "threads": 1} | options)
@@ -120,7 +122,8 @@ class Player:
         rows = np.arange(len(tokens))
         arrays = [np.asarray(a, np.int32) for a in (tokens, positions, starts)]
         tables = self.tables[[s for s, _, _ in parts]]
-        logits = self.executor.run(Batch(*arrays, tables, rows.astype(np.int32)))
+        slots = None if self.slots is None else self.slots[[s for s, _, _ in parts]]
+        logits = self.executor.run(Batch(*arrays, tables, rows.astype(np.int32), slots))
         for (s, _, _), begin, end in zip(parts, starts, starts[1:], strict=False):
             self.logits[s].append(logits[begin:end])
 

@@ -136,12 +136,12 @@ class Bench:
         self.program.quantize(source, buffer)
         return buffer
 
-    def take(self, buffer, width, *, starts=None, positions=None, tables=None):
+    def take(self, buffer, width, *, starts=None, positions=None, tables=None, adapters=None):
         """Runs the program; the rows [tokens, width] of a buffer."""
         self.program.select(buffer, self.program.add_output(width))
-        return self.run(width, starts=starts, positions=positions, tables=tables)
+        return self.run(width, starts=starts, positions=positions, tables=tables, adapters=adapters)
 
-    def run(self, width, *, starts=None, positions=None, tables=None, out=None):
+    def run(self, width, *, starts=None, positions=None, tables=None, out=None, adapters=None):
         """Runs the finished program again."""
         tokens = np.arange(self.tokens, dtype=np.int32)
         out = np.full((self.tokens, width), np.nan, np.float32) if out is None else out
@@ -152,6 +152,7 @@ class Bench:
             np.zeros((1, 1), np.int32) if tables is None else np.asarray(tables, np.int32),
             tokens,
             out,
+            None if adapters is None else np.asarray(adapters, np.int32),
         )
         return out
 

@@ -7,6 +7,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from collections.abc import Sequence as Tokens
 from dataclasses import replace
+from pathlib import Path
 from threading import Condition
 from time import monotonic, perf_counter
 from types import TracebackType
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.errors import GenerationError, UsageError
+from hasten.generation.adapters import AdapterTable
 from hasten.generation.blockpool import BlockPool
 from hasten.generation.executor import make_executor, weight_bytes
 from hasten.generation.intake import Intake
@@ -45,7 +47,7 @@ class Engine:
 
     One thread drives it with `step`, `generate` or `score`. Meanwhile any thread may call `submit`,
     `cancel`, `wait` and `statistics`: what the first two bring lies in an inbox, which the next
-    step empties before anything else.
+    step empties before anything else. Any thread may load and unload adapters, too.
 
     Args:
         model: What `hasten.models.load_model` returned.
@@ -77,7 +79,8 @@ class Engine:
             Pacer(self.options.prefill_stretch),
             prefix_cache=self.options.prefix_cache,
         )
-        self._intake = Intake(model, self.context)
+        self._adapters = AdapterTable(self._executor, model.config, self.options)
+        self._intake = Intake(model, self.context, self._adapters)
         self._numbers = itertools.count()
         self._arrived = Condition()
         self._inbox: deque[Sequence | list[Sequence]] = deque()  # come, or to be cancelled
@@ -108,8 +111,13 @@ class Engine:
 
     @property
     def memory(self) -> dict[str, int]:
-        """Bytes of the packed weights, the KV cache and the activation buffers."""
+        """Bytes of the packed weights, the KV cache, the activation buffers and the adapters."""
         return self._executor.memory
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the LoRA adapters that requests can have."""
+        return self._adapters.names
 
     @property
     def has_work(self) -> bool:
@@ -124,13 +132,14 @@ class Engine:
 
         Raises:
             UsageError: Sampling parameters, tokens or the deadline out of range, a structure that
-                cannot be used, or the id belongs to a request in flight.
+                cannot be used, no adapter of this name, or the id belongs to a request in flight.
             CapacityError: The prompt does not fit the context; nothing is ever cut.
         """
         sequences = self._intake.sequences(request)
         with self._arrived:
             if request.id in self._in_flight:
                 raise UsageError(f"request {request.id!r} is in flight", do="give each its own id")
+            self._adapters.confirm(sequences[0].adapter)
             self._in_flight[request.id] = sequences
             self._inbox.extend(sequences)
             self._arrived.notify_all()
@@ -171,15 +180,56 @@ class Engine:
                 outputs.append(self._sample(sequence, rows[-1]))
         return outputs
 
+    def load_adapter(self, name: str, path: str | Path) -> None:
+        """Reads a LoRA adapter, for requests to name; the engine may run meanwhile.
+
+        Args:
+            name: What requests will call it.
+            path: A PEFT directory (adapter_config.json, adapter_model.safetensors).
+
+        Raises:
+            UsageError: The name is taken, or `EngineOptions.max_adapters` is 0.
+            CapacityError: `max_adapters` are loaded, or its rank is above `max_lora_rank`.
+            ModelFileError: A file is missing, contradicts itself or does not fit the model.
+            UnsupportedModelError: A variant of LoRA that Hasten does not run.
+        """
+        self._adapters.load(name, Path(path))
+
+    def unload_adapter(self, name: str) -> None:
+        """Frees the slot of an adapter.
+
+        Raises:
+            UsageError: No adapter of this name is loaded, or requests in flight use it.
+        """
+        with self._arrived:
+            users = sum(
+                any(one.request.adapter == name for one in sequences)
+                for sequences in self._in_flight.values()
+            )
+            if users:
+                raise UsageError(
+                    f"adapter {name!r} is used by {users} requests in flight",
+                    do="let them end or cancel them, and let a step pass",
+                )
+            adapter = self._adapters.withdraw(name)
+        self._adapters.release(adapter)
+
     def generate(
-        self, prompt: Tokens[int], sampling: SamplingParams | None = None
+        self,
+        prompt: Tokens[int],
+        sampling: SamplingParams | None = None,
+        *,
+        adapter: str | None = None,
     ) -> Iterator[Output]:
         """Runs one request; leaving the loop early cancels it.
 
         Outputs of other requests that come meanwhile are kept for the next `step` or `generate`.
         """
         request = Request(
-            f"generate-{next(self._numbers)}", tuple(prompt), sampling or SamplingParams()
+            f"generate-{next(self._numbers)}",
+            tuple(prompt),
+            sampling or SamplingParams(),
+            adapter=adapter,
         )
 
         def is_mine(output: Output) -> bool:
@@ -216,16 +266,20 @@ class Engine:
         """Empties the prefix cache, as must be done when weights change; between two steps only."""
         self._pool.forget()
 
-    def score(self, tokens: Tokens[int]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    def score(
+        self, tokens: Tokens[int], *, adapter: str | None = None
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Logits of every position of a text, chunk by chunk.
 
         Args:
             tokens: At most `context` of them.
+            adapter: Name of a loaded LoRA adapter; None is the model itself.
 
         Yields:
             Position of the first row, and logits float32 [n, vocab].
         """
         self._intake.check_tokens(tokens, room=0)
+        self._adapters.find(adapter)
         self._unclaimed = self._take_in()
         blocks = self._pool.take(blocks_for(len(tokens)))
         table = np.asarray([blocks], np.int32)
@@ -234,7 +288,9 @@ class Engine:
                 part = np.asarray(tokens[begin : begin + self.options.chunk], np.int32)
                 rows = np.arange(len(part), dtype=np.int32)
                 starts = np.asarray([0, len(part)], np.int32)
-                batch = Batch(part, rows + np.int32(begin), starts, table, rows)
+                found = self._adapters.find(adapter)
+                slots = None if found is None else np.asarray([found.slot], np.int32)
+                batch = Batch(part, rows + np.int32(begin), starts, table, rows, slots)
                 yield begin, self._executor.run(batch)
         finally:
             self._pool.give_back(blocks)

@@ -9,12 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.generation.threads import ThreadChoice
+from hasten.kernels.lora import packed_values
 from hasten.models import architectures
 from hasten.models.graph import weights_of
+from hasten.models.lora import LoraAdapter, adapted_shapes
 from hasten.models.model import Model
 from hasten.types import Batch, EngineOptions
 
-__all__ = ["Executor", "make_executor", "weight_bytes"]
+__all__ = ["Executor", "adapter_bytes", "make_executor", "weight_bytes"]
 
 
 class Executor(Protocol):
@@ -30,6 +32,14 @@ class Executor(Protocol):
 
         Logits [rows, vocab], or last hidden states [rows, hidden] of a model that ends with them.
         """
+        ...
+
+    def load_adapter(self, slot: int, adapter: LoraAdapter) -> None:
+        """Puts a LoRA adapter into a slot, for the batches that name it."""
+        ...
+
+    def unload_adapter(self, slot: int) -> None:
+        """Empties a slot."""
         ...
 
 
@@ -52,15 +62,25 @@ def make_executor(model: Model, options: EngineOptions, blocks: int, context: in
 
 
 def weight_bytes(model: Model, options: EngineOptions) -> int:
-    """Bytes that the matrices of a model take in the executor that the options name.
+    """Bytes that the matrices of a model and its adapters take in the executor of the options.
 
     Raises:
         UsageError: Weight formats that do not fit the model.
     """
+    adapters = adapter_bytes(model, options)
     if options.executor == "reference":
-        return 4 * sum(math.prod(tensor.shape) for tensor in model.weights.values())
+        return adapters + 4 * sum(math.prod(tensor.shape) for tensor in model.weights.values())
     from hasten.generation.formats import choose_formats
 
     names = weights_of(architectures.build(model.config).ops)
     formats = choose_formats(model.weights, names, options)
-    return sum(form.nbytes(model.weights[name].shape) for name, form in formats.items())
+    matrices = sum(form.nbytes(model.weights[name].shape) for name, form in formats.items())
+    return adapters + matrices
+
+
+def adapter_bytes(model: Model, options: EngineOptions) -> int:
+    """Bytes that are kept for `max_adapters` adapters of the highest rank on every product."""
+    shapes = (shape for _, shape in adapted_shapes(model.config).values())
+    values = sum(packed_values(*shape, options.max_lora_rank) for shape in shapes)
+    float32 = options.executor == "reference" or options.lora == "f32"
+    return options.max_adapters * values * (4 if float32 else 2)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal, cast
 
 import numpy as np
@@ -25,6 +26,7 @@ __all__ = [
     "keeps_values",
     "pack_matrix",
     "parse_format",
+    "product_rows",
     "quantize_as",
     "shared_orders",
 ]
@@ -178,8 +180,7 @@ def pack_matrix(
     With `gated` the two tensors are gate and up, and each panel gets 16 rows of both.
     """
     pieces = list(tensors)
-    targets = _gated_rows(pieces[0].shape[0]) if gated else _stacked_rows(pieces)
-    rows = 2 * _round_up(pieces[0].shape[0], _HALF_PANEL) if gated else sum(map(len, targets))
+    targets, rows = product_rows([piece.shape[0] for piece in pieces], gated=gated)
     matrix = _native.Matrix(form.kind, rows, pieces[0].shape[1], form.group, form.minimum, arena)
     for tensor, target in zip(pieces, targets, strict=True):
         _place(matrix, tensor, form, target)
@@ -188,15 +189,30 @@ def pack_matrix(
 
 def pack_bias(biases: list[NDArray[np.float32]], *, gated: bool = False) -> NDArray[np.float32]:
     """The biases at the rows where `pack_matrix` puts their weights, padded to whole panels."""
-    count = len(biases[0])
-    rows = 2 * _round_up(count, _HALF_PANEL) if gated else sum(map(len, biases))
+    targets, rows = product_rows([len(bias) for bias in biases], gated=gated)
     packed = np.zeros(_round_up(rows, 2 * _HALF_PANEL), np.float32)
-    if gated:
-        for target, bias in zip(_gated_rows(count), biases, strict=True):
-            packed[target] = bias
-    else:
-        packed[:rows] = np.concatenate(biases)
+    for target, bias in zip(targets, biases, strict=True):
+        packed[target] = bias
     return packed
+
+
+def product_rows(counts: Sequence[int], *, gated: bool) -> tuple[list[NDArray[np.int32]], int]:
+    """Where the rows of several tensors go in the product over all of them.
+
+    Args:
+        counts: Rows of each tensor.
+        gated: There are two, gate and up, and each panel gets 16 rows of both.
+
+    Returns:
+        int32 [rows] for each tensor, and the rows of the product.
+    """
+    if gated:
+        index = np.arange(counts[0], dtype=np.int32)
+        gate = index // _HALF_PANEL * 2 * _HALF_PANEL + index % _HALF_PANEL
+        return [gate, gate + np.int32(_HALF_PANEL)], 2 * _round_up(counts[0], _HALF_PANEL)
+    ends = list(accumulate(counts))
+    starts = zip(ends, counts, strict=True)
+    return [np.arange(end - count, end, dtype=np.int32) for end, count in starts], ends[-1]
 
 
 def _place(
@@ -269,21 +285,6 @@ def _carries(tensor: StoredTensor, form: MatrixFormat) -> bool:
         and layout.group == form.group
         and layout.minimum == form.minimum
     )
-
-
-def _stacked_rows(pieces: list[StoredTensor]) -> list[NDArray[np.int32]]:
-    targets = []
-    first = 0
-    for piece in pieces:
-        targets.append(np.arange(first, first + piece.shape[0], dtype=np.int32))
-        first += piece.shape[0]
-    return targets
-
-
-def _gated_rows(count: int) -> list[NDArray[np.int32]]:
-    index = np.arange(count, dtype=np.int32)
-    gate = index // _HALF_PANEL * 2 * _HALF_PANEL + index % _HALF_PANEL
-    return [gate, gate + np.int32(_HALF_PANEL)]
 
 
 def _round_up(value: int, step: int) -> int:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence as Tokens
 
 from hasten.errors import CapacityError, HastenError, UsageError
+from hasten.generation.adapters import AdapterTable
 from hasten.generation.bounds import check_sampling
 from hasten.generation.sequence import Sequence
 from hasten.generation.structured import StructureCompiler
@@ -24,9 +25,11 @@ class Intake:
     Args:
         model: Its vocabulary and tokenizer.
         context: Longest sequence, prompt and output.
+        adapters: What requests may name.
     """
 
-    def __init__(self, model: Model, context: int) -> None:
+    def __init__(self, model: Model, context: int, adapters: AdapterTable) -> None:
+        self._adapters = adapters
         self._vocab_size = model.config.vocab_size
         self._context = context
         self._tokenizer = _find_tokenizer(model)
@@ -41,8 +44,8 @@ class Intake:
         """One for each of a request's outputs.
 
         Raises:
-            UsageError: Sampling parameters, tokens or the deadline out of range, or a structure
-                that cannot be used.
+            UsageError: Sampling parameters, tokens or the deadline out of range, a structure that
+                cannot be used, or no adapter of this name.
             CapacityError: The prompt does not fit the context.
         """
         sampling = request.sampling
@@ -52,6 +55,7 @@ class Intake:
             raise UsageError("deadline is nan", allowed="seconds of time.monotonic")
         if sampling.stop and self._tokenizer is None:
             raise UsageError("stop strings need a tokenizer, and the model has none")
+        adapter = self._adapters.find(request.adapter)
         ends = frozenset(sampling.stop_tokens)
         if not sampling.ignore_eos:
             ends |= self._eos
@@ -69,6 +73,7 @@ class Intake:
                 index,
                 ends,
                 guide if guide is None or index == 0 else guide.copy(),
+                adapter,
             )
             for index in range(sampling.n)
         ]

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from hasten.kernels.lora import LORA_PANEL
 from hasten.models.graph import (
     Add,
     Attention,
@@ -21,6 +22,7 @@ from hasten.models.graph import (
     KvWrite,
     LayerNorm,
     Linear,
+    LoraShrink,
     Op,
     Quantize,
     RmsNorm,
@@ -41,6 +43,7 @@ def lower(
     groups: Mapping[str, int],
     fuse: bool,
     orders: Mapping[str, str] | None = None,
+    lora_rank: int = 0,
 ) -> Graph:
     """The graph with its fusions applied and the quantisation of activations made visible.
 
@@ -51,6 +54,7 @@ def lower(
         fuse: False leaves the ops as they are.
         orders: For matrices whose codes have their columns in another order, the name of a matrix
             with that order.
+        lora_rank: Highest rank of LoRA adapters; 0 makes a graph that takes none.
     """
     orders = orders or {}
     if orders:
@@ -60,7 +64,8 @@ def lower(
         for fusion in FUSIONS:
             graph = fusion(graph, formats)
     graph = quantize_inputs(graph, groups, orders)
-    return fuse_norm_quantize(graph) if fuse else graph
+    graph = fuse_norm_quantize(graph) if fuse else graph
+    return add_adapters(graph, lora_rank) if lora_rank else graph
 
 
 def merge_projections(graph: Graph, formats: Mapping[str, str]) -> Graph:
@@ -239,6 +244,19 @@ def fuse_norm_quantize(graph: Graph) -> Graph:
             dropped.add(norm.out)
             replaced[op.out] = replace(norm, out=op.out, group=op.group)
     return _rewrite(graph, replaced, dropped)
+
+
+def add_adapters(graph: Graph, rank: int) -> Graph:
+    """Puts a `LoraShrink` before every product; it reads what the product reads."""
+    ops: list[Op] = []
+    for op in graph.ops:
+        if isinstance(op, Linear):
+            width = -(-len(op.weights) * rank // LORA_PANEL) * LORA_PANEL
+            shrink = LoraShrink(op.source, f"{op.out}.lora", op.weights, op.columns, width)
+            ops += [shrink, replace(op, lora=shrink.out)]
+        else:
+            ops.append(op)
+    return Graph(tuple(ops), graph.output)
 
 
 FUSIONS: tuple[Callable[[Graph, Mapping[str, str]], Graph], ...] = (

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from hasten import _native
 from hasten.errors import UnsupportedModelError, UsageError
+from hasten.generation.executor import adapter_bytes
 from hasten.generation.formats import (
     MatrixFormat,
     activation_group,
@@ -20,6 +21,7 @@ from hasten.generation.formats import (
     shared_orders,
 )
 from hasten.generation.kvcache import KV_BLOCK, check_memory
+from hasten.generation.lora import LoraSites
 from hasten.generation.lowering import lower
 from hasten.generation.threads import LayerClock, choose_threads, thread_limit
 from hasten.kernels.rope import rope_tables
@@ -37,6 +39,7 @@ from hasten.models.graph import (
     KvWrite,
     LayerNorm,
     Linear,
+    LoraShrink,
     Op,
     Quantize,
     RmsNorm,
@@ -51,6 +54,7 @@ from hasten.models.graph import (
     rotations_of,
     weights_of,
 )
+from hasten.models.lora import LoraAdapter
 from hasten.models.model import Model
 from hasten.models.rope import Rotation, inverse_frequencies
 from hasten.types import Batch, EngineOptions
@@ -105,15 +109,17 @@ class NativeExecutor:
         graph = architectures.build(config)
         formats = choose_formats(model.weights, weights_of(graph.ops), options)
         names = {name: str(form) for name, form in formats.items()}
+        groups = {name: activation_group(form) for name, form in formats.items()}
+        orders = shared_orders(model.weights, formats)
+        lora_rank = options.max_lora_rank if options.max_adapters else 0
+        self.graph = lower(graph, names, groups, options.fuse, orders, lora_rank)
         check_memory(
             config,
             options.kv,
             blocks,
-            sum(form.nbytes(model.weights[name].shape) for name, form in formats.items()),
+            adapter_bytes(model, options)
+            + sum(form.nbytes(model.weights[name].shape) for name, form in formats.items()),
         )
-        groups = {name: activation_group(form) for name, form in formats.items()}
-        orders = shared_orders(model.weights, formats)
-        self.graph = lower(graph, names, groups, options.fuse, orders)
         self.formats = names
         self._program = _native.Program(
             thread_limit(options), self.isa, options.chunk, options.chunk, context
@@ -127,7 +133,11 @@ class NativeExecutor:
             frequencies = inverse_frequencies(rotation, context)
             cosine, sine = rope_tables(frequencies, context, rotation.magnitude)
             tables[rotation] = self._program.add_rope(cosine, sine)
-        weight_bytes = _Binder(self._program, model, self.graph, formats, tables).bind()
+        if options.max_adapters:
+            self._program.reserve_adapters(options.max_adapters)
+        self._sites = LoraSites(self._program, options.lora)
+        binder = _Binder(self._program, model, self.graph, formats, tables, self._sites)
+        weight_bytes = binder.bind()
         limit = min(options.chunk, context, KV_BLOCK)
         clock = LayerClock(self._program, self.graph, limit)
         self.thread_choice = choose_threads(options, clock)
@@ -136,6 +146,8 @@ class NativeExecutor:
             "kv_cache": cache.nbytes,
             "buffers": self._program.buffer_bytes,
         }
+        if options.max_adapters:
+            self.memory["adapters"] = adapter_bytes(model, options)
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
         """See `Executor.run`."""
@@ -147,9 +159,18 @@ class NativeExecutor:
             batch.block_tables,
             batch.logit_rows,
             output,
+            batch.adapters,
             self.thread_choice.for_tokens(len(batch.tokens)),
         )
         return output
+
+    def load_adapter(self, slot: int, adapter: LoraAdapter) -> None:
+        """See `Executor.load_adapter`."""
+        self._sites.load(slot, adapter.weights)
+
+    def unload_adapter(self, slot: int) -> None:
+        """See `Executor.unload_adapter`."""
+        self._sites.load(slot, {})
 
 
 class _Binder:
@@ -162,6 +183,7 @@ class _Binder:
         graph: Graph,
         formats: dict[str, MatrixFormat],
         tables: dict[Rotation, int],
+        sites: LoraSites,
     ) -> None:
         self._program = program
         self._weights = model.weights
@@ -177,6 +199,7 @@ class _Binder:
         self._matrices: dict[tuple[str, ...], _native.Matrix] = {}
         self._reads = Counter(name for op in graph.ops for name in graph.inputs(op))
         self._outputs = self._names_of_output()
+        self._sites = sites
 
     def bind(self) -> int:
         """Adds all ops to the program; returns the bytes of the weights."""
@@ -217,6 +240,9 @@ class _Binder:
             case Quantize():
                 out = self._place(op.out, op.width, op.group)
                 program.quantize(buffers[op.source], out, self._order(op.order))
+            case LoraShrink():
+                out = self._place(op.out, op.width)
+                self._sites.shrink(op, buffers[op.source], out)
             case Linear():
                 self._bind_linear(op)
             case Rope():
@@ -274,7 +300,10 @@ class _Binder:
             biases = [self._weights[name].to_float32() for name in op.biases]
             bias = pack_bias(biases, gated=gated)
         matrix = self._matrix(op.weights, gated=gated)
-        self._program.linear(self._buffers[op.source], matrix, out, bias, op.epilogue, op.scale)
+        site = self._sites.expand(op, self._order(op.weights[0]))
+        self._program.linear(
+            self._buffers[op.source], matrix, out, bias, op.epilogue, op.scale, site
+        )
 
     def _bind_rope_kv_write(self, op: RopeKvWrite) -> None:
         source, out = self._buffers[op.source], self._place(op.out, op.width)

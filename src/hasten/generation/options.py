@@ -55,6 +55,9 @@ def check_options(options: EngineOptions) -> None:
         ("max_sequences", 1 <= options.max_sequences <= 4096, "1 to 4096"),
         ("chunk", 1 <= options.chunk <= 1 << 16, "1 to 65536"),
         ("kv_memory", memory is None or memory > 0, "a number of bytes, or None"),
+        ("max_adapters", 0 <= options.max_adapters <= 4096, "0 to 4096"),
+        ("max_lora_rank", 1 <= options.max_lora_rank <= 4096, "1 to 4096"),
+        ("lora", options.lora in ("f32", "bf16"), "f32, bf16"),
         ("prefill_stretch", stretch >= 1, "1 or more; infinity for no limit"),
     ]
     for name, fine, allowed in checks:

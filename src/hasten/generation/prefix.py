@@ -22,7 +22,7 @@ class BlockNames:
 
     Args:
         tenant: Sequences of different tenants never share.
-        adapter: Nor do those with different adapters; None is the model itself.
+        adapter: Nor do those with different adapters: a digest, or None for the model itself.
     """
 
     def __init__(self, tenant: str, adapter: str | None) -> None:

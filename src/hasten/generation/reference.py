@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from hasten.generation.threads import ThreadChoice
 from hasten.kernels.activation import gelu, gelu_mul, gelu_tanh, silu_mul, softcap
 from hasten.kernels.attention import attention
 from hasten.kernels.linear import linear
+from hasten.kernels.lora import lora
 from hasten.kernels.norm import layer_norm, rms_norm
 from hasten.kernels.rope import rope_tables, rotate
 from hasten.models import architectures
@@ -35,6 +37,7 @@ from hasten.models.graph import (
     Softcap,
     rotations_of,
 )
+from hasten.models.lora import LoraAdapter, LoraWeight
 from hasten.models.model import Model
 from hasten.models.rope import inverse_frequencies
 from hasten.types import Batch
@@ -65,6 +68,7 @@ class ReferenceExecutor:
         shape = (config.num_layers, blocks, KV_BLOCK, config.num_kv_heads, config.head_dim)
         self._keys = np.zeros(shape, np.float32)
         self._values = np.zeros(shape, np.float32)
+        self._adapters: dict[int, Mapping[str, LoraWeight]] = {}
         self._rope = {
             rotation: rope_tables(
                 inverse_frequencies(rotation, context), context, rotation.magnitude
@@ -111,7 +115,8 @@ class ReferenceExecutor:
                 return softcap(values[op.source], op.cap)
             case Linear():
                 bias = weights[op.biases[0]] if op.biases else None
-                return linear(values[op.source], weights[op.weights[0]], bias)
+                product = linear(values[op.source], weights[op.weights[0]], bias)
+                return self._adapt(batch, op.weights[0], values[op.source], product)
             case Rope():
                 heads = values[op.source].reshape(-1, op.heads, op.width // op.heads)
                 cosine, sine = (table[batch.positions] for table in self._rope[op.rotation])
@@ -130,6 +135,27 @@ class ReferenceExecutor:
             case Select():
                 return values[op.source][batch.logit_rows]
         raise TypeError(f"the reference executor runs graphs without fusions, found {op}")
+
+    def load_adapter(self, slot: int, adapter: LoraAdapter) -> None:
+        """See `Executor.load_adapter`."""
+        self._adapters = {**self._adapters, slot: adapter.weights}
+
+    def unload_adapter(self, slot: int) -> None:
+        """See `Executor.unload_adapter`."""
+        self._adapters = {k: v for k, v in self._adapters.items() if k != slot}
+
+    def _adapt(self, batch: Batch, name: str, source: Array, product: Array) -> Array:
+        if batch.adapters is None:
+            return product
+        slots = np.repeat(batch.adapters, np.diff(batch.starts))
+        if len(product) != len(slots):
+            slots = slots[batch.logit_rows]
+        for slot, weights in self._adapters.items():
+            rows = slots == slot
+            if name in weights and rows.any():
+                part = weights[name]
+                product[rows] += lora(source[rows], part.a, part.b, part.scale)
+        return product
 
     def _write(self, batch: Batch, layer: int, key: Array, value: Array) -> None:
         shape = (-1, *self._keys.shape[3:])

@@ -279,10 +279,12 @@ def make_batch(shares: Mapping[Sequence, int]) -> Batch:
     tables = np.full((len(shares), max(len(s.blocks) for s in shares)), -1, np.int32)
     for row, sequence in enumerate(shares):
         tables[row, : len(sequence.blocks)] = sequence.blocks
+    slots = [-1 if s.adapter is None else s.adapter.slot for s in shares]
     return Batch(
         np.asarray(tokens, np.int32),
         np.asarray(positions, np.int32),
         np.asarray(starts, np.int32),
         tables,
         np.asarray(logit_rows, np.int32),
+        np.asarray(slots, np.int32) if max(slots) >= 0 else None,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from hasten.generation.adapters import LoadedAdapter
 from hasten.generation.logprobs import PromptLogprobs
 from hasten.generation.prefix import BlockNames
 from hasten.generation.sampler import TokenSampler
@@ -26,6 +27,7 @@ class Sequence:
         index: Which of the request's outputs it is, from 0.
         ends: Tokens that end it.
         guide: Holds it to its structure; None leaves it free.
+        adapter: The LoRA adapter that it runs with; None is the model itself.
         running: It holds a slot; otherwise it waits, or has ended.
         computed: Tokens whose keys and values are in its blocks.
         blocks: KV blocks that it holds, in the order of positions.
@@ -44,6 +46,7 @@ class Sequence:
     index: int = 0
     ends: frozenset[int] = frozenset()
     guide: Guide | None = None
+    adapter: LoadedAdapter | None = None
     running: bool = False
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
@@ -55,7 +58,9 @@ class Sequence:
     prompt_logprobs: PromptLogprobs | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self.names = BlockNames(self.request.tenant, self.request.adapter)
+        # An adapter that is loaded again under its name may have changed.
+        digest = None if self.adapter is None else self.adapter.digest
+        self.names = BlockNames(self.request.tenant, digest)
         sampling, prompt = self.request.sampling, self.request.prompt
         self.sampler = TokenSampler(sampling, prompt, self.index, self.ends, self.guide)
         if sampling.prompt_logprobs is not None and self.index == 0:

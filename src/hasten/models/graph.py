@@ -29,6 +29,7 @@ __all__ = [
     "KvWrite",
     "LayerNorm",
     "Linear",
+    "LoraShrink",
     "Op",
     "Quantize",
     "RmsNorm",
@@ -145,12 +146,27 @@ class Quantize:
 
 
 @dataclass(frozen=True, slots=True)
+class LoraShrink:
+    """out = A source, with the A of each token's LoRA adapter; made by the lowering.
+
+    Several weights have their A one after another; the product with them adds scale * B out.
+    """
+
+    source: str
+    out: str
+    weights: tuple[str, ...]
+    columns: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
 class Linear:
     """out = (source W^T + bias) * scale.
 
     Several weights are one product over their rows, one after another. The epilogue "add" adds to
     `residual` in place; "silu_mul" and "gelu_mul" take two weights, gate and up, and yield what
-    `SiluMul` and `GeluMul` do; "gelu" and "gelu_tanh" apply `Gelu`.
+    `SiluMul` and `GeluMul` do; "gelu" and "gelu_tanh" apply `Gelu`. What LoRA
+    adapters add counts as part of the sum; `lora` names its `LoraShrink`.
     """
 
     source: str
@@ -162,6 +178,7 @@ class Linear:
     epilogue: Epilogue = "store"
     residual: str | None = None
     scale: float = 1.0
+    lora: str | None = None
 
     @property
     def gated(self) -> bool:
@@ -308,6 +325,7 @@ Op = (
     | Softcap
     | RmsNorm
     | Quantize
+    | LoraShrink
     | Linear
     | Rope
     | KvWrite
@@ -341,7 +359,7 @@ class Graph:
             case Add(a, b, _, _):
                 return (a, b)
             case Linear():
-                return (op.source,) if op.residual is None else (op.source, op.residual)
+                return tuple(n for n in (op.source, op.residual, op.lora) if n is not None)
             case _:
                 return (op.source,)
 
