@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hasten.errors import CapacityError
+from hasten.generation.adapters import LoadedAdapter
 from hasten.generation.blockpool import BlockPool
 from hasten.generation.kvcache import blocks_for
 from hasten.generation.pacing import Pacer
@@ -28,11 +29,13 @@ class Scene:
         )
         self.arrived = 0
 
-    def add(self, name, prompt, max_tokens=8, *, start=0, **fields):
+    def add(self, name, prompt, max_tokens=8, *, start=0, adapter=None, **fields):
         """A request whose prompt has so many tokens, all different from those of other starts."""
         tokens = tuple(range(start, start + prompt))
         request = Request(name, tokens, SamplingParams(max_tokens=max_tokens), **fields)
-        sequence = Sequence(request, TextStream(None, ()), list(tokens), self.arrived)
+        sequence = Sequence(
+            request, TextStream(None, ()), list(tokens), self.arrived, adapter=adapter
+        )
         self.arrived += 1
         self.scheduler.add(sequence)
         return sequence
@@ -245,12 +248,20 @@ def test_what_was_generated_is_found_too():
     assert shares(scene.step()) == {"next": 72 - 64}
 
 
-@pytest.mark.parametrize("other", [{"tenant": "x"}, {"adapter": "x"}])
+@pytest.mark.parametrize("other", [{"tenant": "x"}, {"adapter": LoadedAdapter("x", 3, "digest")}])
 def test_tenants_and_adapters_share_nothing(other):
     scene = Scene(blocks=32, budget=200)
     scene.add("first", 100)
     scene.add("second", 100, **other)
     assert shares(scene.step()) == {"first": 100, "second": 100}
+
+
+def test_batches_name_the_slots_of_adapters():
+    scene = Scene(blocks=32, budget=200)
+    scene.add("plain", 40)
+    assert scene.step().batch.adapters is None
+    scene.add("adapted", 20, adapter=LoadedAdapter("x", 3, "digest"))
+    assert scene.step().batch.adapters.tolist() == [-1, 3]
 
 
 def test_without_a_prefix_cache_all_is_computed():
