@@ -11,6 +11,7 @@ from tiny_adapters import PROJECTIONS, random_adapter, random_pairs, save_pairs
 
 from hasten.errors import ModelFileError, UnsupportedModelError
 from hasten.models.config import ModelConfig
+from hasten.models.config_json import to_huggingface
 from hasten.models.lora import adapted_shapes, load_adapter
 
 CONFIG = ModelConfig(
@@ -232,7 +233,7 @@ def test_reads_what_peft_writes(tmp_path, fields):
         from transformers import LlamaConfig, LlamaForCausalLM
 
         torch.manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(**CONFIG.to_huggingface()))
+        model = LlamaForCausalLM(LlamaConfig(**to_huggingface(CONFIG)))
         theirs = get_peft_model(model, LoraConfig(init_lora_weights=False, **fields))
         theirs.save_pretrained(tmp_path)
     adapter = load_adapter(tmp_path, CONFIG)
