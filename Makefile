@@ -8,7 +8,6 @@ DEMO ?= .venv-demo
 TORCH ?= torch==2.13.0
 MODEL ?= smollm2
 FUZZ_EXAMPLES ?= 20000
-SECONDS ?= 1800
 
 PIP := -m pip install --quiet --disable-pip-version-check
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
@@ -63,7 +62,7 @@ bench-peers: $(VENV)/hasten ## Measure Hasten beside its peers (PEERS=, MODELS=,
 
 soak: $(VENV)/hasten ## Random traffic for SECONDS: no wrong token, no lost block, no growth
 	mkdir -p build
-	$(PY) benchmarks/soak.py --model $(MODEL) --seconds $(SECONDS) --json build/soak.json
+	$(PY) benchmarks/soak.py --model $(MODEL) --seconds $(or $(SECONDS),1800) --json build/soak.json
 
 fuzz: $(VENV)/hasten ## Try many more broken model files than the tests do
 	HASTEN_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(PY) -m pytest tests/models/test_reader_fuzz.py
