@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <span>
 #include <vector>
@@ -61,6 +62,11 @@ class Matrix {
                   const std::uint16_t* minimums, std::span<const std::int32_t> target);
   void place_int4(const std::uint8_t* codes, const std::uint16_t* scales,
                   const std::uint16_t* minimums, std::span<const std::int32_t> target);
+
+  // All panels, one after another: what a file of packed weights holds.
+  std::uint8_t* data() const { return data_; }
+  // Back to zeros, as integer codes need it before they are placed.
+  void clear() { std::memset(data_, 0, bytes()); }
 
   // The values of one row as float, for embeddings.
   void unpack_row(int row, float* out) const;

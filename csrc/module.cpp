@@ -13,6 +13,7 @@
 #include "kv_cache.h"
 #include "lora.h"
 #include "matrix.h"
+#include "packed_file.h"
 #include "probes.h"
 #include "program.h"
 
@@ -30,6 +31,11 @@ using Rows = Array<std::int32_t, 1>;
 constexpr int kMaxSize = 1 << 24;  // so that no product of sizes overflows
 
 [[noreturn]] void reject(const std::string& what) { throw std::invalid_argument(what); }
+
+int checked_threads(int threads) {
+  if (threads < 1 || threads > 1024) reject("threads must be between 1 and 1024");
+  return threads;
+}
 
 Format parse_format(const std::string& name) {
   if (name == "f32") return Format::f32;
@@ -162,6 +168,20 @@ void bind_matrix(nb::module_& m) {
           "Each row may be placed once; codes as in hasten.kernels.quantization.")
       .def_prop_ro("nbytes", &Matrix::bytes)
       .def_prop_ro(
+          "data",
+          [](const std::shared_ptr<Matrix>& self) {
+            return nb::ndarray<const std::uint8_t, nb::numpy, nb::ndim<1>>(
+                self->data(), {self->bytes()}, nb::find(self));
+          },
+          "The packed bytes, uint8 [nbytes], read-only: the same for every instruction set.")
+      .def(
+          "clear",
+          [](Matrix& self) {
+            nb::gil_scoped_release release;
+            self.clear();
+          },
+          "Back to zeros, so that rows may be placed again.")
+      .def_prop_ro(
           "activation_group",
           [](const Matrix& self) { return self.view().group == 0 ? 0 : self.activation_group(); },
           "Columns of activations that share a scale, 0 for float matrices.");
@@ -196,6 +216,36 @@ void bind_lora(nb::module_& m) {
            "a [rank, columns], b [rows, rank] in the product's panel order, scales [rank], and for "
            "each 16 rows of b the columns [begin, end) outside of which it is zero.")
       .def_prop_ro("nbytes", &LoraPair::bytes);
+}
+
+using MatrixList = std::vector<std::shared_ptr<Matrix>>;
+
+void bind_packed_file(nb::module_& m) {
+  m.def(
+      "checksums",
+      [](const MatrixList& matrices, int threads) {
+        nb::gil_scoped_release release;
+        return checksums(matrices, checked_threads(threads));
+      },
+      "matrices"_a, "threads"_a, "XXH64 of every piece of at most 4 MiB, matrix by matrix.");
+  m.def(
+      "count_pieces", [](const MatrixList& matrices) { return count_pieces(matrices); },
+      "matrices"_a, "How many checksums they have.");
+  m.def(
+      "read_matrices",
+      [](int file, std::uint64_t offset, const MatrixList& matrices,
+         const std::vector<std::uint64_t>& sums, int threads) {
+        nb::gil_scoped_release release;
+        return read_matrices(file, offset, matrices, sums, checked_threads(threads));
+      },
+      "file"_a, "offset"_a, "matrices"_a, "sums"_a, "threads"_a,
+      "Fills matrices from an open file; False if it is too short or a checksum differs.");
+  m.def(
+      "xxh64",
+      [](nb::bytes data) {
+        return xxh64(reinterpret_cast<const std::uint8_t*>(data.c_str()), data.size());
+      },
+      "data"_a, "XXH64 with seed 0.");
 }
 
 void bind_cache(nb::module_& m) {
@@ -390,11 +440,6 @@ void bind_program(nb::module_& m) {
       .def_prop_ro("buffer_bytes", &Program::buffer_bytes);
 }
 
-int checked_threads(int threads) {
-  if (threads < 1 || threads > 1024) reject("threads must be between 1 and 1024");
-  return threads;
-}
-
 void bind_probes(nb::module_& m) {
   m.def("compiled_isas", &compiled_isas, "Instruction sets of this build, best first.");
   m.def("isas", &available_isas, "Instruction sets this machine can run, best first.");
@@ -428,6 +473,7 @@ NB_MODULE(_native, m) {
   m.doc() = "The native executor: packed weights, the KV cache, and programs over them.";
   bind_matrix(m);
   bind_lora(m);
+  bind_packed_file(m);
   bind_cache(m);
   bind_program(m);
   bind_probes(m);

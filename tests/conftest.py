@@ -10,6 +10,14 @@ import pytest
 LETTERS = " abcdefghijklmnopqrstuvwxyz.,\n'\"()-:;_=+*1234"
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_cache():
+    """Tests neither read nor fill the user's cache of packed weights."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HASTEN_CACHE", "off")
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
     """A random Llama of 2 layers whose tokens are characters; a Hugging Face directory."""

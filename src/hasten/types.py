@@ -194,6 +194,8 @@ class EngineOptions:
             otherwise; None chooses by the cores under the quota and a short measurement.
         decode_threads: Worker threads of a step with one token; None chooses as above.
         isa: Instruction set, None for `HASTEN_ISA` or the best this machine has.
+        keep_weights: Weights that took a while to pack may be kept on disk for the next start (see
+            `HASTEN_CACHE`); those of earlier starts are read in any case.
         fuse: Run the lowered graph with fusions; False runs it op by op.
         max_context: Longest sequence (prompt + output), None for the model's own limit or 8192,
             whichever is less.
@@ -216,6 +218,7 @@ class EngineOptions:
     threads: int | None = None
     decode_threads: int | None = None
     isa: str | None = None
+    keep_weights: bool = True
     fuse: bool = True
     max_context: int | None = None
     max_sequences: int = 16

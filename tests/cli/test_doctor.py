@@ -130,3 +130,23 @@ def test_the_threads_of_a_model(hasten, machine, world, monkeypatch):
     found = checks_of(hasten("doctor", "--json", "-"))["threads"]
     assert found["state"] == "ok"
     assert found["found"] == "2 for prompts, 1 for decoding smollm2: a test says so"
+
+
+def test_the_weight_cache(hasten, machine, world, tmp_path, monkeypatch):
+    monkeypatch.setenv("HASTEN_CACHE", str(tmp_path))
+    (tmp_path / "one.packed").write_bytes(b"x" * 2048)
+    (tmp_path / "other").write_text("not ours")
+    found = checks_of(hasten("doctor", "--json", "-"))["weight cache"]
+    assert found["state"] == "ok"
+    assert found["found"].startswith(f"{tmp_path}, 1 entries, 2.0 KiB of ")
+    cleared = checks_of(hasten("doctor", "--clear-cache", "--json", "-"))["weight cache"]
+    assert cleared["found"] == "2.0 KiB removed"
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+def test_a_weight_cache_that_is_no_directory(hasten, machine, world, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HASTEN_CACHE", str(tmp_path / "file" / "below"))
+    assert checks_of(hasten("doctor", "--json", "-"))["weight cache"]["state"] == "warn"
+    monkeypatch.setenv("HASTEN_CACHE", "off")
+    assert "off" in checks_of(hasten("doctor", "--json", "-"))["weight cache"]["found"]

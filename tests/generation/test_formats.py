@@ -11,9 +11,9 @@ from hasten.generation.formats import (
     choose_formats,
     keeps_values,
     pack_bias,
-    pack_matrix,
     parse_format,
 )
+from hasten.generation.packing import pack_matrix
 from hasten.kernels.quantization import quantize_rtn
 from hasten.models.weights import DenseTensor, QuantizedTensor
 from hasten.types import EngineOptions

@@ -43,16 +43,23 @@ class Check:
     do: str = ""
 
 
-@click.command(epilog="Examples:\n\n\b\n  hasten doctor\n  hasten doctor --json doctor.json")
+@click.command(
+    epilog="Examples:\n\n"
+    "\b\n"
+    "  hasten doctor\n"
+    "  hasten doctor --json doctor.json\n"
+    "  hasten doctor --clear-cache"
+)
+@click.option("--clear-cache", is_flag=True, help="Remove the packed weights of earlier starts.")
 @json_option
-def command(json_path: str | None) -> int:
+def command(clear_cache: bool, json_path: str | None) -> int:
     """Check this machine and this installation; exit status 1 if something is broken."""
     machine = detect_machine()
     checks = [*_check_machine(machine), *_check_packages(), *_check_model()]
     native, rates = _check_extension(machine)
     checks += native
     if rates is not None:
-        checks += _check_threads()
+        checks += [*_check_threads(), _check_cache(clear=clear_cache)]
     if json_path != "-":
         for check in checks:
             colour = {"ok": "green", "warn": "yellow", "fail": "red"}[check.state]
@@ -130,6 +137,24 @@ def _check_threads() -> Iterator[Check]:
         return
     found = f"{choice.prefill} for prompts, {choice.decode} for decoding smollm2: {choice.reason}"
     yield Check("threads", "ok", found)
+
+
+def _check_cache(*, clear: bool) -> Check:
+    """Say where packed weights are kept and how much they take, or remove them."""
+    from hasten.generation.weight_cache import WeightCache
+
+    cache = WeightCache.from_environment()
+    if cache is None:
+        return Check("weight cache", "ok", "off (HASTEN_CACHE)")
+    if clear:
+        return Check("weight cache", "ok", f"{format_bytes(cache.clear())} removed")
+    entries = cache.entries()
+    size = format_bytes(sum(entry.size for entry in entries))
+    found = f"{cache.directory}, {len(entries)} entries, {size} of {format_bytes(cache.max_bytes)}"
+    if not cache.writable:
+        do = "set HASTEN_CACHE to a directory that can be, or to off"
+        return Check("weight cache", "warn", f"{found}, cannot be written", do)
+    return Check("weight cache", "ok", found)
 
 
 def _check_extension(machine: Machine) -> tuple[list[Check], Rates | None]:

@@ -139,6 +139,7 @@ def _measure(
         threads=options.threads,
         max_context=options.max_context,
         max_sequences=1,
+        keep_weights=False,
     )
     with (
         Engine(candidate, options) as engine,

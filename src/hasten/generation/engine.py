@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Tokens
 from dataclasses import replace
 from pathlib import Path
-from threading import Condition
+from threading import Condition, Thread
 from time import monotonic, perf_counter
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from hasten.errors import GenerationError, UsageError
 from hasten.generation.adapters import AdapterTable
 from hasten.generation.blockpool import BlockPool
 from hasten.generation.executor import make_executor, weight_bytes
-from hasten.generation.intake import Intake
+from hasten.generation.intake import Intake, find_tokenizer
 from hasten.generation.kvcache import blocks_for, choose_cache_size
 from hasten.generation.options import check_options, engine_options
 from hasten.generation.pacing import Pacer
@@ -70,7 +70,13 @@ class Engine:
         check_options(self.options)
         size = choose_cache_size(model.config, self.options, weight_bytes(model, self.options))
         self.context = size.context
-        self._executor = make_executor(model, self.options, size.blocks, size.context)
+        # Weights are read outside the GIL, the tokenizer is built inside it; the model keeps it.
+        helper = Thread(target=find_tokenizer, args=(model,))
+        helper.start()
+        try:
+            self._executor = make_executor(model, self.options, size.blocks, size.context)
+        finally:
+            helper.join()
         self._pool = BlockPool(size.blocks)
         self._scheduler = Scheduler(
             self._pool,
@@ -108,6 +114,11 @@ class Engine:
     def formats(self) -> dict[str, str]:
         """Format in which each weight matrix runs, by tensor name."""
         return self._executor.formats
+
+    @property
+    def weights_source(self) -> Literal["cache", "files"]:
+        """Whether the packed weights of an earlier start were read, or the model's files packed."""
+        return self._executor.weights_source
 
     @property
     def memory(self) -> dict[str, int]:

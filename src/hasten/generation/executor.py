@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ class Executor(Protocol):
     thread_choice: ThreadChoice
     formats: dict[str, str]
     memory: dict[str, int]
+    weights_source: Literal["cache", "files"]
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
         """Output of the graph for the batch's `logit_rows`; the tokens' keys and values stay.

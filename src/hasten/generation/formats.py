@@ -1,4 +1,4 @@
-"""Which format each weight matrix runs in, and its packing into the native executor's panels."""
+"""Which format each weight matrix runs in, and where its rows go."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten import _native
 from hasten.errors import UsageError
 from hasten.kernels.quantization import BLOCK, QuantizedMatrix, quantize_rtn
 from hasten.models.grouped import GroupedTensor
@@ -24,7 +23,7 @@ __all__ = [
     "choose_formats",
     "column_order",
     "keeps_values",
-    "pack_matrix",
+    "pack_bias",
     "parse_format",
     "product_rows",
     "quantize_as",
@@ -168,25 +167,6 @@ def activation_group(form: MatrixFormat) -> int:
     return 64 if form.group % 64 == 0 else BLOCK
 
 
-def pack_matrix(
-    tensors: Iterable[StoredTensor],
-    form: MatrixFormat,
-    *,
-    gated: bool = False,
-    arena: _native.Arena | None = None,
-) -> _native.Matrix:
-    """Packs the rows of the tensors, one after another, into one matrix.
-
-    With `gated` the two tensors are gate and up, and each panel gets 16 rows of both.
-    """
-    pieces = list(tensors)
-    targets, rows = product_rows([piece.shape[0] for piece in pieces], gated=gated)
-    matrix = _native.Matrix(form.kind, rows, pieces[0].shape[1], form.group, form.minimum, arena)
-    for tensor, target in zip(pieces, targets, strict=True):
-        _place(matrix, tensor, form, target)
-    return matrix
-
-
 def pack_bias(biases: list[NDArray[np.float32]], *, gated: bool = False) -> NDArray[np.float32]:
     """The biases at the rows where `pack_matrix` puts their weights, padded to whole panels."""
     targets, rows = product_rows([len(bias) for bias in biases], gated=gated)
@@ -213,27 +193,6 @@ def product_rows(counts: Sequence[int], *, gated: bool) -> tuple[list[NDArray[np
     ends = list(accumulate(counts))
     starts = zip(ends, counts, strict=True)
     return [np.arange(end - count, end, dtype=np.int32) for end, count in starts], ends[-1]
-
-
-def _place(
-    matrix: _native.Matrix, tensor: StoredTensor, form: MatrixFormat, target: NDArray[np.int32]
-) -> None:
-    if form.group == 0:
-        if form.kind == "bf16" and isinstance(tensor, DenseTensor) and tensor.encoding == "BF16":
-            matrix.place_bf16(np.require(tensor.data, np.uint16, ["C", "A"]), target)
-        else:
-            matrix.place_float(tensor.to_float32(), target)
-        return
-    found = quantize_as(tensor, form)
-    codes = np.ascontiguousarray(found.codes)
-    scales = np.ascontiguousarray(found.scales).view(np.uint16)
-    minimums = None
-    if found.minimums is not None:
-        minimums = np.ascontiguousarray(found.minimums).view(np.uint16)
-    if form.kind == "int8":
-        matrix.place_int8(codes.view(np.int8), scales, minimums, target)
-    else:
-        matrix.place_int4(codes.view(np.uint8), scales, minimums, target)
 
 
 def quantize_as(tensor: StoredTensor, form: MatrixFormat) -> QuantizedMatrix:

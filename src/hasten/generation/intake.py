@@ -16,7 +16,7 @@ from hasten.models.model import Model
 from hasten.models.tokenizer import Tokenizer
 from hasten.types import Request, SamplingParams
 
-__all__ = ["Intake"]
+__all__ = ["Intake", "find_tokenizer"]
 
 
 class Intake:
@@ -32,7 +32,7 @@ class Intake:
         self._adapters = adapters
         self._vocab_size = model.config.vocab_size
         self._context = context
-        self._tokenizer = _find_tokenizer(model)
+        self._tokenizer = find_tokenizer(model)
         self._eos = frozenset(model.config.eos_ids)
         self._structures: StructureCompiler | None = None
         if self._tokenizer is not None:
@@ -105,7 +105,7 @@ class Intake:
         return None if self._tokenizer is None else self._tokenizer.detokenizer()
 
 
-def _find_tokenizer(model: Model) -> Tokenizer | None:
+def find_tokenizer(model: Model) -> Tokenizer | None:
     """A model without a tokenizer still runs on token ids."""
     try:
         return model.tokenizer

@@ -17,13 +17,14 @@ from hasten.generation.formats import (
     choose_formats,
     column_order,
     pack_bias,
-    pack_matrix,
     shared_orders,
 )
 from hasten.generation.kvcache import KV_BLOCK, check_memory
 from hasten.generation.lora import LoraSites
 from hasten.generation.lowering import lower
+from hasten.generation.packing import Packer
 from hasten.generation.threads import LayerClock, choose_threads, thread_limit
+from hasten.generation.weight_cache import fill_weights
 from hasten.kernels.rope import rope_tables
 from hasten.models import architectures
 from hasten.models.graph import (
@@ -136,13 +137,16 @@ class NativeExecutor:
         if options.max_adapters:
             self._program.reserve_adapters(options.max_adapters)
         self._sites = LoraSites(self._program, options.lora)
-        binder = _Binder(self._program, model, self.graph, formats, tables, self._sites)
-        weight_bytes = binder.bind()
+        packer = Packer(model.weights, formats)
+        _Binder(self._program, model, self.graph, packer, formats, tables, self._sites).bind()
+        threads = thread_limit(options)
+        self._weights = fill_weights(packer, model.files, threads, keep=options.keep_weights)
+        self.weights_source = self._weights.source
         limit = min(options.chunk, context, KV_BLOCK)
         clock = LayerClock(self._program, self.graph, limit)
         self.thread_choice = choose_threads(options, clock)
         self.memory = {
-            "weights": weight_bytes,
+            "weights": sum(matrix.nbytes for matrix in packer.matrices),
             "kv_cache": cache.nbytes,
             "buffers": self._program.buffer_bytes,
         }
@@ -162,6 +166,8 @@ class NativeExecutor:
             batch.adapters,
             self.thread_choice.for_tokens(len(batch.tokens)),
         )
+        # Not sooner: the first token should not wait for the disk.
+        self._weights.keep()
         return output
 
     def load_adapter(self, slot: int, adapter: LoraAdapter) -> None:
@@ -181,6 +187,7 @@ class _Binder:
         program: _native.Program,
         model: Model,
         graph: Graph,
+        packer: Packer,
         formats: dict[str, MatrixFormat],
         tables: dict[Rotation, int],
         sites: LoraSites,
@@ -189,20 +196,19 @@ class _Binder:
         self._weights = model.weights
         self._layers = model.config.kv_layers
         self._graph = graph
+        self._packer = packer
         self._formats = formats
         self._tables = tables
         self._buffers: dict[str, int] = {}
         self._free: dict[tuple[int, int, bool], list[int]] = {}
         self._kinds: dict[int, tuple[int, int, bool]] = {}
         self._selected: set[str] = set()
-        self._arena = _native.Arena()
-        self._matrices: dict[tuple[str, ...], _native.Matrix] = {}
         self._reads = Counter(name for op in graph.ops for name in graph.inputs(op))
         self._outputs = self._names_of_output()
         self._sites = sites
 
-    def bind(self) -> int:
-        """Adds all ops to the program; returns the bytes of the weights."""
+    def bind(self) -> None:
+        """Adds all ops to the program; the matrices are filled later."""
         for op in self._graph.ops:
             inputs = self._graph.inputs(op)
             if isinstance(op, Select) or not self._selected.isdisjoint(inputs):
@@ -212,7 +218,6 @@ class _Binder:
                 self._reads[name] -= 1
                 if self._reads[name] == 0:
                     self._release(name, op)
-        return sum(matrix.nbytes for matrix in self._matrices.values())
 
     def _bind(self, op: Op) -> None:
         program, buffers = self._program, self._buffers
@@ -223,7 +228,7 @@ class _Binder:
                         f"{op.weight!r} is an embedding whose columns are out of order",
                         do="run it in another format (`--weights int8:32`)",
                     )
-                program.embed(self._matrix((op.weight,)), self._place(op.out, op.width))
+                program.embed(self._packer.matrix((op.weight,)), self._place(op.out, op.width))
             case EmbedPosition():
                 table = self._weights[op.weight].to_float32()
                 program.embed_position(table, op.offset, self._place(op.out, op.width))
@@ -299,7 +304,7 @@ class _Binder:
         if op.biases:
             biases = [self._weights[name].to_float32() for name in op.biases]
             bias = pack_bias(biases, gated=gated)
-        matrix = self._matrix(op.weights, gated=gated)
+        matrix = self._packer.matrix(op.weights, gated=gated)
         site = self._sites.expand(op, self._order(op.weights[0]))
         self._program.linear(
             self._buffers[op.source], matrix, out, bias, op.epilogue, op.scale, site
@@ -322,15 +327,6 @@ class _Binder:
     def _norm_weight(self, norm: RmsNorm | HeadNorm) -> NDArray[np.float32]:
         weight = self._weights[norm.weight].to_float32()
         return weight + np.float32(norm.offset) if norm.offset else weight
-
-    def _matrix(self, names: tuple[str, ...], *, gated: bool = False) -> _native.Matrix:
-        """Packs a matrix once, even where embedding and output projection share it."""
-        if names not in self._matrices:
-            tensors = [self._weights[name] for name in names]
-            self._matrices[names] = pack_matrix(
-                tensors, self._formats[names[0]], gated=gated, arena=self._arena
-            )
-        return self._matrices[names]
 
     def _place(self, name: str, width: int, group: int = 0) -> int:
         """A buffer for a value: one that is no longer read, a new one, or the caller's array."""

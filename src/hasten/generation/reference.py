@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +58,7 @@ class ReferenceExecutor:
     """
 
     isa = "numpy"
+    weights_source: Literal["cache", "files"] = "files"
     thread_choice = ThreadChoice(1, 1, "NumPy runs op by op")
 
     def __init__(self, model: Model, blocks: int, context: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -78,6 +79,10 @@ class StoredTensor(ABC):
             UnsupportedModelError: A scale or minimum is beyond the range of half precision.
         """
 
+    def part(self, begin: int, end: int) -> StoredTensor | None:
+        """Rows begin to end - 1 of a matrix, None if only the whole can be had."""
+        return None
+
 
 class DenseTensor(StoredTensor):
     """Floating-point values, one after another.
@@ -93,6 +98,7 @@ class DenseTensor(StoredTensor):
             raise TypeError(f"{encoding} data as {data.dtype}")
         super().__init__(name, data.shape, encoding)
         self.data = data
+        self._encoding = encoding
 
     @property
     def nbytes(self) -> int:
@@ -114,6 +120,10 @@ class DenseTensor(StoredTensor):
     def quantized(self) -> None:
         """None: there are no codes."""
         return
+
+    def part(self, begin: int, end: int) -> DenseTensor:
+        """Some of the rows, as views."""
+        return DenseTensor(self.name, self._encoding, self.data[begin:end])
 
 
 class GgmlTensor(StoredTensor):
@@ -175,6 +185,13 @@ class GgmlTensor(StoredTensor):
         if matrix.minimums is not None:
             require_finite(self.name, matrix.minimums)
         return matrix
+
+    def part(self, begin: int, end: int) -> GgmlTensor:
+        """Some of the rows, as views."""
+        shape = (end - begin, *self.shape[1:])
+        if self._order is None:
+            return GgmlTensor(self.name, shape, self._kind, self._rows[begin:end])
+        return GgmlTensor(self.name, shape, self._kind, self._rows, self._order[begin:end])
 
     def _view(self, blocks: NDArray[Any]) -> QuantizedMatrix:
         """Codes that lie in the blocks as the kernels want them: a copy is all there is to do."""
@@ -244,6 +261,18 @@ class QuantizedTensor(StoredTensor):
         if self._matrix.minimums is not None:
             require_finite(self.name, self._matrix.minimums)
         return self._matrix
+
+    def part(self, begin: int, end: int) -> QuantizedTensor:
+        """Some of the rows, as views."""
+        whole, rows = self._matrix, slice(begin, end)
+        piece = replace(
+            whole,
+            shape=(end - begin, whole.shape[1]),
+            codes=whole.codes[rows],
+            scales=whole.scales[rows],
+            minimums=None if whole.minimums is None else whole.minimums[rows],
+        )
+        return QuantizedTensor(self.name, piece)
 
 
 def to_half(name: str, values: NDArray[np.float32]) -> NDArray[np.float16]:

@@ -68,7 +68,8 @@ class Candidate:
     def options(self, max_context: int) -> EngineOptions:
         """Engine options of this candidate on the native executor, for one sequence at a time.
 
-        Without a prefix cache, since the same prompts are timed again and again.
+        Without a prefix cache, since the same prompts are timed again and again. Packed weights are
+        not kept, since most candidates are never run again.
         """
         return EngineOptions(
             weights=self.weights,
@@ -78,6 +79,7 @@ class Candidate:
             max_context=max_context,
             max_sequences=1,
             prefix_cache=False,
+            keep_weights=False,
         )
 
     def settings(self) -> dict[str, Any]:

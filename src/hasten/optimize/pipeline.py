@@ -195,7 +195,7 @@ def _verify(place: Path, laboratory: EngineLaboratory, winner: Trial, context: i
     with laboratory.open(winner.candidate) as measured:
         expected = laboratory.answers(measured)
     artefact = load_model(str(place))
-    options = engine_options(artefact, max_context=context, max_sequences=1)
+    options = engine_options(artefact, max_context=context, max_sequences=1, keep_weights=False)
     with Engine(artefact, options) as engine:
         check_same(expected, laboratory.answers(engine))
 
