@@ -29,7 +29,7 @@ from peers_environment import PEERS, find_python, install
 from peers_figures import FORMULAS, summarize_model
 from peers_files import Files
 from peers_plan import PLANS, Configuration, Plan
-from peers_process import PeerError, PeerProcess
+from peers_process import PeerError, PeerProcess, check_room
 from peers_report import markdown
 from peers_rounds import PARTS, Prompts, Started, run_rounds, warm_up
 from shapes import SHAPES
@@ -161,6 +161,7 @@ def start_all(plan: Plan, arguments: argparse.Namespace, peers: list[Started]) -
         process = None
         try:
             path = files.path(one.form)
+            check_room(path, widening=widening(one, path))
             process = PeerProcess(one.kind, find_python(one.kind, pythons))
             begun = time.perf_counter()
             found = process.call(
@@ -181,6 +182,15 @@ def start_all(plan: Plan, arguments: argparse.Namespace, peers: list[Started]) -
         process.description = {**found, "load_seconds": seconds, "rss_bytes": process.rss_bytes()}
         peers.append(Started(one, process))
     return failed
+
+
+def widening(one: Configuration, path: Path) -> float:
+    """Bytes of a weight in memory over those in the file, copies that engines make included."""
+    if one.form != "directory":
+        return 1.5
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    width = {"bfloat16": 2, "float32": 4}
+    return 1.2 * width[one.settings["dtype"]] / width[config.get("dtype", "float32")]
 
 
 def warm(peer: Started, plan: Plan, prompts: Prompts, arguments: argparse.Namespace) -> None:

@@ -6,10 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from hasten.machine import detect_machine
+
 __all__ = ["GOALS", "PLANS", "SCENARIOS", "Configuration", "Goal", "Plan", "Workload"]
 
 SCENARIOS = ("prefill", "decode", "batch decode", "batch")
 """What each figure is about; the last two come from one run of 16 sequences."""
+
+FAST_FLOAT = "bfloat16" if "avx512_bf16" in detect_machine().isa_flags else "float32"
+"""bfloat16 where the processor multiplies it; elsewhere float32 is several times faster."""
 
 
 @dataclass(frozen=True)
@@ -115,20 +120,25 @@ GOALS = (
 )
 
 
-def _peers(*, slow: int) -> tuple[Configuration, ...]:
-    """The peers that run every model; `slow` is how often those take part that take long."""
+def _peers(*, slow: int, floats: tuple[str, ...]) -> tuple[Configuration, ...]:
+    """The peers that run every model.
+
+    Args:
+        slow: How often those take part whose turn takes long.
+        floats: Formats for transformers.
+    """
     return (
         Configuration("llama.cpp Q4_0", "llama_cpp", "Q4_0", 4),
         Configuration("llama.cpp Q8_0", "llama_cpp", "Q8_0", 8),
         Configuration("ONNX Runtime int4", "onnxruntime", "onnx-int4", 4),
-        Configuration("vLLM bf16", "vllm", "directory", 16, {"dtype": "bfloat16"}, slow),
-        Configuration(
-            "transformers fp32", "transformers", "directory", 32, {"dtype": "float32"}, slow
-        ),
-        Configuration(
-            "transformers bf16", "transformers", "directory", 16, {"dtype": "bfloat16"}, slow
-        ),
+        _floating("vLLM", "vllm", FAST_FLOAT, slow),
+        *(_floating("transformers", "transformers", dtype, slow) for dtype in floats),
     )
+
+
+def _floating(name: str, kind: str, dtype: str, every: int) -> Configuration:
+    short, bits = {"bfloat16": ("bf16", 16), "float32": ("fp32", 32)}[dtype]
+    return Configuration(f"{name} {short}", kind, "directory", bits, {"dtype": dtype}, every)
 
 
 def _shape(name: str, workload: Workload, seconds: float) -> Plan:
@@ -140,7 +150,7 @@ def _shape(name: str, workload: Workload, seconds: float) -> Plan:
             Configuration("hasten int4:32, int8 KV", "hasten", "Q4_0", 4, {"kv": "int8"}),
             Configuration("hasten int8:32", "hasten", "Q8_0", 8),
             Configuration("OpenVINO Q4_0", "openvino", "Q4_0", 4),
-            *_peers(slow=3),
+            *_peers(slow=3, floats=(FAST_FLOAT,)),
         ),
         workload,
         rounds=5,
@@ -162,7 +172,7 @@ PLANS = {
                 Configuration("OpenVINO as carried", "openvino", "carried", 4),
                 Configuration("OpenVINO Q8_0", "openvino", "Q8_0", 8),
                 Configuration("ONNX Runtime int8", "onnxruntime", "onnx-int8", 8),
-                *_peers(slow=2),
+                *_peers(slow=2, floats=("float32", "bfloat16")),
             ),
             Workload(),
             rounds=9,

@@ -4,21 +4,40 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PeerError", "PeerProcess"]
+__all__ = ["PeerError", "PeerProcess", "check_room"]
 
 WORKERS = Path(__file__).resolve().parent / "workers"
+SPARE = 2 << 30  # bytes for caches, activations and the rest of the machine
 PATIENCE = 900.0
 """Seconds after which a call counts as failed."""
 
 
 class PeerError(Exception):
     """A peer that is missing, has failed or has died."""
+
+
+def check_room(path: Path, *, widening: float) -> None:
+    """Refuses to load a model that would push others out of memory.
+
+    Args:
+        path: The model's file or directory.
+        widening: Bytes that a weight takes in memory over those in its file.
+
+    Raises:
+        PeerError: Too little memory is free.
+    """
+    files = [path] if path.is_file() else [one for one in path.iterdir() if one.is_file()]
+    wanted = SPARE + int(widening * sum(one.stat().st_size for one in files))
+    free = _available_memory()
+    if free is not None and wanted > free:
+        raise PeerError(f"needs about {wanted / 1e9:.1f} GB, and {free / 1e9:.1f} are free")
 
 
 class PeerProcess:
@@ -100,3 +119,10 @@ class PeerProcess:
     def _last_words(self) -> str:
         self._log.seek(0)
         return self._log.read().strip().rpartition("\n")[2]
+
+
+def _available_memory() -> int | None:
+    """Bytes, page cache included that can be given up; None where the kernel does not say."""
+    file = Path("/proc/meminfo")
+    found = re.search(r"MemAvailable:\s+(\d+) kB", file.read_text() if file.exists() else "")
+    return None if found is None else int(found[1]) * 1024

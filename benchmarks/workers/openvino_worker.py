@@ -1,7 +1,4 @@
-"""OpenVINO GenAI as a peer; it reads the GGUF file itself.
-
-Single sequences run through `LLMPipeline`, several through `ContinuousBatchingPipeline`.
-"""
+"""OpenVINO GenAI as a peer: its continuous batching, which reads the GGUF file itself."""
 
 from __future__ import annotations
 
@@ -15,87 +12,57 @@ from protocol import Timeline, serve
 
 
 class OpenVino:
-    """Two pipelines over one file; the second is made when first needed."""
+    """One pipeline."""
 
     def load(
         self, model: str, threads: int, context: int, sequences: int, **settings: Any
     ) -> dict[str, Any]:
         """Loads a GGUF file."""
-        self.model, self.sequences = model, sequences
-        self.settings = {"INFERENCE_NUM_THREADS": threads, **settings}
-        self.pipeline = openvino_genai.LLMPipeline(model, "CPU", **self.settings)
-        self.batching: Any = None
+        scheduler = openvino_genai.SchedulerConfig()
+        scheduler.max_num_batched_tokens = 512
+        scheduler.max_num_seqs = sequences
+        scheduler.cache_size = 1  # GB
+        scheduler.enable_prefix_caching = False
+        self.pipeline = openvino_genai.ContinuousBatchingPipeline(
+            model, scheduler, "CPU", {"INFERENCE_NUM_THREADS": threads, **settings}
+        )
         return {"version": openvino_genai.__version__, "runs": openvino.get_version()}
 
     def prefill(self, tokens: list[int]) -> float:
-        """Seconds from the call to the first token."""
-        return self._generate(tokens, 1)[0]
+        """Seconds from the request to the first token."""
+        started = perf_counter()
+        self._generate([tokens], 1)
+        return perf_counter() - started
 
     def decode(self, tokens: list[int], count: int) -> tuple[float, list[int]]:
         """Seconds of `count` tokens after the first, and the tokens."""
-        first, last, found = self._generate(tokens, count + 1)
-        return last - first, found
+        timeline, (found,) = self._generate([tokens], count + 1)
+        (times,) = timeline.times
+        return times[-1] - times[0], found
 
     def batch(self, prompts: list[list[int]], count: int) -> list[list[float]]:
-        """Through add_request and step."""
-        if self.batching is None:
-            self.batching = self._batching_pipeline()
+        """All prompts are requested before the first step."""
+        return self._generate(prompts, count)[0].times
+
+    def _generate(self, prompts: list[list[int]], count: int) -> tuple[Timeline, list[list[int]]]:
         config = openvino_genai.GenerationConfig()
         config.max_new_tokens, config.ignore_eos, config.do_sample = count, True, False
+        found: list[list[int]] = [[] for _ in prompts]
         timeline = Timeline(len(prompts))
         handles = [
-            self.batching.add_request(number, _as_tensor(prompt), config)
+            self.pipeline.add_request(
+                number, openvino.Tensor(np.asarray([prompt], np.int64)), config
+            )
             for number, prompt in enumerate(prompts)
         ]
-        while self.batching.has_non_finished_requests():
-            self.batching.step()
+        while self.pipeline.has_non_finished_requests():
+            self.pipeline.step()
             for number, handle in enumerate(handles):
                 if handle.can_read():
                     for output in handle.read().values():
                         timeline.note(number, len(output.generated_ids))
-        return timeline.times
-
-    def _batching_pipeline(self) -> Any:
-        scheduler = openvino_genai.SchedulerConfig()
-        scheduler.max_num_batched_tokens = 512
-        scheduler.max_num_seqs = self.sequences
-        scheduler.cache_size = 1  # GB
-        scheduler.enable_prefix_caching = False
-        return openvino_genai.ContinuousBatchingPipeline(
-            self.model, scheduler, "CPU", self.settings
-        )
-
-    def _generate(self, tokens: list[int], count: int) -> tuple[float, float, list[int]]:
-        times: list[float] = []
-        started = perf_counter()
-
-        def note(_: object) -> openvino_genai.StreamingStatus:
-            times.append(perf_counter() - started)
-            return openvino_genai.StreamingStatus.RUNNING
-
-        result = self.pipeline.generate(
-            _as_tensor(tokens),
-            max_new_tokens=count,
-            ignore_eos=True,
-            do_sample=False,
-            streamer=_Streamer(note),
-        )
-        return times[0], times[-1], [int(token) for token in result.tokens[0]]
-
-
-class _Streamer(openvino_genai.StreamerBase):
-    """Calls a function for each token."""
-
-    def __init__(self, note: Any) -> None:
-        super().__init__()
-        self.write = note
-
-    def end(self) -> None:
-        """Nothing is kept back."""
-
-
-def _as_tensor(tokens: list[int]) -> openvino.Tensor:
-    return openvino.Tensor(np.asarray([tokens], np.int64))
+                        found[number] += output.generated_ids
+        return timeline, found
 
 
 if __name__ == "__main__":
