@@ -55,10 +55,10 @@ bench: $(VENV)/hasten ## Measure the model as it is and as the demo made it
 	test ! -d demo || $(VENV)/bin/hasten bench demo --json build/bench-demo.json
 	$(PY) benchmarks/startup.py
 
-bench-peers: $(VENV)/hasten ## Measure Hasten beside its peers (PEERS=, MODELS=, ROUNDS=, SECONDS= choose)
+bench-peers: $(VENV)/hasten ## Measure Hasten beside its peers (PEERS=, MODELS=, PARTS=, ROUNDS=)
 	$(PY) benchmarks/peers.py --install $(PEERS:%=--peer %)
 	$(PY) benchmarks/peers.py $(if $(wildcard demo/recipe.json),--artefact demo) \
-		$(PEERS:%=--peer %) $(MODELS:%=--model %) $(ROUNDS:%=--rounds %) $(SECONDS:%=--seconds %)
+		$(PEERS:%=--peer %) $(MODELS:%=--model %) $(PARTS:%=--part %) $(ROUNDS:%=--rounds %)
 
 soak: $(VENV)/hasten ## Random traffic for SECONDS: no wrong token, no lost block, no growth
 	mkdir -p build

@@ -92,7 +92,8 @@ def run_rounds(
             if peer.process.alive and (number - 1) % peer.configuration.every == 0
         ]
         random.Random(f"{seed} {number}").shuffle(order)
-        work = _work(plan.workload, prompts, parts, number)
+        now = parts if (number - 1) % plan.batch_every == 0 else set(parts) - {"batch"}
+        work = _work(plan.workload, prompts, now, number)
         turns = {}
         for peer in order:
             time.sleep(PAUSE)
