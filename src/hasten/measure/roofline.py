@@ -79,9 +79,9 @@ def expect(
     scores = 2 * config.num_layers * config.num_heads * config.head_dim * prompt
     found = []
     for name, forms in fitting_formats(weights, formats).items():
-        size = sum(forms[tensor.name].nbytes(tensor.shape) for tensor in (*layers, output))
+        size = sum(forms[tensor.name].nbytes(tensor.shape) for tensor in (*layers, *output))
         layer_time = sum(_product_time(tensor, forms, rates) for tensor in layers)
-        output_time = _product_time(output, forms, rates)
+        output_time = sum(_product_time(tensor, forms, rates) for tensor in output)
         decode = max((size + kv_read) / rates.bandwidth, layer_time + output_time)
         prefill = layer_time + output_time / prompt + scores / rates.fp32
         found.append(Expectation(name, size, 1 / decode, 1 / prefill))

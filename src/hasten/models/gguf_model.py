@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from hasten.errors import ModelFileError, UnsupportedModelError
 from hasten.models.config import ModelConfig
+from hasten.models.embedding_settings import gguf_settings
 from hasten.models.fields import naming_file, read_number
 from hasten.models.gguf import GgufFile, read_gguf
 from hasten.models.model import Model, TextParts
@@ -95,7 +96,7 @@ def _text_parts(metadata: Mapping[str, Any]) -> TextParts:
         if (template := chat_template()) is not None:
             template.save(target)
 
-    return TextParts(tokenizer, chat_template, save)
+    return TextParts(tokenizer, chat_template, save, lambda: gguf_settings(metadata))
 
 
 def config_from_gguf(file: GgufFile) -> ModelConfig:

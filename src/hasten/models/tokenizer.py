@@ -43,6 +43,8 @@ class Tokenizer:
         eos_ids: Every token that ends a generation: those that the files declare, and special
             tokens with a name that is known to.
         special_ids: Tokens that control the model and are no text.
+        prefix: Tokens that the model expects before a text.
+        suffix: Tokens that it expects after one.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -57,7 +59,7 @@ class Tokenizer:
         self.bos_id = parts.special.get("bos_token")
         self.eos_ids = parts.end_ids | _known_ends(texts)
         self._parts = Parts(backend, parts.special, self.eos_ids)
-        self._prefix, self._suffix = _template(backend)
+        self.prefix, self.suffix = _template(backend)
         self._lock = Lock()
 
     @classmethod
@@ -113,7 +115,7 @@ class Tokenizer:
         ids: list[int] = encoding.ids
         if not parse_special and not self.special_ids.isdisjoint(ids):
             ids = self._as_text(encoding)
-        return [*self._prefix, *ids, *self._suffix] if add_special else ids
+        return [*self.prefix, *ids, *self.suffix] if add_special else ids
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Returns the text of tokens; ids that the vocabulary does not hold leave none."""
