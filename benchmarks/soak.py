@@ -33,12 +33,13 @@ from hasten.models import Model, load_model
 from hasten.types import Output, Request, SamplingParams
 
 CONTEXT = 1024
-BLOCKS = 36
+BLOCKS = 40
 """Enough for one of the longest sequences, too few for those that run."""
 SEQUENCES = 8
 IN_FLIGHT = 24
 KINDS = 48
 SAMPLE_SECONDS = 1.0
+SAMPLES_A_LINE = 30
 MOST_GROWTH = 16 << 20
 """Bytes that resident memory may rise from the second third to the last: what allocators do."""
 
@@ -143,11 +144,11 @@ def make_kinds(model: Model, seed: int) -> list[Kind]:
     with Engine(model, options) as engine:
         for number in range(KINDS):
             begin = rng.choice(beginnings)
-            shared, own = rng.randrange(1, 400), rng.randrange(0, 200)
+            shared, own = rng.randrange(1, 200), rng.randrange(0, 100)
             elsewhere = rng.randrange(len(ids) // 2)
             prompt = (*ids[begin : begin + shared], *ids[elsewhere : elsewhere + own])
             sampling = SamplingParams(
-                max_tokens=int(rng.triangular(1, 300, 80)),
+                max_tokens=int(rng.triangular(1, 400, 120)),
                 temperature=0.8 * (number % 2),
                 seed=number,
                 n=1 + (number % 8 == 7),
@@ -183,6 +184,8 @@ def soak(model: Model, kinds: list[Kind], seconds: float, seed: int) -> dict[str
                 ledger.forget_cancelled(started)
             if not memory or monotonic() - begun - memory[-1][0] >= SAMPLE_SECONDS:
                 memory.append((monotonic() - begun, resident()))
+                if len(memory) % SAMPLES_A_LINE == 0:
+                    tell(engine, memory[-1], ledger)
             if ledger.errors:
                 over.set()
         client.join()
@@ -245,6 +248,17 @@ def ask(
                     tenant=rng.choice(("", "", "", "other")),
                 )
             )
+
+
+def tell(engine: Engine, now: tuple[float, int], ledger: Ledger) -> None:
+    """One line of what goes on, to stderr."""
+    figures = engine.statistics()
+    print(
+        f"{now[0]:6.0f} s  {now[1] >> 20} MiB  running {figures.running} waiting {figures.waiting} "
+        f"tokens {ledger.counts['tokens']} preemptions {figures.preemptions} "
+        f"errors {len(ledger.errors)}",
+        file=sys.stderr,
+    )
 
 
 def resident() -> int:
