@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from hasten.errors import UnsupportedModelError
 from hasten.models.fields import read_number
 from hasten.models.grouped import GroupedCodes, GroupedTensor, group_size
-from hasten.models.packing import read_floats, unpack_words
+from hasten.models.packing import read_floats, transpose
 from hasten.models.safetensors import StoredArray, take_array
 
 __all__ = ["take_awq"]
@@ -85,9 +85,10 @@ def _take(stem: str, arrays: MutableMapping[str, StoredArray], size: int) -> Gro
 
 def _rows(words: NDArray[np.int32]) -> NDArray[np.uint8]:
     """Words [columns, n] as codes [8 n, columns]."""
-    transposed = np.ascontiguousarray(words.T)
-    fields = unpack_words(transposed, 4).reshape(*transposed.shape, _PER_WORD)
+    transposed = transpose(words).view(np.uint32)
     rows = np.empty((len(transposed), _PER_WORD, transposed.shape[1]), np.uint8)
+    shifted = np.empty_like(transposed)
     for row, field in enumerate(_FIELD_OF_ROW):
-        rows[:, row] = fields[:, :, field]
+        np.right_shift(transposed, np.uint32(4 * field), out=shifted)
+        np.bitwise_and(shifted, np.uint32(15), out=rows[:, row], casting="unsafe")
     return rows.reshape(-1, transposed.shape[1])

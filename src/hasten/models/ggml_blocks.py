@@ -120,8 +120,18 @@ def _half(blocks: _Bytes, start: int) -> _Floats:
 
 def _fields(packed: _Bytes, bits: int, fields: int) -> _Bytes:
     """Splits bytes [n, run] into their bit fields, lowest first: uint8 [n, fields, run]."""
-    shifts = (np.arange(fields, dtype=np.uint8) * bits)[:, None]
-    return (packed[:, None, :] >> shifts) & np.uint8((1 << bits) - 1)
+    # Four bytes at a time, and whole runs as opaque items: NumPy is slow at short rows of bytes.
+    words = np.ascontiguousarray(packed).view(np.uint32)
+    mask = np.uint32(0x01010101 * ((1 << bits) - 1))
+    run = np.dtype(f"V{packed.shape[1]}")
+    out = np.empty((len(packed), fields, packed.shape[1]), np.uint8)
+    runs = out.view(run)[:, :, 0]
+    shifted = np.empty_like(words)
+    for field in range(fields):
+        np.right_shift(words, np.uint32(bits * field), out=shifted)
+        shifted &= mask
+        runs[:, field] = shifted.view(run)[:, 0]
+    return out
 
 
 def _high_bits(packed: _Bytes) -> _Bytes:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from hasten.errors import ModelFileError, UnsupportedModelError
 from hasten.models.fields import read_number
 from hasten.models.grouped import GroupedCodes, GroupedTensor, group_size, read_group_of
-from hasten.models.packing import read_floats, unpack_words
+from hasten.models.packing import read_floats, transpose, unpack_words
 from hasten.models.safetensors import StoredArray, take_array
 
 __all__ = ["take_gptq"]
@@ -86,7 +86,7 @@ def _take(
         group_of = read_group_of(stem, stored, group)
 
     def codes(begin: int, end: int) -> NDArray[np.uint8]:
-        return unpack_words(np.ascontiguousarray(words[:, begin:end].T), wide)
+        return unpack_words(transpose(words[:, begin:end]), wide)
 
     def zeros() -> NDArray[np.int16]:
         stored = packed_zeros.view(np.uint32)

@@ -21,7 +21,7 @@ from hasten.models.weights import StoredTensor, require_finite, to_half
 
 __all__ = ["GroupedCodes", "GroupedTensor", "group_size", "read_group_of"]
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18
 """Codes unpacked at a time."""
 _SMALLEST_NORMAL, _LARGEST = 2.0**-14, 65504.0
 """Of half precision; below the first a half has fewer bits."""
@@ -207,9 +207,11 @@ class GroupedTensor(StoredTensor):
         for chunk in self._chunks():
             codes = self._parts.codes(chunk.start, chunk.stop)
             if layout.order is not None:
-                codes = codes[:, layout.order]
+                codes = np.take(codes, layout.order, axis=1)
             if layout.bits == 8:
                 out[chunk, :columns] = codes ^ np.uint8(0x80)
+            elif padded == columns:
+                out[chunk] = pack_nibbles(codes)
             else:
                 out[chunk] = pack_nibbles(np.pad(codes, ((0, 0), (0, padded - columns))))
         return out.view(np.int8) if layout.bits == 8 else out

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hasten.models.safetensors import StoredArray
 
-__all__ = ["read_floats", "unpack_words"]
+__all__ = ["read_floats", "transpose", "unpack_words"]
+
+_Word = TypeVar("_Word", np.int32, np.uint32)
 
 
 def unpack_words(
@@ -24,13 +26,29 @@ def unpack_words(
     Returns:
         uint8 [rows, n * 32 / bits].
     """
-    octets = words.view(np.uint8)
     if bits == 8:
-        return octets
-    codes = np.empty((*octets.shape, 2), np.uint8)
-    np.bitwise_and(octets, 15, out=codes[..., 0])
-    np.right_shift(octets, 4, out=codes[..., 1])
-    return codes.reshape(len(words), -1)
+        return words.view(np.uint8)
+    # Moves the 8 fields of a word apart in three steps, all words at once.
+    wide = words.view(np.uint32).astype(np.uint64)
+    shifted = np.empty_like(wide)
+    for distance, mask in _STEPS:
+        np.left_shift(wide, distance, out=shifted)
+        wide |= shifted
+        wide &= mask
+    return wide.view(np.uint8)
+
+
+_STEPS = [
+    (np.uint64(16), np.uint64(0x0000FFFF0000FFFF)),
+    (np.uint64(8), np.uint64(0x00FF00FF00FF00FF)),
+    (np.uint64(4), np.uint64(0x0F0F0F0F0F0F0F0F)),
+]
+
+
+def transpose(words: NDArray[_Word]) -> NDArray[_Word]:
+    """The transpose of a slice of a larger array, C-contiguous."""
+    # The slice is copied first: in cache it is turned twice as fast.
+    return np.ascontiguousarray(np.ascontiguousarray(words).T)
 
 
 def read_floats(array: StoredArray) -> NDArray[np.float32]:
