@@ -20,7 +20,7 @@ __all__ = ["Check", "command"]
 SCHEMA = "hasten.doctor/1"
 LEAST_MEMORY = 1 << 30
 SLOW_ISAS = ("scalar",)
-REQUIRED = ("click", "jinja2", "numpy", "rich", "tokenizers")
+REQUIRED = ("click", "jinja2", "llguidance", "numpy", "rich", "tokenizers")
 OPTIONAL = {"huggingface_hub": "models by hub name (org/name)"}
 
 State = Literal["ok", "warn", "fail"]
