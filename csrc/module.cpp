@@ -27,6 +27,8 @@ namespace {
 template <class T, std::size_t Dimensions>
 using Array = nb::ndarray<const T, nb::ndim<Dimensions>, nb::c_contig, nb::device::cpu>;
 using Rows = Array<std::int32_t, 1>;
+template <class T>
+using Row = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 constexpr int kMaxSize = 1 << 24;  // so that no product of sizes overflows
 
@@ -440,6 +442,35 @@ void bind_program(nb::module_& m) {
       .def_prop_ro("buffer_bytes", &Program::buffer_bytes);
 }
 
+// One row at a time, for the sampler.
+class Softmax {
+ public:
+  explicit Softmax(const std::string& isa) : kernels_(kernels_for(isa)) {}
+
+  void operator()(Array<float, 1> x, float peak, float scale, Row<float> y,
+                  Row<double> sums) const {
+    const std::size_t n = x.shape(0);
+    if (n < 1 || n > kMaxSize) reject("a row has between 1 and 2^24 values");
+    if (y.shape(0) != n) reject("as many weights as values are needed");
+    if (sums.shape(0) != (n + kSumBlock - 1) / kSumBlock) {
+      reject("a sum for every 512 values is needed");
+    }
+    if (!(scale > 0)) reject("the scale must be above 0");
+    kernels_->softmax_weights(x.data(), peak, scale, static_cast<int>(n), y.data(), sums.data());
+  }
+
+ private:
+  const Kernels* kernels_;
+};
+
+void bind_softmax(nb::module_& m) {
+  nb::class_<Softmax>(m, "Softmax", "Weights of the values of a row.")
+      .def(nb::init<const std::string&>(), "isa"_a)
+      .def("__call__", &Softmax::operator(), "x"_a.noconvert(), "peak"_a, "scale"_a,
+           "weights"_a.noconvert(), "sums"_a.noconvert(),
+           "Writes exp((x - peak) * scale), and the sum of every 512 of them.");
+}
+
 void bind_probes(nb::module_& m) {
   m.def("compiled_isas", &compiled_isas, "Instruction sets of this build, best first.");
   m.def("isas", &available_isas, "Instruction sets this machine can run, best first.");
@@ -476,5 +507,6 @@ NB_MODULE(_native, m) {
   bind_packed_file(m);
   bind_cache(m);
   bind_program(m);
+  bind_softmax(m);
   bind_probes(m);
 }

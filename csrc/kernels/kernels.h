@@ -19,8 +19,9 @@ inline constexpr int kPanelRows = 32;  // rows of a weight panel
 inline constexpr int kBlock = 32;      // columns a dot primitive consumes at once
 inline constexpr int kKvBlock = 32;    // positions of a KV block
 inline constexpr int kMaxHeadDim = 512;
-inline constexpr int kQueryTile = 4;  // queries of one kv head that attention handles together
-inline constexpr int kLoraRows = 16;  // rows of a panel of a LoRA matrix: half a weight panel
+inline constexpr int kSumBlock = 512;  // values of a sum of softmax_weights
+inline constexpr int kQueryTile = 4;   // queries of one kv head that attention handles together
+inline constexpr int kLoraRows = 16;   // rows of a panel of a LoRA matrix: half a weight panel
 
 // A weight matrix in panels of 32 rows, columns padded to a multiple of 32 for integer formats.
 //   f32, bf16   per panel: [column][32 rows]
@@ -143,6 +144,8 @@ struct Kernels {
   // y = cap * tanh(x / cap); x and y may be one.
   void (*softcap)(const float* x, float cap, int n, float* y);
   void (*add)(const float* a, const float* b, int n, float* y);
+  // y = e^((x - peak) * scale), 0 below e^-87, and the sum of every kSumBlock of them.
+  void (*softmax_weights)(const float* x, float peak, float scale, int n, float* y, double* sums);
   // Rotates dimension i with dimension i + half by the angles' cosines and sines [half] (Su et al.
   // 2021, half-split as in GPT-NeoX); dimensions past 2 * half pass through.
   void (*rotate)(const float* x, const float* cosine, const float* sine, int half, int dim,

@@ -201,4 +201,35 @@ void add(const float* a, const float* b, int n, float* y) {
   for (; i < n; ++i) y[i] = a[i] + b[i];
 }
 
+// `exp` returns e^-87 for all that is less, also for tokens that must not come: a little more than
+// that is subtracted, which changes nothing of a weight that counts.
+inline Simd::F softmax_weight(Simd::F x, float peak, float scale) {
+  using S = Simd;
+  const S::F y = exp(S::mul(S::sub(x, S::set1(peak)), S::set1(scale)));
+  return S::max(S::sub(y, S::set1(1.7e-38f)), S::zero());
+}
+
+void softmax_weights(const float* x, float peak, float scale, int n, float* y, double* sums) {
+  using S = Simd;
+  for (int begin = 0; begin < n; begin += hasten::kSumBlock) {
+    const int end = n - begin < hasten::kSumBlock ? n : begin + hasten::kSumBlock;
+    S::F sum = S::zero();
+    int i = begin;
+    for (; i + S::width <= end; i += S::width) {
+      const S::F weight = softmax_weight(S::load(x + i), peak, scale);
+      S::store(y + i, weight);
+      sum = S::add(sum, weight);
+    }
+    if (i < end) {
+      alignas(64) float rest[S::width];
+      for (int j = 0; j < S::width; ++j) rest[j] = i + j < end ? x[i + j] : -__builtin_inff();
+      const S::F weight = softmax_weight(S::load(rest), peak, scale);
+      S::store(rest, weight);
+      sum = S::add(sum, weight);
+      for (int j = i; j < end; ++j) y[j] = rest[j - i];
+    }
+    *sums++ = S::reduce_add(sum);
+  }
+}
+
 }  // namespace

@@ -23,6 +23,7 @@ constexpr hasten::Kernels kTable = {
     .scale = scale,
     .softcap = softcap,
     .add = add,
+    .softmax_weights = softmax_weights,
     .rotate = rotate,
     .quantize_row = quantize_row,
     .attention = attention,

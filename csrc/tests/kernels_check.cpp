@@ -182,6 +182,13 @@ void check_rows(Check& check) {
       kernels.rms_norm(a.data(), b.data(), 1e-5f, n, y.data());
       return y;
     });
+    check.same("softmax_weights" + size, 1e-6f, [&](const Kernels& kernels) {
+      std::vector<float> y(a.size());
+      std::vector<double> sums((a.size() + kSumBlock - 1) / kSumBlock);
+      kernels.softmax_weights(a.data(), 5.0f, 0.7f, n, y.data(), sums.data());
+      y.insert(y.end(), sums.begin(), sums.end());
+      return y;
+    });
     check.same("silu_mul" + size, 1e-6f, [&](const Kernels& kernels) {
       std::vector<float> y(n);
       kernels.silu_mul(a.data(), b.data(), n, y.data());

@@ -18,7 +18,7 @@ def random_logits(seed):
 
 def probabilities(logits, params):
     """What `candidates` leaves, spread over the vocabulary."""
-    ids, weights = candidates(logits, params)
+    ids, weights, _ = candidates(logits, params)
     spread = np.zeros(VOCABULARY)
     spread[slice(None) if ids is None else ids] = weights / weights.sum(dtype=np.float64)
     return spread

@@ -10,10 +10,16 @@ from hasten.generation.adapters import LoadedAdapter
 from hasten.generation.blockpool import BlockPool
 from hasten.generation.kvcache import blocks_for
 from hasten.generation.pacing import Pacer
+from hasten.generation.sampler import TokenSampler
 from hasten.generation.scheduler import Scheduler
 from hasten.generation.sequence import Sequence
 from hasten.generation.text import TextStream
 from hasten.types import Request, SamplingParams
+
+
+def new_sequence(request, arrival, adapter=None):
+    sampler = TokenSampler(request.sampling, request.prompt)
+    return Sequence(request, TextStream(None, ()), sampler, arrival, adapter=adapter)
 
 
 class Scene:
@@ -33,9 +39,7 @@ class Scene:
         """A request whose prompt has so many tokens, all different from those of other starts."""
         tokens = tuple(range(start, start + prompt))
         request = Request(name, tokens, SamplingParams(max_tokens=max_tokens), **fields)
-        sequence = Sequence(
-            request, TextStream(None, ()), list(tokens), self.arrived, adapter=adapter
-        )
+        sequence = new_sequence(request, self.arrived, adapter)
         self.arrived += 1
         self.scheduler.add(sequence)
         return sequence
@@ -244,7 +248,7 @@ def test_what_was_generated_is_found_too():
     while scene.scheduler.has_work:
         scene.step()
     request = Request("next", (*first.tokens, 1, 2), SamplingParams(max_tokens=1))
-    scene.scheduler.add(Sequence(request, TextStream(None, ()), list(request.prompt), 9))
+    scene.scheduler.add(new_sequence(request, 9))
     assert shares(scene.step()) == {"next": 72 - 64}
 
 
@@ -277,7 +281,7 @@ def test_logits_of_the_prompt_are_computed_anew():
     scene.add("first", 100)
     scene.step()
     request = Request("scored", tuple(range(100)), SamplingParams(max_tokens=1, prompt_logprobs=0))
-    scene.scheduler.add(Sequence(request, TextStream(None, ()), list(request.prompt), 9))
+    scene.scheduler.add(new_sequence(request, 9))
     assert shares(scene.step()) == {"first": 1, "scored": 100}
 
 

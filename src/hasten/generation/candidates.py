@@ -9,76 +9,101 @@ says the same by sorting everything, and a test holds the two to each other.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hasten.kernels.softmax import SUM_BLOCK, Softmax, softmax_weights
 from hasten.types import SamplingParams
 
-__all__ = ["candidates", "draw", "largest", "plain_candidates"]
+__all__ = ["Candidates", "candidates", "draw", "largest", "plain_candidates"]
 
 Ids = NDArray[np.intp]
 Logits = NDArray[np.float32]
 Weights = NDArray[np.float32]
 
-_BLOCK = 512
 _COLDEST = 1e-6
 
 
-def candidates(logits: Logits, params: SamplingParams) -> tuple[Ids | None, Weights]:
-    """Tokens that may be drawn, in order of their ids, and their weights.
+class Candidates(NamedTuple):
+    """Tokens that may be drawn, in order of their ids.
+
+    Attributes:
+        ids: int [n]; None for the whole vocabulary.
+        weights: float32 [n], probabilities up to a common factor, with 1 for the likeliest token.
+        sums: float64, sums of `SUM_BLOCK` weights each; None where there are few.
+    """
+
+    ids: Ids | None
+    weights: Weights
+    sums: NDArray[np.float64] | None
+
+
+def candidates(
+    logits: Logits, params: SamplingParams, softmax: Softmax = softmax_weights
+) -> Candidates:
+    """Narrows the vocabulary to what a request's filters leave.
 
     Args:
         logits: float32 [vocab]; -inf for tokens that are not allowed.
         params: A temperature above 0, and the filters.
-
-    Returns:
-        Ids [n], None for the whole vocabulary, and weights [n]: probabilities up to a common
-        factor, with 1 for the likeliest token.
+        softmax: What to compute weights with.
     """
-    peak = logits.max()
+    peak = float(logits.max())
+    scale = 1 / max(params.temperature, _COLDEST)
     ids: Ids | None = None
     if 0 < params.top_k < len(logits):
         ids = np.sort(largest(logits, params.top_k))
     elif params.top_p == 1 and params.min_p > 0:
         # A little below the bound, which the weights decide exactly.
-        reach = params.temperature * (1e-3 - math.log(params.min_p))
-        ids = np.flatnonzero(logits >= peak - np.float32(reach))
-    weights = _weigh(logits if ids is None else logits[ids], peak, params.temperature)
+        reach = (1e-3 - math.log(params.min_p)) / scale
+        ids = np.flatnonzero(logits >= np.float32(peak - reach))
+    weights, sums = softmax(logits if ids is None else logits[ids], peak, scale)
+    found = Candidates(ids, weights, sums if ids is None else None)
     if params.top_p < 1:
-        kept = _nucleus(weights, params.top_p)
-        ids, weights = _keep(ids, weights, kept)
+        found = _keep(found, _nucleus(weights, float(sums.sum()), params.top_p))
     if params.min_p > 0:
-        ids, weights = _keep(ids, weights, np.flatnonzero(weights >= np.float32(params.min_p)))
-    return ids, weights
+        found = _keep(found, np.flatnonzero(found.weights >= np.float32(params.min_p)))
+    return found
 
 
-def plain_candidates(logits: Logits, params: SamplingParams) -> tuple[Ids, Weights]:
-    """What `candidates` returns, found by sorting the vocabulary."""
-    weights = _weigh(logits, logits.max(), params.temperature)
-    ranked = np.argsort(-logits, kind="stable")
+def plain_candidates(
+    logits: Logits, params: SamplingParams, softmax: Softmax = softmax_weights
+) -> tuple[Ids, Weights]:
+    """The ids and weights that `candidates` returns, found by sorting the vocabulary."""
+    peak, scale = float(logits.max()), 1 / max(params.temperature, _COLDEST)
+    weights, _ = softmax(logits, peak, scale)
+    ids = np.argsort(-logits, kind="stable")
     if params.top_k > 0:
-        ranked = ranked[: params.top_k]
+        ids = ids[: params.top_k]
+    ids = np.sort(ids)
     if params.top_p < 1:
-        total = weights[np.sort(ranked)].sum(dtype=np.float64)
+        _, sums = softmax(logits[ids], peak, scale)
+        ranked = ids[np.argsort(-weights[ids], kind="stable")]
         reached = np.cumsum(weights[ranked], dtype=np.float64)
-        ranked = ranked[: int(np.searchsorted(reached, params.top_p * total)) + 1]
+        count = int(np.searchsorted(reached, params.top_p * float(sums.sum()))) + 1
+        ids = np.sort(ranked[:count])
     if params.min_p > 0:
-        ranked = ranked[weights[ranked] >= np.float32(params.min_p)]
-    ids = np.sort(ranked)
+        ids = ids[weights[ids] >= np.float32(params.min_p)]
     return ids, weights[ids]
 
 
-def draw(weights: Weights, uniform: float) -> int:
+def draw(found: Candidates, uniform: float) -> int:
     """The index that a number in [0, 1) falls on, each with its weight's share of the sum.
 
     Sums of blocks come first: adding up a whole vocabulary one by one takes ten times as long.
     """
-    sums = np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK), dtype=np.float64)
-    block, rest = _fall(sums, uniform * float(sums.sum()))
-    begin = block * _BLOCK
-    index, _ = _fall(weights[begin : begin + _BLOCK].astype(np.float64), rest)
-    return begin + index
+    if found.sums is None:
+        reached = np.cumsum(found.weights, dtype=np.float64)
+        return _fall(reached, uniform * float(reached[-1]))
+    reached = np.cumsum(found.sums)
+    target = uniform * float(reached[-1])
+    block = _fall(reached, target)
+    target -= float(reached[block - 1]) if block else 0.0
+    begin = block * SUM_BLOCK
+    inside = np.cumsum(found.weights[begin : begin + SUM_BLOCK], dtype=np.float64)
+    return begin + _fall(inside, target)
 
 
 def largest(values: Logits, count: int) -> Ids:
@@ -103,20 +128,12 @@ def _lower_bound(values: Logits, count: int) -> np.float32:
     return np.float32(np.partition(maxima, -count)[-count])
 
 
-def _weigh(logits: Logits, peak: np.float32, temperature: float) -> Weights:
-    with np.errstate(over="ignore", under="ignore"):
-        scaled = (logits - peak) * np.float32(1 / max(temperature, _COLDEST))
-        weights: Weights = np.exp(scaled)
-    return weights
-
-
-def _nucleus(weights: Weights, top_p: float) -> Ids:
+def _nucleus(weights: Weights, total: float, top_p: float) -> Ids:
     """Indices of the fewest likeliest tokens that hold `top_p` of the sum; ties by index.
 
     The token that crosses the bound stays, so there is always one.
     """
-    total = float(weights.sum(dtype=np.float64))
-    # Those below this bound hold less than 1 - top_p together, so none of them is needed.
+    # Tokens below this weight hold less than 1 - top_p together, so none of them is needed.
     floor = 0.999 * (1 - top_p) * total / len(weights)
     ids = np.flatnonzero(weights >= np.float32(floor))
     found = weights[ids]
@@ -131,14 +148,13 @@ def _nucleus(weights: Weights, top_p: float) -> Ids:
     return nucleus
 
 
-def _keep(ids: Ids | None, weights: Weights, kept: Ids) -> tuple[Ids, Weights]:
-    return (kept if ids is None else ids[kept]), weights[kept]
+def _keep(found: Candidates, kept: Ids) -> Candidates:
+    ids = kept if found.ids is None else found.ids[kept]
+    return Candidates(ids, found.weights[kept], None)
 
 
-def _fall(weights: NDArray[np.float64], target: float) -> tuple[int, float]:
-    """The first index at which the running sum passes the target, and what is left before it."""
-    reached = np.cumsum(weights)
+def _fall(reached: NDArray[np.float64], target: float) -> int:
+    """The first index at which a running sum passes the target."""
     # Rounding may put the target at the end of the sum; a weight of 0 is never drawn.
     last = int(np.searchsorted(reached, reached[-1], side="left"))
-    index = min(int(np.searchsorted(reached, target, side="right")), last)
-    return index, target - (float(reached[index - 1]) if index else 0.0)
+    return min(int(np.searchsorted(reached, target, side="right")), last)

@@ -26,7 +26,9 @@ from hasten.generation.options import check_options, engine_options
 from hasten.generation.pacing import Pacer
 from hasten.generation.scheduler import Scheduler
 from hasten.generation.sequence import Sequence
+from hasten.generation.softmax import native_softmax
 from hasten.generation.threads import ThreadChoice
+from hasten.kernels.softmax import softmax_weights
 from hasten.models.model import Model
 from hasten.types import (
     Batch,
@@ -86,7 +88,9 @@ class Engine:
             prefix_cache=self.options.prefix_cache,
         )
         self._adapters = AdapterTable(self._executor, model.config, self.options)
-        self._intake = Intake(model, self.context, self._adapters)
+        native = self.options.executor == "native"
+        softmax = native_softmax(self.isa) if native else softmax_weights
+        self._intake = Intake(model, self.context, self._adapters, softmax)
         self._numbers = itertools.count()
         self._arrived = Condition()
         self._inbox: deque[Sequence | list[Sequence]] = deque()  # come, or to be cancelled
@@ -360,13 +364,13 @@ class Engine:
         sampling = sequence.request.sampling
         reason: FinishReason | None = None
         sequence.tokens.append(token)
-        if token in sequence.ends:
+        if token in sequence.sampler.ends:
             reason, text = "stop", sequence.text.finish()
         else:
             text = sequence.text.push(token)
             if sequence.text.stopped:
                 reason = "stop"
-            elif sequence.guide is not None and sequence.guide.complete:
+            elif sequence.sampler.complete:
                 reason = "stop"
                 text += sequence.text.finish()
             elif sequence.generated >= sampling.max_tokens or len(sequence.tokens) >= self.context:

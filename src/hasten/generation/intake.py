@@ -9,9 +9,11 @@ from collections.abc import Sequence as Tokens
 from hasten.errors import CapacityError, HastenError, UsageError
 from hasten.generation.adapters import AdapterTable
 from hasten.generation.bounds import check_sampling
+from hasten.generation.sampler import TokenSampler
 from hasten.generation.sequence import Sequence
 from hasten.generation.structured import StructureCompiler
 from hasten.generation.text import TextDecoder, TextStream
+from hasten.kernels.softmax import Softmax
 from hasten.models.model import Model
 from hasten.models.tokenizer import Tokenizer
 from hasten.types import Request, SamplingParams
@@ -26,10 +28,14 @@ class Intake:
         model: Its vocabulary and tokenizer.
         context: Longest sequence, prompt and output.
         adapters: What requests may name.
+        softmax: What samplers run on.
     """
 
-    def __init__(self, model: Model, context: int, adapters: AdapterTable) -> None:
+    def __init__(
+        self, model: Model, context: int, adapters: AdapterTable, softmax: Softmax
+    ) -> None:
         self._adapters = adapters
+        self._softmax = softmax
         self._vocab_size = model.config.vocab_size
         self._context = context
         self._tokenizer = find_tokenizer(model)
@@ -68,11 +74,16 @@ class Intake:
             Sequence(
                 request,
                 TextStream(self._decoder(sampling), sampling.stop),
-                list(request.prompt),
+                TokenSampler(
+                    sampling,
+                    request.prompt,
+                    index,
+                    ends=ends,
+                    guide=guide if guide is None or index == 0 else guide.copy(),
+                    softmax=self._softmax,
+                ),
                 next(self._arrivals),
                 index,
-                ends,
-                guide if guide is None or index == 0 else guide.copy(),
                 adapter,
             )
             for index in range(sampling.n)

@@ -9,23 +9,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.generation.candidates import largest
+from hasten.kernels.softmax import Softmax, softmax_weights
 from hasten.types import TokenLogprobs
 
 __all__ = ["PromptLogprobs", "token_logprobs"]
 
 
-def token_logprobs(logits: NDArray[np.float32], token: int, top: int) -> TokenLogprobs:
+def token_logprobs(
+    logits: NDArray[np.float32], token: int, top: int, softmax: Softmax = softmax_weights
+) -> TokenLogprobs:
     """Log probability and rank of a token, and those of the likeliest.
 
     Args:
         logits: float32 [vocab], as the model gave them.
         token: The token that was chosen.
         top: How many of the likeliest to report, ties by id; all if the vocabulary holds fewer.
+        softmax: What to compute the sum of their weights with.
     """
-    peak = logits.max()
-    with np.errstate(under="ignore"):
-        total = np.exp(logits - peak).sum(dtype=np.float64)
-    normalizer = float(peak) + math.log(total)
+    peak = float(logits.max())
+    _, sums = softmax(logits, peak, 1.0)
+    normalizer = peak + math.log(sums.sum())
     value = logits[token]
     # Equal logits rank by id, as in `largest`.
     before = np.count_nonzero(logits > value) + np.count_nonzero(logits[:token] == value)
@@ -44,13 +47,15 @@ class PromptLogprobs:
     Args:
         prompt: Its tokens.
         top: How many of the likeliest to report for each.
+        softmax: What to compute with.
 
     Attributes:
         entries: One for each token read so far; the first token has no probability.
     """
 
-    def __init__(self, prompt: Sequence[int], top: int) -> None:
+    def __init__(self, prompt: Sequence[int], top: int, softmax: Softmax = softmax_weights) -> None:
         self._prompt = prompt
+        self._softmax = softmax
         self._top = top
         self.entries = [TokenLogprobs(prompt[0], None, None, ())]
 
@@ -67,4 +72,4 @@ class PromptLogprobs:
         """Takes the logits [n, vocab] of the next `n` wanted positions."""
         for row in logits:
             token = self._prompt[len(self.entries)]
-            self.entries.append(token_logprobs(row, token, self._top))
+            self.entries.append(token_logprobs(row, token, self._top, self._softmax))

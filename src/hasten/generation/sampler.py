@@ -11,6 +11,7 @@ from hasten.generation.candidates import candidates, draw
 from hasten.generation.logprobs import token_logprobs
 from hasten.generation.penalties import Penalties
 from hasten.generation.structured import Guide
+from hasten.kernels.softmax import Softmax, softmax_weights
 from hasten.types import SamplingParams, TokenLogprobs
 
 __all__ = ["TokenSampler", "make_generator"]
@@ -31,6 +32,11 @@ class TokenSampler:
         index: Which of the request's `n` outputs this is; each has a random stream of its own.
         ends: Tokens that end the output.
         guide: Holds the output to its structure; None leaves it free.
+        softmax: What it computes weights with.
+
+    Attributes:
+        ends: As given.
+        softmax: As given.
     """
 
     def __init__(
@@ -38,14 +44,22 @@ class TokenSampler:
         params: SamplingParams,
         prompt: Sequence[int],
         index: int = 0,
+        *,
         ends: Collection[int] = (),
         guide: Guide | None = None,
+        softmax: Softmax = softmax_weights,
     ) -> None:
+        self.ends = ends
         self._params = params
-        self._ends = ends
         self._guide = guide
+        self.softmax = softmax
         self._penalties = Penalties(params, prompt) if Penalties.wanted(params) else None
         self._generator = make_generator(params.seed, index)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the structure lets nothing follow."""
+        return self._guide is not None and self._guide.complete
 
     def choose(self, logits: NDArray[np.float32]) -> tuple[int, TokenLogprobs | None]:
         """The next token from logits [vocab], and how likely it was where that was asked.
@@ -62,18 +76,18 @@ class TokenSampler:
         token = self._pick(values)
         if self._penalties is not None:
             self._penalties.add(token)
-        if self._guide is not None and token not in self._ends:
+        if self._guide is not None and token not in self.ends:
             self._guide.accept(token)
         if self._params.logprobs is None:
             return token, None
-        return token, token_logprobs(logits, token, self._params.logprobs)
+        return token, token_logprobs(logits, token, self._params.logprobs, self.softmax)
 
     def _pick(self, values: NDArray[np.float32]) -> int:
         if self._params.temperature == 0:
             return int(values.argmax())
-        ids, weights = candidates(values, self._params)
-        index = draw(weights, self._generator.random())
-        return index if ids is None else int(ids[index])
+        found = candidates(values, self._params, self.softmax)
+        index = draw(found, self._generator.random())
+        return index if found.ids is None else int(found.ids[index])
 
 
 def make_generator(seed: int | None, index: int = 0) -> np.random.Generator:

@@ -8,7 +8,6 @@ from hasten.generation.adapters import LoadedAdapter
 from hasten.generation.logprobs import PromptLogprobs
 from hasten.generation.prefix import BlockNames
 from hasten.generation.sampler import TokenSampler
-from hasten.generation.structured import Guide
 from hasten.generation.text import TextStream
 from hasten.types import Request
 
@@ -22,12 +21,11 @@ class Sequence:
     Attributes:
         request: As it was submitted.
         text: Its detokeniser and stop strings.
-        tokens: Prompt and output so far.
+        sampler: Chooses its tokens.
         arrival: Place in the order in which sequences came; no two have the same.
         index: Which of the request's outputs it is, from 0.
-        ends: Tokens that end it.
-        guide: Holds it to its structure; None leaves it free.
         adapter: The LoRA adapter that it runs with; None is the model itself.
+        tokens: Prompt and output so far.
         running: It holds a slot; otherwise it waits, or has ended.
         computed: Tokens whose keys and values are in its blocks.
         blocks: KV blocks that it holds, in the order of positions.
@@ -35,18 +33,16 @@ class Sequence:
         cached_tokens: Tokens of the prompt that the prefix cache held.
         preemptions: How often it gave its blocks back.
         model_seconds: Executor time since its last output: a long prompt takes several calls.
-        sampler: Chooses its tokens.
         prompt_logprobs: Collects those of the prompt, where the request asked for them.
     """
 
     request: Request
     text: TextStream
-    tokens: list[int]
+    sampler: TokenSampler
     arrival: int
     index: int = 0
-    ends: frozenset[int] = frozenset()
-    guide: Guide | None = None
     adapter: LoadedAdapter | None = None
+    tokens: list[int] = field(init=False)
     running: bool = False
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
@@ -54,17 +50,16 @@ class Sequence:
     cached_tokens: int = 0
     preemptions: int = 0
     model_seconds: float = 0.0
-    sampler: TokenSampler = field(init=False)
     prompt_logprobs: PromptLogprobs | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         # An adapter that is loaded again under its name may have changed.
         digest = None if self.adapter is None else self.adapter.digest
         self.names = BlockNames(self.request.tenant, digest)
-        sampling, prompt = self.request.sampling, self.request.prompt
-        self.sampler = TokenSampler(sampling, prompt, self.index, self.ends, self.guide)
-        if sampling.prompt_logprobs is not None and self.index == 0:
-            self.prompt_logprobs = PromptLogprobs(prompt, sampling.prompt_logprobs)
+        self.tokens = list(self.request.prompt)
+        asked = self.request.sampling.prompt_logprobs
+        if asked is not None and self.index == 0:
+            self.prompt_logprobs = PromptLogprobs(self.request.prompt, asked, self.sampler.softmax)
 
     @property
     def order(self) -> tuple[int, int]:
