@@ -74,6 +74,7 @@ def summarize_model(raw: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
         "configurations": configurations,
         "ratios": ratios,
         "goals": _goals(plan.name, present, configurations, ratios),
+        "accuracy_goals": _accuracy_goals(present, configurations),
         "failed": raw["failed"],
     }
 
@@ -234,6 +235,31 @@ def _goals(
                         "holds": reached["estimate"] >= goal.at_least,
                     }
                 )
+    return found
+
+
+def _accuracy_goals(
+    present: Sequence[Configuration], configurations: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Whether ours lose no more than llama.cpp at equal bits: speed counts only then."""
+    losses = {}
+    for one in present:
+        accuracy = configurations[one.name]["accuracy"] or {}
+        loss = accuracy.get("kl_divergence")
+        if loss is not None and loss["estimate"] is not None:
+            losses[one.name] = loss
+    found = []
+    for ours in (one for one in present if one.ours and one.name in losses):
+        theirs = [
+            one.name
+            for one in present
+            if one.kind == "llama_cpp" and one.bits == ours.bits and one.name in losses
+        ]
+        if theirs:
+            other = min(theirs, key=lambda name: losses[name]["estimate"])
+            mine, best = losses[ours.name], losses[other]
+            about = {"this": ours.name, "other": other, "kl": mine, "other_kl": best}
+            found.append({**about, "holds": mine["low"] <= best["high"]})
     return found
 
 

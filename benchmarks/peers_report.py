@@ -23,7 +23,7 @@ def model_markdown(name: str, model: Mapping[str, Any]) -> str:
         name: Of the model.
         model: What `peers_figures.summarize_model` made.
     """
-    lines = [*_table(name, model), "", *_goals(model), _conditions(model)]
+    lines = [*_table(name, model), "", *_goals(model), *_accuracy_goals(model), _conditions(model)]
     lines += [f"- left out: {name}: {error}" for name, error in model["failed"].items()]
     return "\n".join(lines)
 
@@ -74,6 +74,19 @@ def _goals(model: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"- {goal['this']}: {goal['scenario']} {what} "
             f"(goal: at least {goal['at_least']:g}, {verdict})"
+        )
+
+
+def _accuracy_goals(model: Mapping[str, Any]) -> Iterator[str]:
+    for goal in model["accuracy_goals"]:
+        values = [
+            f"{one['estimate']:.2g} [{one['low']:.2g}, {one['high']:.2g}]"
+            for one in (goal["kl"], goal["other_kl"])
+        ]
+        verdict = "holds" if goal["holds"] else "not reached"
+        yield (
+            f"- {goal['this']}: KL {values[0]}, {goal['other']} {values[1]} "
+            f"(goal: not worse, intervals touching, {verdict})"
         )
 
 

@@ -56,7 +56,9 @@ def warm_up(
     work = _work(workload, prompts, parts, number=0)
     if peer.configuration.kind == "llama_cpp":
         together = [prompts(100 + i, 16) for i in range(workload.sequences)]
-        chosen = peer.process.call("tune", prompt=prompts(0, 256), prompts=together, count=12)
+        chosen = peer.process.call(
+            "tune", parts=list(work), prompt=prompts(0, 256), prompts=together, count=12
+        )
         peer.process.description["settings"] = chosen
     peer.turn(work)
 

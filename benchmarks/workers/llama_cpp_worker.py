@@ -63,14 +63,16 @@ class LlamaCpp:
             "step_bytes": llama_cpp.llama_model_size(self.model),
         }
 
-    def tune(self, prompt: list[int], prompts: list[list[int]], count: int) -> dict[str, str]:
-        """Keeps for each scenario the context that is fastest; returns its settings."""
+    def tune(
+        self, parts: list[str], prompt: list[int], prompts: list[list[int]], count: int
+    ) -> dict[str, str]:
+        """Keeps for each of these scenarios the context that is fastest; returns its settings."""
         tries: dict[str, Callable[[], Any]] = {
             "prefill": lambda: self.prefill(prompt),
             "decode": lambda: self.decode(prompt[:256], count),
             "batch": lambda: self.batch(prompts, count),
         }
-        return {scenario: self._fastest(scenario, call) for scenario, call in tries.items()}
+        return {scenario: self._fastest(scenario, tries[scenario]) for scenario in parts}
 
     def prefill(self, tokens: list[int]) -> float:
         """Seconds from an empty cache to the first token."""

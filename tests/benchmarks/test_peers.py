@@ -118,6 +118,23 @@ def test_missing_turns_leave_a_gap_not_an_error(plan):
     assert "other: no such module" in model_markdown("smollm2", found)
 
 
+def test_accuracy_is_held_against_llama_cpp_at_equal_bits(plan):
+    from peers_figures import summarize_model
+
+    def loss(low, estimate, high):
+        return {"kl_divergence": {"low": low, "estimate": estimate, "high": high}}
+
+    document = raw([{"ours": turn(1.0), "slow": turn(2.0)}] * 3)
+    for mine, holds in (((0.1, 0.2, 0.3), True), ((0.3, 0.4, 0.5), False)):
+        document["accuracy"] = {
+            "ours": loss(*mine),
+            "slow": loss(0.1, 0.15, 0.2),
+            "fast": {"error": "shows no logits"},
+        }
+        (goal,) = summarize_model(document, plan)["accuracy_goals"]
+        assert (goal["other"], goal["holds"]) == ("slow", holds)
+
+
 def test_phase_is_while_all_sequences_decode():
     from peers_rounds import together_figures
 
