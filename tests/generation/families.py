@@ -32,6 +32,20 @@ YARN = {
     "factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 0.5,
+    "short_factor": [1.0, 1.1, 1.3],
+    "long_factor": [1.0, 2.0, 4.0],
+}
+GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 20, "sliding_window": 9, "rms_norm_eps": 1e-5}
+GRANITE = {
+    "embedding_multiplier": 6.0,
+    "attention_multiplier": 0.4,
+    "residual_multiplier": 0.6,
+    "logits_scaling": 3.0,
+}
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
 
 
@@ -102,5 +116,47 @@ VARIANTS = {
             "layer_types": ["full_attention", "sliding_attention"] * 2,
             "rope_parameters": YARN,
         },
+    ),
+    "gemma2": Variant("Gemma2", GEMMA | {"attn_logit_softcapping": 2.0}),
+    "gemma2 uncapped": Variant(
+        "Gemma2",
+        GEMMA
+        | {
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "tie_word_embeddings": False,
+            "num_key_value_heads": 4,
+            "head_dim": 6,
+        },
+    ),
+    "gemma3": Variant("Gemma3Text", GEMMA | {"sliding_window_pattern": 3}),
+    "gemma3 scaled": Variant(
+        "Gemma3Text",
+        GEMMA
+        | {
+            "layer_types": ["full_attention", "sliding_attention"] * 2,
+            "final_logit_softcapping": 3.0,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+    ),
+    "phi3": Variant("Phi3"),
+    "phi3 window": Variant("Phi3", {"sliding_window": 16, "num_key_value_heads": 1}),
+    "phi4": Variant(
+        "Phi3", {"hidden_size": 48, "rope_parameters": LONGROPE, "tie_word_embeddings": True}
+    ),
+    "phi4 long": Variant(
+        "Phi3",
+        {
+            "hidden_size": 48,
+            "rope_parameters": LONGROPE,
+            "original_max_position_embeddings": 32,
+        },
+    ),
+    "granite": Variant("Granite", GRANITE),
+    "granite bias": Variant(
+        "Granite", GRANITE | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}
     ),
 }

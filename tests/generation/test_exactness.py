@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from tiny import (
+    FAMILIES,
     Player,
     int8_with_minimum,
     make_model,
@@ -64,6 +65,20 @@ def test_a_sliding_window_does_not_depend_on_chunks(isa, windowed, kv):
     for size in (1, 3, 7, 32):
         player = Player(windowed, SEQUENCES, isa=isa, weights="int8:32", kv=kv)
         np.testing.assert_array_equal(player.together(size), want)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_do_not_depend_on_how_they_are_computed(isa, family):
+    model = make_model(**FAMILIES[family])
+    for weights, kv in (("int8:32", "bf16"), ("f32", "int8")):
+        given = {"isa": isa, "weights": weights, "kv": kv}
+        want = Player(model, SEQUENCES, **given).alone()
+        assert np.isfinite(want).all()
+        for threads, fuse in ((2, True), (1, False)):
+            got = Player(model, SEQUENCES, threads=threads, fuse=fuse, **given).together()
+            np.testing.assert_array_equal(got, want, f"{weights=} {kv=} {threads=} {fuse=}")
+        for size in (1, 7):
+            np.testing.assert_array_equal(Player(model, SEQUENCES, **given).together(size), want)
 
 
 @pytest.mark.parametrize(

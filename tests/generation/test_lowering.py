@@ -325,7 +325,7 @@ def test_a_norm_writes_codes_unless_its_floats_are_read(shared):
 
 
 @pytest.mark.parametrize("biases", [False, True])
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "phi3"])
 def test_ops_of_a_lowered_model(family, biases):
     config = ModelConfig(
         family, 64, 96, 3, 4, 2, 16, 50, 128, 1e-5, 1e4, attention_bias=biases, mlp_bias=biases
@@ -341,6 +341,33 @@ def test_ops_of_a_lowered_model(family, biases):
     assert counts[Select] == 1
     assert counts[Add] == counts[SiluMul] == counts[Rope] == counts[KvWrite] == 0
     assert len(graph.ops) == 1 + 3 * 10 + 3
+
+
+def test_ops_of_a_lowered_gemma():
+    """Norms after the blocks stand between the products and the residual stream."""
+    config = ModelConfig("gemma3_text", 64, 96, 3, 4, 2, 16, 50, 128, 1e-5, 1e4)
+    graph = lowered(architectures.build(config), group=32)
+    check_runs_in_order(graph)
+    counts = kinds(graph)
+    assert counts[RmsNorm] == 3 * 4 + 1
+    assert counts[Linear] == 3 * 4 + 1
+    assert counts[RopeKvWrite] == 3
+    assert counts[Add] == 3 * 2
+    assert counts[Scale] == counts[Select] == 1
+    assert counts[GeluMul] == counts[Rope] == counts[KvWrite] == 0
+    assert [op.group for op in of_type(graph, RmsNorm)] == [32, 0, 32, 0] * 3 + [32]
+
+
+def test_ops_of_a_lowered_granite():
+    config = ModelConfig(
+        *("granite", 64, 96, 3, 4, 2, 16, 50, 128, 1e-5, 1e4),
+        residual_multiplier=0.5,
+        logits_scaling=2.0,
+    )
+    graph = lowered(architectures.build(config))
+    check_runs_in_order(graph)
+    assert kinds(graph)[Scale] == kinds(graph)[Add] == 0
+    assert [op.scale for op in of_type(graph, Linear)] == [1, 0.5, 1, 0.5] * 3 + [0.5]
 
 
 def test_unfused_graphs_keep_their_ops():

@@ -53,6 +53,18 @@ def test_random_models(variant, tmp_path):
         assert chosen.tolist() == answer, run
 
 
+def test_dynamic_scaling_is_that_of_the_whole_context(tmp_path):
+    """transformers scales for the text so far, we for the engine's context; here both are 256."""
+    made = VARIANTS["dynamic scaling"].save(tmp_path)
+    tokens = np.random.default_rng(0).integers(0, VOCABULARY, 256).tolist()
+    want = logits_of(made, tokens)
+    model = load_model(str(tmp_path))
+    for context, same in ((256, True), (300, False)):
+        options = EngineOptions(weights="f32", kv="f32", threads=1, max_context=context)
+        with Engine(model, options) as engine:
+            assert (relative_error(score(engine, tokens), want) < 1e-5) == same
+
+
 def greedy(engine, prompt, count):
     engine.submit(Request("0", tuple(prompt), SamplingParams(max_tokens=count, ignore_eos=True)))
     answer = []

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from tiny import Player, make_model, some_tokens
+from tiny import FAMILIES, Player, make_model, some_tokens
 
 from hasten.models.rope import LinearScaling, Llama3Scaling
 
@@ -23,6 +23,7 @@ VARIANTS = {
     "linear scaling": {"rope_scaling": LinearScaling(factor=4.0)},
     "window": {"model_type": "mistral", "sliding_window": 9},
     "window of one": {"model_type": "mistral", "sliding_window": 1},
+    **FAMILIES,
 }
 SEQUENCES = [some_tokens(n, seed=n) for n in (100, 40, 3)]
 

@@ -11,6 +11,7 @@ from hasten.kernels.quantization import QuantizedMatrix
 from hasten.models.config import ModelConfig
 from hasten.models.inventory import tensor_shapes
 from hasten.models.model import Model, TextParts
+from hasten.models.rope import LinearScaling, LongRopeScaling, YarnScaling
 from hasten.models.weights import DenseTensor, QuantizedTensor
 from hasten.types import Batch, EngineOptions
 
@@ -28,6 +29,41 @@ CONFIG = {
     "rope_theta": 10000.0,
 }
 CONTEXT = 128
+
+_ALTERNATING = ("sliding_attention", "full_attention")
+FAMILIES = {
+    "qwen2": {"model_type": "qwen2", "sliding_window": 9, "layer_types": _ALTERNATING[::-1]},
+    "qwen3": {"model_type": "qwen3", "rope_scaling": YarnScaling(4.0, 32, 1.2)},
+    "gemma2": {
+        "model_type": "gemma2",
+        "sliding_window": 9,
+        "layer_types": _ALTERNATING,
+        "query_pre_attn_scalar": 20.0,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 3.0,
+        "tie_embeddings": True,
+    },
+    "gemma3": {
+        "model_type": "gemma3_text",
+        "sliding_window": 9,
+        "layer_types": _ALTERNATING,
+        "local_rope_theta": 100.0,
+        "rope_scaling": LinearScaling(8.0),
+    },
+    "phi3": {
+        "model_type": "phi3",
+        "rotary_dim": 6,
+        "rope_scaling": LongRopeScaling((1.0, 1.1, 1.3), (1.0, 2.0, 4.0), 32, 1.19),
+    },
+    "granite": {
+        "model_type": "granite",
+        "attention_multiplier": 0.4,
+        "embedding_multiplier": 6.0,
+        "residual_multiplier": 0.6,
+        "logits_scaling": 3.0,
+    },
+}
+"""Fields of `ModelConfig` that make `make_model` a small model of another family."""
 
 
 def make_model(seed=0, tokenizer=None, **changes) -> Model:

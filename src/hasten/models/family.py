@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from hasten.models.config import ModelConfig
+    from hasten.models.weights import StoredTensor
 
 __all__ = ["Family", "LayerType"]
 
@@ -25,6 +29,8 @@ class Family:
         activations: Names it may have.
         layer_types: The type of each layer where config.json does not list them; None where all
             are alike.
+        arrange: Gives the tensors of a file the names, and the shapes, that the graph asks for;
+            None where they have them.
     """
 
     architecture: str
@@ -33,3 +39,6 @@ class Family:
     activation_key: str = "hidden_act"
     activations: tuple[str, ...] = ("silu", "swish")
     layer_types: Callable[[Mapping[str, Any], int], list[LayerType]] | None = None
+    arrange: Callable[[ModelConfig, Mapping[str, StoredTensor]], dict[str, StoredTensor]] | None = (
+        None
+    )

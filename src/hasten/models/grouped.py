@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -23,6 +23,8 @@ __all__ = ["GroupedCodes", "GroupedTensor", "group_size", "read_group_of"]
 
 _CHUNK = 1 << 18
 """Codes unpacked at a time."""
+_WORD_ROWS = 8
+"""Rows that some packings hold in a word."""
 _SMALLEST_NORMAL, _LARGEST = 2.0**-14, 65504.0
 """Of half precision; below the first a half has fewer bits."""
 
@@ -93,6 +95,26 @@ class GroupedTensor(StoredTensor):
                 block *= scales[chunk][:, group_of]
         return require_finite(self.name, values)
 
+    def take_rows(self, name: str, begin: int, end: int) -> GroupedTensor:
+        """The rows, still in the file."""
+        parts = self._parts
+        zeros = parts.zeros
+
+        def codes(first: int, last: int) -> NDArray[np.uint8]:
+            # Some packings hold 8 rows in a word.
+            aligned = (begin + first) // _WORD_ROWS * _WORD_ROWS
+            return parts.codes(aligned, begin + last)[begin + first - aligned :]
+
+        rows = replace(
+            parts,
+            shape=(end - begin, parts.shape[1]),
+            codes=codes,
+            scales=lambda: parts.scales()[begin:end],
+            zeros=None if zeros is None else lambda: zeros()[begin:end],
+            nbytes=parts.nbytes * (end - begin) // parts.shape[0],
+        )
+        return GroupedTensor(name, self.encoding, rows)
+
     def layout(self) -> CodeLayout | None:
         """The form of `quantized`; None where the groups fit no kernel or a scale no half."""
         return self._layout
@@ -145,8 +167,7 @@ class GroupedTensor(StoredTensor):
 
     def _chunks(self) -> list[slice]:
         rows, columns = self._parts.shape
-        # Some packings hold 8 rows in a word.
-        step = max(8, _CHUNK // columns // 8 * 8)
+        step = max(_WORD_ROWS, _CHUNK // columns // _WORD_ROWS * _WORD_ROWS)
         return [slice(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
 
     def _scales(self) -> NDArray[np.float32]:

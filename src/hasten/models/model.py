@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hasten.models import architectures
 from hasten.models.config import ModelConfig
 from hasten.models.embedding_settings import EmbeddingSettings
 from hasten.models.inventory import check_inventory
@@ -64,7 +65,9 @@ class Model:
     recipe: Mapping[str, Any] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        self.weights = check_inventory(self.config, self.weights)
+        self.weights = check_inventory(
+            self.config, architectures.arrange(self.config, self.weights)
+        )
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -151,7 +151,7 @@ def _read_scaling(
     values: Mapping[str, Any], rope: Mapping[str, Any], max_position: int
 ) -> RopeScaling | None:
     kind = _kind(rope)
-    if kind == "su":  # its name in the first files of Phi-3
+    if kind == "su" or (kind == "yarn" and "short_factor" in rope):  # in the first files of Phi-3
         kind = "longrope"
     if kind in ("default", None):
         return None

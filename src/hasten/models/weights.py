@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +67,10 @@ class StoredTensor(ABC):
         """
 
     @abstractmethod
+    def take_rows(self, name: str, begin: int, end: int) -> StoredTensor:
+        """Rows [begin, end) as a tensor of another name; a view where the encoding allows it."""
+
+    @abstractmethod
     def layout(self) -> CodeLayout | None:
         """The form of the codes that `quantized` gives, without decoding them; None if it does."""
 
@@ -112,6 +116,10 @@ class DenseTensor(StoredTensor):
             return require_finite(self.name, wide.view(np.float32))
         # A safetensors file may place data at any byte; NumPy copes, native kernels do not.
         return require_finite(self.name, np.require(self.data, np.float32, ["C", "A"]))
+
+    def take_rows(self, name: str, begin: int, end: int) -> DenseTensor:
+        """A view of the rows."""
+        return DenseTensor(name, cast("DenseEncoding", self.encoding), self.data[begin:end])
 
     def layout(self) -> None:
         """None: there are no codes."""
@@ -161,6 +169,15 @@ class GgmlTensor(StoredTensor):
         with np.errstate(invalid="ignore", over="ignore"):
             values = dequantize_rows(self._kind, self._rows, self._order)
         return require_finite(self.name, values.reshape(self.shape))
+
+    def take_rows(self, name: str, begin: int, end: int) -> StoredTensor:
+        """A view of the rows; a vector, which lies in one row of blocks, is decoded."""
+        if len(self.shape) == 1:
+            return DenseTensor(name, "F32", self.to_float32()[begin:end])
+        shape = (end - begin, *self.shape[1:])
+        if self._order is None:
+            return GgmlTensor(name, shape, self._kind, self._rows[begin:end])
+        return GgmlTensor(name, shape, self._kind, self._rows[self._order[begin:end]])
 
     def layout(self) -> CodeLayout | None:
         """Groups of 32 for the encodings that hold a code a column with a scale for 32 of them."""
@@ -250,6 +267,19 @@ class QuantizedTensor(StoredTensor):
     def to_float32(self) -> NDArray[np.float32]:
         """The values that the codes stand for."""
         return dequantize(self.quantized())
+
+    def take_rows(self, name: str, begin: int, end: int) -> QuantizedTensor:
+        """A view of the rows."""
+        matrix = self._matrix
+        low = None if matrix.minimums is None else matrix.minimums[begin:end]
+        rows = replace(
+            matrix,
+            shape=(end - begin, matrix.shape[1]),
+            codes=matrix.codes[begin:end],
+            scales=matrix.scales[begin:end],
+            minimums=low,
+        )
+        return QuantizedTensor(name, rows)
 
     def layout(self) -> CodeLayout:
         """The form of the matrix's codes."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import reprlib
+from collections.abc import Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,9 @@ from hasten.models.family import Family
 if TYPE_CHECKING:
     from hasten.models.config import ModelConfig
     from hasten.models.graph import Graph
+    from hasten.models.weights import StoredTensor
 
-__all__ = ["build", "family", "model_types"]
+__all__ = ["arrange", "build", "family", "model_types"]
 
 
 def build(config: ModelConfig) -> Graph:
@@ -47,6 +49,14 @@ def family(model_type: object) -> Family:
             f"a model of type {model_type!r} is an encoder", allowed="decoders"
         )
     return found
+
+
+def arrange(config: ModelConfig, tensors: Mapping[str, StoredTensor]) -> Mapping[str, StoredTensor]:
+    """The tensors of a file under the names that the family's graph asks for."""
+    if config.encoder is not None:
+        return tensors
+    change = family(config.model_type).arrange
+    return tensors if change is None else change(config, tensors)
 
 
 def model_types() -> list[str]:

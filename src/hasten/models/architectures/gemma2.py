@@ -1,0 +1,94 @@
+"""Gemma 2: norms before and after each block, soft caps, every other layer with a window.
+
+Gemma Team 2024, https://arxiv.org/abs/2408.00118.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from hasten.models.blocks import attend, build_decoder, gated_feed_forward, project, project_qkv
+from hasten.models.config import ModelConfig
+from hasten.models.family import Family, LayerType
+from hasten.models.graph import Graph, GraphBuilder
+
+__all__ = ["FAMILY", "build", "build_gemma", "gemma_scale"]
+
+_NORM_OFFSET = 1.0
+"""Gemma's norms multiply by 1 + weight."""
+
+Attend = Callable[[GraphBuilder, ModelConfig, tuple[str, str, str], int], str]
+
+
+def _every_other(_values: Mapping[str, Any], layers: int) -> list[LayerType]:
+    return ["full_attention" if i % 2 else "sliding_attention" for i in range(layers)]
+
+
+FAMILY = Family(
+    "Gemma2ForCausalLM",
+    defaults={
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "vocab_size": 256000,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": True,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+        "bos_token_id": 2,
+        "eos_token_id": 1,
+    },
+    reads=(
+        "sliding_window",
+        "layer_types",
+        "query_pre_attn_scalar",
+        "attn_logit_softcapping",
+        "final_logit_softcapping",
+    ),
+    activation_key="hidden_activation",
+    activations=("gelu_pytorch_tanh",),
+    layer_types=_every_other,
+)
+
+
+def build(config: ModelConfig) -> Graph:
+    """The forward pass from tokens to logits."""
+    return build_gemma(
+        config,
+        lambda g, config, qkv, layer: attend(g, config, qkv, layer, scale=gemma_scale(config)),
+    )
+
+
+def gemma_scale(config: ModelConfig) -> float:
+    """Factor of the attention scores."""
+    divisor = config.query_pre_attn_scalar
+    return 1 / math.sqrt(config.head_dim if divisor is None else divisor)
+
+
+def build_gemma(config: ModelConfig, attention: Attend) -> Graph:
+    """The forward pass of Gemma 2 and 3, which differ in their attention.
+
+    Args:
+        config: The configuration.
+        attention: From queries, keys and values to what the output projection reads.
+    """
+
+    def norm(g: GraphBuilder, x: str, name: str) -> str:
+        return g.rms_norm(x, f"{name}.weight", config.norm_eps, offset=_NORM_OFFSET)
+
+    def block(g: GraphBuilder, config: ModelConfig, x: str, layer: int) -> str:
+        prefix, bias = f"model.layers.{layer}", config.attention_bias
+        y = norm(g, x, f"{prefix}.input_layernorm")
+        y = attention(g, config, project_qkv(g, config, y, layer, bias=bias), layer)
+        y = project(g, y, f"{prefix}.self_attn.o_proj", config.hidden_size, bias=bias)
+        x = g.add(x, norm(g, y, f"{prefix}.post_attention_layernorm"))
+        y = norm(g, x, f"{prefix}.pre_feedforward_layernorm")
+        y = gated_feed_forward(g, config, y, layer, g.gelu_mul)
+        return g.add(x, norm(g, y, f"{prefix}.post_feedforward_layernorm"))
+
+    scale = math.sqrt(config.hidden_size)
+    return build_decoder(config, block, embedding_scale=scale, norm_offset=_NORM_OFFSET)

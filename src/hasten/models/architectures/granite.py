@@ -1,0 +1,41 @@
+"""Granite 3, dense: Llama's blocks with factors on embeddings, scores, residuals and logits.
+
+IBM 2024, https://github.com/ibm-granite/granite-3.0-language-models.
+"""
+
+from __future__ import annotations
+
+from hasten.models.blocks import attend, build_decoder, gated_feed_forward, project, project_qkv
+from hasten.models.config import ModelConfig
+from hasten.models.family import Family
+from hasten.models.graph import Graph, GraphBuilder
+
+__all__ = ["FAMILY", "build"]
+
+FAMILY = Family(
+    "GraniteForCausalLM",
+    defaults={"attention_multiplier": 1.0},
+    reads=(
+        "attention_multiplier",
+        "embedding_multiplier",
+        "residual_multiplier",
+        "logits_scaling",
+    ),
+)
+
+
+def build(config: ModelConfig) -> Graph:
+    """The forward pass from tokens to logits."""
+    return build_decoder(config, _layer, embedding_scale=config.embedding_multiplier)
+
+
+def _layer(g: GraphBuilder, config: ModelConfig, x: str, layer: int) -> str:
+    prefix, eps, bias = f"model.layers.{layer}", config.norm_eps, config.attention_bias
+    y = g.rms_norm(x, f"{prefix}.input_layernorm.weight", eps)
+    qkv = project_qkv(g, config, y, layer, bias=bias)
+    y = attend(g, config, qkv, layer, scale=config.attention_multiplier)
+    y = project(g, y, f"{prefix}.self_attn.o_proj", config.hidden_size, bias=bias)
+    x = g.add(x, g.scale(y, config.residual_multiplier))
+    y = g.rms_norm(x, f"{prefix}.post_attention_layernorm.weight", eps)
+    y = gated_feed_forward(g, config, y, layer, g.silu_mul, bias=config.mlp_bias)
+    return g.add(x, g.scale(y, config.residual_multiplier))
