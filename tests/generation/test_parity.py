@@ -1,11 +1,12 @@
 """Hasten in float32 against transformers: logits and greedy text."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from families import VARIANTS, VOCABULARY
+from families import SIZES, VARIANTS, VOCABULARY
 
 from hasten import _native
 from hasten.generation import Engine
@@ -63,6 +64,51 @@ def test_dynamic_scaling_is_that_of_the_whole_context(tmp_path):
         options = EngineOptions(weights="f32", kv="f32", threads=1, max_context=context)
         with Engine(model, options) as engine:
             assert (relative_error(score(engine, tokens), want) < 1e-5) == same
+
+
+def test_the_text_part_of_a_model_with_images(tmp_path):
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "image_size": 16,
+        "num_attention_heads": 2,
+        "patch_size": 8,
+    }
+    text = SIZES | VARIANTS["gemma3"].changes
+    config = transformers.Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=4, eos_token_id=[1, 7]
+    )
+    made = transformers.Gemma3ForConditionalGeneration(config).eval()
+    made.save_pretrained(tmp_path)
+    tokens = np.random.default_rng(0).integers(3, VOCABULARY, 50).tolist()
+    want = logits_of(made, tokens)
+    options = EngineOptions(weights="f32", kv="f32", threads=1)
+    for names in ("as transformers writes them", "as its version 4 did"):
+        if names != "as transformers writes them":
+            rename_tensors(
+                tmp_path / "model.safetensors",
+                {"model.language_model.": "language_model.model.", "model.vision": "vision"},
+            )
+        model = load_model(str(tmp_path))
+        assert model.config.model_type == "gemma3_text"
+        assert model.config.eos_ids == (1, 7)
+        with Engine(model, options) as engine:
+            assert relative_error(score(engine, tokens), want) < 1e-5, names
+
+
+def rename_tensors(path, prefixes):
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(path)
+    for old, new in prefixes.items():
+        assert any(name.startswith(old) for name in tensors)
+        tensors = {re.sub("^" + re.escape(old), new, name): tensors[name] for name in tensors}
+    save_file(tensors, path)
 
 
 def greedy(engine, prompt, count):

@@ -50,6 +50,9 @@ _FACTORS: Mapping[str, float | None] = {
 }
 """Keys that are fields of `ModelConfig` too, and the values that change nothing."""
 
+_TEXT_PARTS: Mapping[str, str] = {"gemma3": "gemma3_text"}
+"""Models of several parts (text, images), and the family of the part that deals in text."""
+
 _NEUTRAL: Mapping[str, object] = {
     **_FACTORS,
     "clip_qkv": None,
@@ -79,6 +82,8 @@ def from_huggingface(values: Mapping[str, Any]) -> ModelConfig:
     """
     if values.get("model_type") in ENCODERS:
         return read_encoder(values)
+    if values.get("model_type") in _TEXT_PARTS:
+        values = _text_part(values)
     family = architectures.family(values.get("model_type"))
     _refuse_variants(values, family)
     values = {**family.defaults, **values}
@@ -142,6 +147,15 @@ def _layer_type(config: ModelConfig, layer: int) -> LayerType:
     return "full_attention" if config.window(layer) is None else "sliding_attention"
 
 
+def _text_part(values: Mapping[str, Any]) -> dict[str, Any]:
+    text = values.get("text_config")
+    if not isinstance(text, dict):
+        raise ModelFileError(f"text_config is {reprlib.repr(text)}", allowed="a JSON object")
+    whole = ("eos_token_id", "bos_token_id", "tie_word_embeddings")
+    shared = {key: values[key] for key in whole if values.get(key) is not None}
+    return {**text, **shared, "model_type": _TEXT_PARTS[values["model_type"]]}
+
+
 def _refuse_variants(values: Mapping[str, Any], family: Family) -> None:
     activation = values.get(family.activation_key) or family.activations[0]
     if activation not in family.activations:
@@ -190,7 +204,8 @@ def _read_window(
         types = family.layer_types(values, layers) if window is not None else []
     if "sliding_attention" not in types:
         return None, ()
-    return window, tuple(types) if "full_attention" in types else ()
+    alike = window is not None and "full_attention" not in types
+    return window, () if alike else tuple(types)
 
 
 def _read_layer_types(values: Mapping[str, Any], layers: int) -> list[LayerType] | None:

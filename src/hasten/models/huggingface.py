@@ -6,6 +6,7 @@ Only data is read. Pickled weights are refused, and code that a directory may br
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -57,6 +58,9 @@ _TEXT_FILES = (
     "additional_chat_templates/tool_use.jinja",
     *EMBEDDING_FILES,
 )
+_TEXT_PART = re.compile(r"(?:language_model\.(?=model\.|lm_head\.))|(model\.)language_model\.")
+_OTHER_PARTS = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
+"""Names of tensors in models with several parts, by version 4 and by version 5 of transformers."""
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -106,7 +110,8 @@ def read_config(directory: Path, values: dict[str, Any]) -> ModelConfig:
         extra = read_json_object(generation)
         with naming_file(generation):
             ends = read_token_ids(extra, "eos_token_id") + read_token_ids(values, "eos_token_id")
-        values = values | {"eos_token_id": list(ends)}
+        if ends:
+            values = values | {"eos_token_id": list(ends)}
     with naming_file(directory / CONFIG_FILE):
         return from_huggingface(values)
 
@@ -203,12 +208,19 @@ def _named_for_graph(
 ) -> tuple[ModelConfig, dict[str, StoredArray]]:
     """The arrays under the names that the family's graph uses.
 
-    A decoder that was saved without its output projection (as embedding models are) lacks the
-    prefix "model." of one that has it; it ends with hidden states unless it needs none of its own.
+    Of a model that deals in images too, the part that deals in text is kept. A decoder that was
+    saved without its output projection (as embedding models are) lacks the prefix "model." of one
+    that has it; it ends with hidden states unless it needs none of its own.
     """
     if config.encoder is not None:
         named = {encoder_tensor_name(name): array for name, array in arrays.items()}
         return config, {name: array for name, array in named.items() if name is not None}
+    if any(_TEXT_PART.match(name) for name in arrays):
+        return config, {
+            _TEXT_PART.sub(r"\1", name): array
+            for name, array in arrays.items()
+            if not _OTHER_PARTS.match(name)
+        }
     if "embed_tokens.weight" not in arrays:
         return config, arrays
     if not config.tie_embeddings:
