@@ -60,7 +60,7 @@ _TEXT_FILES = (
 )
 _TEXT_PART = re.compile(r"(?:language_model\.(?=model\.|lm_head\.))|(model\.)language_model\.")
 _OTHER_PARTS = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
-"""Names of tensors in models with several parts, by version 4 and by version 5 of transformers."""
+"""Names of tensors in models with several parts, as files have them and as transformers does."""
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,7 +68,7 @@ class StoredTensor(ABC):
 
     @abstractmethod
     def take_rows(self, name: str, begin: int, end: int) -> StoredTensor:
-        """Rows [begin, end) as a tensor of another name; a view where the encoding allows it."""
+        """Rows begin to end - 1 of a matrix as a tensor by itself, without a copy."""
 
     @abstractmethod
     def layout(self) -> CodeLayout | None:
@@ -84,7 +84,7 @@ class StoredTensor(ABC):
         """
 
     def part(self, begin: int, end: int) -> StoredTensor | None:
-        """Rows begin to end - 1 of a matrix, None if only the whole can be had."""
+        """Rows whose codes have the same layout as the whole, None if they may have another."""
         return None
 
 
@@ -119,7 +119,7 @@ class DenseTensor(StoredTensor):
 
     def take_rows(self, name: str, begin: int, end: int) -> DenseTensor:
         """A view of the rows."""
-        return DenseTensor(name, cast("DenseEncoding", self.encoding), self.data[begin:end])
+        return DenseTensor(name, self._encoding, self.data[begin:end])
 
     def layout(self) -> None:
         """None: there are no codes."""
@@ -131,7 +131,7 @@ class DenseTensor(StoredTensor):
 
     def part(self, begin: int, end: int) -> DenseTensor:
         """Some of the rows, as views."""
-        return DenseTensor(self.name, self._encoding, self.data[begin:end])
+        return self.take_rows(self.name, begin, end)
 
 
 class GgmlTensor(StoredTensor):
@@ -170,14 +170,12 @@ class GgmlTensor(StoredTensor):
             values = dequantize_rows(self._kind, self._rows, self._order)
         return require_finite(self.name, values.reshape(self.shape))
 
-    def take_rows(self, name: str, begin: int, end: int) -> StoredTensor:
-        """A view of the rows; a vector, which lies in one row of blocks, is decoded."""
-        if len(self.shape) == 1:
-            return DenseTensor(name, "F32", self.to_float32()[begin:end])
+    def take_rows(self, name: str, begin: int, end: int) -> GgmlTensor:
+        """A view of the rows."""
         shape = (end - begin, *self.shape[1:])
         if self._order is None:
             return GgmlTensor(name, shape, self._kind, self._rows[begin:end])
-        return GgmlTensor(name, shape, self._kind, self._rows[self._order[begin:end]])
+        return GgmlTensor(name, shape, self._kind, self._rows, self._order[begin:end])
 
     def layout(self) -> CodeLayout | None:
         """Groups of 32 for the encodings that hold a code a column with a scale for 32 of them."""
@@ -205,10 +203,7 @@ class GgmlTensor(StoredTensor):
 
     def part(self, begin: int, end: int) -> GgmlTensor:
         """Some of the rows, as views."""
-        shape = (end - begin, *self.shape[1:])
-        if self._order is None:
-            return GgmlTensor(self.name, shape, self._kind, self._rows[begin:end])
-        return GgmlTensor(self.name, shape, self._kind, self._rows, self._order[begin:end])
+        return self.take_rows(self.name, begin, end)
 
     def _view(self, blocks: NDArray[Any]) -> QuantizedMatrix:
         """Codes that lie in the blocks as the kernels want them: a copy is all there is to do."""
@@ -270,16 +265,15 @@ class QuantizedTensor(StoredTensor):
 
     def take_rows(self, name: str, begin: int, end: int) -> QuantizedTensor:
         """A view of the rows."""
-        matrix = self._matrix
-        low = None if matrix.minimums is None else matrix.minimums[begin:end]
-        rows = replace(
-            matrix,
-            shape=(end - begin, matrix.shape[1]),
-            codes=matrix.codes[begin:end],
-            scales=matrix.scales[begin:end],
-            minimums=low,
+        whole, rows = self._matrix, slice(begin, end)
+        piece = replace(
+            whole,
+            shape=(end - begin, whole.shape[1]),
+            codes=whole.codes[rows],
+            scales=whole.scales[rows],
+            minimums=None if whole.minimums is None else whole.minimums[rows],
         )
-        return QuantizedTensor(name, rows)
+        return QuantizedTensor(name, piece)
 
     def layout(self) -> CodeLayout:
         """The form of the matrix's codes."""
@@ -294,15 +288,7 @@ class QuantizedTensor(StoredTensor):
 
     def part(self, begin: int, end: int) -> QuantizedTensor:
         """Some of the rows, as views."""
-        whole, rows = self._matrix, slice(begin, end)
-        piece = replace(
-            whole,
-            shape=(end - begin, whole.shape[1]),
-            codes=whole.codes[rows],
-            scales=whole.scales[rows],
-            minimums=None if whole.minimums is None else whole.minimums[rows],
-        )
-        return QuantizedTensor(self.name, piece)
+        return self.take_rows(self.name, begin, end)
 
 
 def to_half(name: str, values: NDArray[np.float32]) -> NDArray[np.float16]:

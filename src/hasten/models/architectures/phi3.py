@@ -37,7 +37,7 @@ def split_joint(
         stem, _, last = name.rpartition(".")
         prefix, _, module = stem.rpartition(".")
         parts = joint.get(module)
-        if parts is None:
+        if parts is None or last != "weight":
             found[name] = tensor
             continue
         if tensor.shape[0] != sum(parts.values()):
