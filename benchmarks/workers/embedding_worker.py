@@ -141,6 +141,7 @@ def exported(model: str, folder: Path, *, int8: bool) -> Path:
         from transformers import AutoModel
 
         folder.mkdir(parents=True, exist_ok=True)
+
         class Hidden(torch.nn.Module):
             """The model with the two inputs and the one output that count."""
 

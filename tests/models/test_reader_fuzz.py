@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from family_configs import SIZES, VARIANTS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from packed_models import SCHEMES, packed_tensors, write_packed
@@ -29,7 +30,9 @@ from hasten.errors import HastenError
 from hasten.kernels.quantization import dequantize, quantize_rtn
 from hasten.models import load_model
 from hasten.models.artefact import write_artefact
+from hasten.models.config_json import from_huggingface, to_huggingface
 from hasten.models.gguf import read_gguf
+from hasten.models.inventory import tensor_shapes
 from hasten.models.safetensors import read_safetensors
 
 EXAMPLES = os.environ.get("HASTEN_FUZZ_EXAMPLES")
@@ -259,6 +262,20 @@ def test_huggingface_configs(directory, data):
     (directory / "config.json").write_text(json.dumps(config))
     with only_hasten_errors():
         use(load_model(directory))
+
+
+@fuzzed
+@given(data=st.data())
+def test_configs_of_families(data):
+    model_type, changes = data.draw(st.sampled_from(list(VARIANTS.values())))
+    config = SIZES | json.loads(json.dumps(changes)) | {"model_type": model_type}
+    for _ in range(data.draw(st.integers(1, 3))):
+        part = config.get("rope_scaling") if data.draw(st.booleans()) else config
+        change_json(data.draw, part if isinstance(part, dict) and part else config)
+    with only_hasten_errors():
+        config = from_huggingface(config)
+        tensor_shapes(config)
+        assert from_huggingface(to_huggingface(config)) == config
 
 
 @pytest.fixture(scope="module")

@@ -82,7 +82,7 @@ def from_huggingface(values: Mapping[str, Any]) -> ModelConfig:
     """
     if values.get("model_type") in ENCODERS:
         return read_encoder(values)
-    if values.get("model_type") in _TEXT_PARTS:
+    if values.get("model_type") in tuple(_TEXT_PARTS):
         values = _text_part(values)
     family = architectures.family(values.get("model_type"))
     _refuse_variants(values, family)
