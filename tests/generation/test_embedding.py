@@ -285,3 +285,43 @@ def test_minilm_finds_what_is_alike(minilm):
     assert similar[0].argmax() == 1
     assert similar[3].argmax() == 7
     assert similar[0, 1] == pytest.approx(0.7554, abs=1e-3)  # as the model's card computes it
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", ["Qwen3", "Llama"])
+def test_decoders_that_were_saved_without_an_output(tmp_path, family, tied):
+    """As Qwen3-Embedding is: no prefix, and no projection unless it is the embedding."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    config = getattr(transformers, family + "Config")(
+        **DECODER_SHAPE, tie_word_embeddings=tied, head_dim=10
+    )
+    made = getattr(transformers, family + "Model")(config).eval()
+    with torch.no_grad():
+        for values in made.parameters():
+            if values.ndim > 1:
+                values.normal_(0, 2 / values.shape[1] ** 0.5)
+    made.save_pretrained(tmp_path)
+    model = load_model(tmp_path)
+    assert model.config.output == ("logits" if tied else "hidden")
+    with torch.no_grad():
+        want = made(torch.tensor([TEXTS[0]])).last_hidden_state[0].double().numpy()
+    for pooling, vector in (("last", want[-1]), ("mean", want.mean(axis=0))):
+        options = EngineOptions(weights="f32", kv="f32", chunk=20)
+        with Embedder(model, options, pooling=pooling) as embedder:
+            got = embedder.embed_tokens(TEXTS)[0]
+        np.testing.assert_allclose(got, unit(vector), atol=1e-5)
+
+
+DECODER_SHAPE = {
+    "hidden_size": 40,
+    "intermediate_size": 52,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 77,
+    "max_position_embeddings": 128,
+}

@@ -132,7 +132,7 @@ BERT = {"model_type": "bert", "hidden_size": 40, "num_attention_heads": 4, "voca
         ({"quantization_config": {}}, UnsupportedModelError, "quantised"),
         ({"type_vocab_size": -1}, ModelFileError, "type_vocab_size is -1"),
         ({"max_position_embeddings": 0}, ModelFileError, "max_position"),
-        ({"num_attention_heads": 0}, ModelFileError, "num_heads"),
+        ({"num_attention_heads": 3}, ModelFileError, "3 attention heads in a width of 40"),
         ({"model_type": "roberta", "pad_token_id": 600}, ModelFileError, "position"),
     ],
 )

@@ -354,7 +354,7 @@ def test_metadata_that_contradict_themselves_are_refused(metadata, match):
         Tokenizer.from_gguf(metadata)
 
 
-@pytest.mark.parametrize("model", ["bert", "rwkv", "none", 3])
+@pytest.mark.parametrize("model", ["rwkv", "none", 3])
 def test_unknown_model_is_named(model):
     with pytest.raises(UnsupportedModelError, match=repr(model)):
         Tokenizer.from_gguf(broken(model=model))

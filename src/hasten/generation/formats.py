@@ -151,7 +151,7 @@ def _resolve(tensor: StoredTensor, wanted: str) -> MatrixFormat:
 
 def _carried(tensor: StoredTensor) -> MatrixFormat:
     """What the file holds, if a kernel runs it as it is."""
-    if isinstance(tensor, DenseTensor):
+    if tensor.encoding in ("F32", "F16", "BF16"):
         return MatrixFormat("f32" if tensor.encoding == "F32" else "bf16")
     layout = tensor.layout()
     if layout is None:

@@ -7,11 +7,11 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
-from hasten.errors import UnsupportedModelError
+from hasten.errors import ModelFileError, UnsupportedModelError
 from hasten.models.config import EncoderConfig, ModelConfig
 from hasten.models.fields import read_flag, read_number
 
-__all__ = ["ENCODERS", "encoder_tensor_name", "read_encoder"]
+__all__ = ["ENCODERS", "encoder_tensor_name", "head_width", "read_encoder"]
 
 ENCODERS: Final = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert")
 """The values of ``model_type`` that `read_encoder` takes."""
@@ -63,6 +63,7 @@ def read_encoder(values: Mapping[str, Any]) -> ModelConfig:
     rows = read_number(values, "max_position_embeddings", int, 512)
     hidden_size = read_number(values, "dim" if distil else "hidden_size", int, 768)
     heads = read_number(values, "n_heads" if distil else "num_attention_heads", int, 12)
+    head_dim = head_width(hidden_size, heads)
     activation = values.get("activation" if distil else "hidden_act", "gelu")
     if activation not in _ACTIVATIONS:
         raise UnsupportedModelError(
@@ -78,7 +79,7 @@ def read_encoder(values: Mapping[str, Any]) -> ModelConfig:
         num_layers=read_number(values, "n_layers" if distil else "num_hidden_layers", int, 12),
         num_heads=heads,
         num_kv_heads=heads,
-        head_dim=hidden_size // max(1, heads),
+        head_dim=head_dim,
         vocab_size=read_number(values, "vocab_size", int, 30522 if plain else 50265),
         max_position=rows - offset,
         norm_eps=1e-12 if distil else read_number(values, "layer_norm_eps", float, 1e-12),
@@ -91,6 +92,20 @@ def read_encoder(values: Mapping[str, Any]) -> ModelConfig:
 _MODULES = {"xlm-roberta": "roberta", "camembert": "roberta"}
 _NO_ROPE = 10000.0
 """Stands where decoders have the base of their rotary frequencies; nothing reads it."""
+
+
+def head_width(hidden_size: int, heads: int) -> int:
+    """Dimensions of each attention head.
+
+    Raises:
+        ModelFileError: The heads do not divide the width.
+    """
+    if heads < 1 or hidden_size % heads:
+        raise ModelFileError(
+            f"{heads} attention heads in a width of {hidden_size}",
+            allowed="a number of heads that divides the width",
+        )
+    return hidden_size // heads
 
 
 def encoder_tensor_name(name: str) -> str | None:

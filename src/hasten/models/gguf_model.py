@@ -16,6 +16,7 @@ from hasten.models.config import ModelConfig
 from hasten.models.embedding_settings import gguf_settings
 from hasten.models.fields import naming_file, read_number
 from hasten.models.gguf import GgufFile, read_gguf
+from hasten.models.gguf_encoder import ENCODER_ARCHITECTURE, encoder_from_gguf
 from hasten.models.model import Model, TextParts
 from hasten.models.rope import (
     LinearScaling,
@@ -67,8 +68,11 @@ def load_gguf(path: Path, name: str) -> Model:
     file = read_gguf(path)
     metadata = file.metadata
     with naming_file(path):
-        config = config_from_gguf(file)
-        weights = [_tensor(file, ours, config) for ours in file.tensors if ours != _ROPE_FREQS]
+        if metadata.get("general.architecture") == ENCODER_ARCHITECTURE:
+            config, weights = encoder_from_gguf(file)
+        else:
+            config = config_from_gguf(file)
+            weights = [_tensor(file, ours, config) for ours in file.tensors if ours != _ROPE_FREQS]
         return Model(
             name=name,
             path=path,

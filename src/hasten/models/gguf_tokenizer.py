@@ -1,12 +1,13 @@
 """A `tokenizers.Tokenizer` out of what a GGUF file says about its vocabulary.
 
-Three styles occur: "gpt2" (byte-level BPE), "llama" (SentencePiece BPE: scores instead of merges)
-and "t5" (SentencePiece unigram). Keys and their defaults: llama.cpp, `gguf-py/gguf/constants.py`
-and `src/llama-vocab.cpp`.
+Four styles occur: "gpt2" (byte-level BPE), "llama" (SentencePiece BPE: scores instead of merges),
+"t5" (SentencePiece unigram) and "bert" (WordPiece). Keys and their defaults: llama.cpp,
+`gguf-py/gguf/constants.py` and `src/llama-vocab.cpp`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,9 @@ _SPECIAL_KEYS = {
     "eos_token": "eos_token_id",
     "unk_token": "unknown_token_id",
     "pad_token": "padding_token_id",
+    "cls_token": "cls_token_id",
+    "sep_token": "seperator_token_id",
+    "mask_token": "mask_token_id",
 }
 _END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
@@ -53,17 +57,22 @@ def build(metadata: Mapping[str, Any]) -> Parts:
                 backend, add_bos, add_eos = _sentencepiece_bpe(vocabulary), True, False
             case "t5":
                 backend, add_bos, add_eos = _unigram(vocabulary), False, True
+            case "bert":
+                backend, add_bos, add_eos = _wordpiece(vocabulary), True, True
             case other:
                 raise UnsupportedModelError(
-                    f"tokenizer.ggml.model is {other!r}", allowed='"gpt2", "llama", "t5"'
+                    f"tokenizer.ggml.model is {other!r}", allowed='"gpt2", "llama", "t5", "bert"'
                 )
         _add_marked_tokens(backend, vocabulary)
         special = special_ids(metadata, len(vocabulary.tokens))
+        begin, end = special.get("bos_token"), special.get("eos_token")
+        if vocabulary.model == "bert":
+            begin, end = _bert_ends(vocabulary, special)
         _add_template(
             backend,
             vocabulary.tokens,
-            special.get("bos_token") if vocabulary.flag("add_bos_token", add_bos) else None,
-            special.get("eos_token") if vocabulary.flag("add_eos_token", add_eos) else None,
+            begin if vocabulary.flag("add_bos_token", add_bos) else None,
+            end if vocabulary.flag("add_eos_token", add_eos) else None,
         )
     ends = (_token_id(metadata, key, len(vocabulary.tokens)) for key in _END_KEYS)
     return Parts(backend, special, frozenset(i for i in ends if i is not None))
@@ -249,6 +258,48 @@ def _unigram(vocabulary: _Vocabulary) -> Backend:
         steps.append(normalizers.Replace(Regex(" {2,}"), " "))
     _add_sentencepiece_rules(backend, vocabulary, steps)
     return backend
+
+
+def _wordpiece(vocabulary: _Vocabulary) -> Backend:
+    """BERT's tokenizer.
+
+    In the file, tokens that begin a word have U+2581 before them, and the others lack the "##" of
+    BERT's own vocabulary. Control tokens are spelled as they are, and by old converters whatever
+    stands in brackets.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    control = {*vocabulary.marked(_CONTROL), *vocabulary.marked(_UNKNOWN)}
+    spelled: dict[str, int] = {}
+    for i, token in enumerate(vocabulary.tokens):
+        if i in control or re.fullmatch(r"\[.+\]", token):
+            spelled[token] = i
+        else:
+            spelled[token[1:] if token.startswith(_SPACE) else f"##{token}"] = i
+    unknown = vocabulary.unknown()
+    if unknown is None:
+        unknown = spelled.get("[UNK]", spelled.get("<unk>"))
+    if unknown is None:
+        raise ModelFileError("tokenizer.ggml.unknown_token_id is missing, and there is no '[UNK]'")
+    text = next(token for token, i in spelled.items() if i == unknown)
+    # 100 characters a word at most, as in every BERT.
+    backend = Tokenizer(models.WordPiece(spelled, unk_token=text, max_input_chars_per_word=100))
+    backend.normalizer = normalizers.BertNormalizer(
+        lowercase=vocabulary.flag("normalizer.lowercase", True),
+        strip_accents=vocabulary.flag("normalizer.strip_accents", True),
+    )
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    return backend
+
+
+def _bert_ends(
+    vocabulary: _Vocabulary, special: Mapping[str, int]
+) -> tuple[int | None, int | None]:
+    """What stands around a text: [CLS] and [SEP], which files declare under several names."""
+    begin = special.get("cls_token", special.get("bos_token", vocabulary.ids.get("[CLS]")))
+    end = special.get("sep_token", special.get("eos_token", vocabulary.ids.get("[SEP]")))
+    return begin, end
 
 
 def _add_sentencepiece_rules(

@@ -54,7 +54,7 @@ class Tokenizer:
         added = backend.get_added_tokens_decoder()
         texts = {i: token.content for i, token in added.items() if token.special}
         self.special_ids = frozenset(texts)
-        self._unknown = parts.special.get("unk_token")
+        self._unknown = parts.special.get("unk_token", _unknown_of(backend))
         self.vocab_size: int = max(backend.get_vocab_size(), max(added, default=-1) + 1)
         self.bos_id = parts.special.get("bos_token")
         self.eos_ids = parts.end_ids | _known_ends(texts)
@@ -172,6 +172,12 @@ def _known_ends(texts: Mapping[int, str]) -> frozenset[int]:
     if {"<|return|>", "<|call|>"} <= names:
         names -= {"<|end|>"}  # in gpt-oss it ends one message of several
     return frozenset(i for i, text in texts.items() if text in names)
+
+
+def _unknown_of(backend: Backend) -> int | None:
+    """The token that stands for what the vocabulary lacks, as tokenizer.json itself names it."""
+    text = getattr(backend.model, "unk_token", None)
+    return None if text is None else backend.token_to_id(text)
 
 
 def _template(backend: Backend) -> tuple[list[int], list[int]]:
