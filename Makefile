@@ -79,7 +79,8 @@ sanitize: $(VENV)/hasten ## Run the kernels' tests under the address, undefined 
 	OPENBLAS_NUM_THREADS=1 PYTHONPATH=build/tsan/site TSAN_OPTIONS=exitcode=66 \
 		LD_PRELOAD="$$($(CXX) -print-file-name=libtsan.so)" setarch -R \
 		$(PY) -m pytest tests/kernels/test_attention.py tests/kernels/test_linear.py \
-		tests/generation/test_exactness.py -k "threads or batch or company or computed"
+		tests/generation/test_exactness.py tests/generation/test_threads.py \
+		tests/generation/test_weight_cache.py -k "threads or packing or batch or company or computed"
 
 check-avx512: $(VENV)/hasten ## Run the AVX-512 kernels' tests over an emulation (Debian: libsimde-dev)
 	$(call variant,simde,-DHASTEN_SIMDE=ON)

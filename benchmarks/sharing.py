@@ -22,7 +22,6 @@ from pathlib import Path
 from peers_process import PeerProcess
 
 from hasten.machine import available_cores
-from hasten.measure.interference import between, read_cpu_times
 
 PROMPTS = {"decode": (16, 200), "prefill": (256, 1)}
 """Length of the prompt and of the output."""
@@ -41,9 +40,7 @@ def main() -> int:
     try:
         for process, engines in ((first, 2), (second, 1)):
             process.call("load", model=arguments.model, engines=engines, max_context=512)
-        before = read_cpu_times()
         rates = measure(first, second, arguments.rounds, arguments.seconds)
-        stolen = between(before, read_cpu_times())
     finally:
         first.close()
         second.close()
@@ -55,7 +52,6 @@ def main() -> int:
                 f"  {name:20} {one['tokens_per_s']:7.1f} tokens/s  {one['ratio']:.2f} of alone, "
                 f"{one['least']:.2f} to {one['most']:.2f}"
             )
-    print(f"interference: {stolen}", file=sys.stderr)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return 0

@@ -39,8 +39,8 @@ def lap(name, function):
     return result
 raw = bool(int(sys.argv[2]))
 model = lap("open the files", lambda: load_model(sys.argv[1]))
-engine = lap("load the weights", lambda: Engine(model, engine_options(model)))
-ids = lap("tokenizer and template", lambda: prompt_ids(
+engine = lap("weights and tokenizer", lambda: Engine(model, engine_options(model)))
+ids = lap("template and prompt", lambda: prompt_ids(
     model, [{"role": "user", "content": "Hello"}], raw=raw))
 lap("first token", lambda: next(iter(engine.generate(ids))))
 import json
