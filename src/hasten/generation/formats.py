@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hasten.errors import UsageError
 from hasten.kernels.quantization import BLOCK, QuantizedMatrix, quantize_rtn
 from hasten.models.grouped import GroupedTensor
-from hasten.models.weights import DenseTensor, StoredTensor
+from hasten.models.weights import StoredTensor
 from hasten.types import EngineOptions
 
 __all__ = [
