@@ -51,12 +51,19 @@ DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
 
 @dataclass(frozen=True)
 class Variant:
-    """A family in transformers, and what its configuration says beyond `SIZES`."""
+    """A family in transformers, and what its configuration says beyond `SIZES`.
+
+    Attributes:
+        name: Of the family's classes.
+        changes: Fields of its configuration.
+        in_gguf: Other fields, so that a GGUF file can hold it; None if none can.
+    """
 
     name: str
     changes: dict = field(default_factory=dict)
+    in_gguf: dict | None = field(default_factory=dict)
 
-    def make(self):
+    def make(self, more=None):
         """The model, with large random weights; biases and norms are random too."""
         import torch
         import transformers
@@ -65,7 +72,7 @@ class Variant:
         config = getattr(transformers, f"{self.name}Config")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            values = config(**SIZES | self.changes)
+            values = config(**SIZES | self.changes | (more or {}))
             made = getattr(transformers, f"{self.name.removesuffix('Text')}ForCausalLM")(values)
         with torch.no_grad():
             for name, parameter in made.named_parameters():
@@ -92,15 +99,15 @@ VARIANTS = {
     "attention bias": Variant("Llama", {"attention_bias": True}),
     "all biases": Variant("Llama", {"attention_bias": True, "mlp_bias": True}),
     "one kv head": Variant("Llama", {"num_key_value_heads": 1, "head_dim": 64}),
-    "llama3 scaling": Variant("Llama", {"rope_parameters": LLAMA3}),
+    "llama3 scaling": Variant("Llama", {"rope_parameters": LLAMA3}, None),
     "linear scaling": Variant("Llama", {"rope_parameters": LINEAR}),
     "yarn scaling": Variant("Llama", {"rope_parameters": YARN}),
-    "dynamic scaling": Variant("Llama", {"rope_parameters": DYNAMIC}),
+    "dynamic scaling": Variant("Llama", {"rope_parameters": DYNAMIC}, None),
     "mistral": Variant("Mistral", {"head_dim": 10, "sliding_window": None}),
     "window": Variant("Mistral", {"head_dim": 10, "sliding_window": 16}),
     "qwen2": Variant("Qwen2", {"tie_word_embeddings": True}),
     "qwen2 windows": Variant(
-        "Qwen2", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 2}
+        "Qwen2", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 2}, None
     ),
     "qwen3": Variant("Qwen3", {"head_dim": 16, "tie_word_embeddings": True}),
     "qwen3 bias": Variant(
@@ -116,8 +123,11 @@ VARIANTS = {
             "layer_types": ["full_attention", "sliding_attention"] * 2,
             "rope_parameters": YARN,
         },
+        {"use_sliding_window": False, "layer_types": None},
     ),
-    "gemma2": Variant("Gemma2", GEMMA | {"attn_logit_softcapping": 2.0}),
+    "gemma2": Variant(
+        "Gemma2", GEMMA | {"attn_logit_softcapping": 2.0}, {"query_pre_attn_scalar": 16}
+    ),
     "gemma2 uncapped": Variant(
         "Gemma2",
         GEMMA
@@ -128,8 +138,17 @@ VARIANTS = {
             "num_key_value_heads": 4,
             "head_dim": 6,
         },
+        {
+            "query_pre_attn_scalar": 6,
+            "final_logit_softcapping": 30.0,
+            "tie_word_embeddings": True,
+        },
     ),
-    "gemma3": Variant("Gemma3Text", GEMMA | {"sliding_window_pattern": 3}),
+    "gemma3": Variant(
+        "Gemma3Text",
+        GEMMA | {"sliding_window_pattern": 3},
+        {"query_pre_attn_scalar": 16, "sliding_window_pattern": 6, "num_hidden_layers": 7},
+    ),
     "gemma3 scaled": Variant(
         "Gemma3Text",
         GEMMA
@@ -141,6 +160,7 @@ VARIANTS = {
                 "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
             },
         },
+        {"query_pre_attn_scalar": 16, "layer_types": None, "num_hidden_layers": 6},
     ),
     "phi3": Variant("Phi3"),
     "phi3 window": Variant("Phi3", {"sliding_window": 16, "num_key_value_heads": 1}),

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from families import SIZES, VARIANTS, VOCABULARY
+from gguf_families import write_gguf
 
 from hasten import _native
 from hasten.generation import Engine
@@ -52,6 +53,20 @@ def test_random_models(variant, tmp_path):
             answer = greedy(engine, tokens[:40], 20)
         chosen = logits_of(made, tokens[:40] + answer)[39:-1].argmax(-1)
         assert chosen.tolist() == answer, run
+
+
+@pytest.mark.parametrize("name", [name for name, v in VARIANTS.items() if v.in_gguf is not None])
+def test_random_models_in_gguf_files(name, tmp_path):
+    made = VARIANTS[name].make(VARIANTS[name].in_gguf)
+    tokens = np.random.default_rng(0).integers(0, VOCABULARY, 100).tolist()
+    want = logits_of(made, tokens)
+    model = load_model(write_gguf(tmp_path / "tiny.gguf", made))
+    options = EngineOptions(weights="f32", kv="f32", chunk=33, max_context=128, threads=1)
+    with Engine(model, options) as engine:
+        assert relative_error(score(engine, tokens), want) < 1e-5
+        answer = greedy(engine, tokens[:40], 20)
+    chosen = logits_of(made, tokens[:40] + answer)[39:-1].argmax(-1)
+    assert chosen.tolist() == answer
 
 
 def test_dynamic_scaling_is_that_of_the_whole_context(tmp_path):

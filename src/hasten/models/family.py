@@ -10,9 +10,30 @@ if TYPE_CHECKING:
     from hasten.models.config import ModelConfig
     from hasten.models.weights import StoredTensor
 
-__all__ = ["Family", "LayerType"]
+__all__ = ["Family", "GgufForm", "LayerType"]
 
 LayerType = Literal["full_attention", "sliding_attention"]
+
+
+@dataclass(frozen=True, slots=True)
+class GgufForm:
+    """How llama.cpp's converter writes a family.
+
+    Attributes:
+        architecture: `general.architecture`.
+        names: Names of tensors of a layer where they are not those of Llama, and what they are in
+            Hugging Face checkpoints.
+        interleaved: Rows of queries and keys lie as llama.cpp turns them: neighbours in pairs.
+        norm_offset: What the converter adds to the weights of norms.
+        adapt: Adds what keys of the family's own say: from the configuration that all families
+            have, and the metadata without the architecture's prefix.
+    """
+
+    architecture: str
+    names: Mapping[str, str] = field(default_factory=dict)
+    interleaved: bool = False
+    norm_offset: float = 0.0
+    adapt: Callable[[ModelConfig, Mapping[str, Any]], ModelConfig] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +52,7 @@ class Family:
             are alike.
         arrange: Gives the tensors of a file the names, and the shapes, that the graph asks for;
             None where they have them.
+        gguf: How GGUF files hold it; None if they do not.
     """
 
     architecture: str
@@ -42,3 +64,4 @@ class Family:
     arrange: Callable[[ModelConfig, Mapping[str, StoredTensor]], dict[str, StoredTensor]] | None = (
         None
     )
+    gguf: GgufForm | None = None

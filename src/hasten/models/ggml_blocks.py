@@ -100,10 +100,10 @@ def dequantize_rows(kind: GgmlType, rows: _Bytes, order: NDArray[np.intp] | None
         order: If given, row i of the result is row order[i] of `rows`.
 
     Returns:
-        float32 [n, columns].
+        float32 [n, columns]; with an order, as many rows as it names.
     """
-    count, row_bytes = rows.shape
-    columns = row_bytes // kind.nbytes * kind.columns
+    count = len(rows if order is None else order)
+    columns = rows.shape[1] // kind.nbytes * kind.columns
     out = np.empty((count, columns), np.float32)
     step = max(1, _CHUNK // max(1, columns))
     for start in range(0, count, step):

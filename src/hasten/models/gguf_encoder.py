@@ -16,7 +16,7 @@ from hasten.models.config import EncoderConfig, ModelConfig
 from hasten.models.encoders import head_width
 from hasten.models.fields import read_number
 from hasten.models.gguf import GgufFile
-from hasten.models.weights import GgmlTensor
+from hasten.models.weights import GgmlTensor, StoredTensor
 
 __all__ = ["ENCODER_ARCHITECTURE", "encoder_from_gguf"]
 
@@ -41,7 +41,7 @@ _LAYER_NAMES = {
 }
 
 
-def encoder_from_gguf(file: GgufFile) -> tuple[ModelConfig, list[GgmlTensor]]:
+def encoder_from_gguf(file: GgufFile) -> tuple[ModelConfig, list[StoredTensor]]:
     """Configuration and tensors of an encoder.
 
     Args:
@@ -51,7 +51,7 @@ def encoder_from_gguf(file: GgufFile) -> tuple[ModelConfig, list[GgmlTensor]]:
         ModelFileError: A value or tensor is missing or has no place.
         UnsupportedModelError: A variant that Hasten does not run.
     """
-    tensors = []
+    tensors: list[StoredTensor] = []
     for name, stored in file.tensors.items():
         if not name.startswith("cls."):  # a head for ranking or classification
             ours = _huggingface_name(name)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,28 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.errors import ModelFileError, UnsupportedModelError
+from hasten.models import architectures
 from hasten.models.config import ModelConfig
 from hasten.models.embedding_settings import gguf_settings
+from hasten.models.family import GgufForm
 from hasten.models.fields import naming_file, read_number
 from hasten.models.gguf import GgufFile, read_gguf
 from hasten.models.gguf_encoder import ENCODER_ARCHITECTURE, encoder_from_gguf
+from hasten.models.gguf_rope import ROPE_TENSORS, read_scaling
 from hasten.models.model import Model, TextParts
-from hasten.models.rope import (
-    LinearScaling,
-    Llama3Scaling,
-    RopeScaling,
-    Rotation,
-    inverse_frequencies,
-)
-from hasten.models.weights import GgmlTensor
+from hasten.models.rope import Rotation
+from hasten.models.weights import DenseTensor, GgmlTensor, StoredTensor
 
 if TYPE_CHECKING:
     from hasten.models.chat import ChatTemplate
     from hasten.models.tokenizer import Tokenizer
 
 __all__ = ["config_from_gguf", "half_split_order", "load_gguf"]
-
-_ROPE_FREQS = "rope_freqs.weight"
 
 _WHOLE_MODEL_NAMES = {
     "token_embd": "model.embed_tokens",
@@ -69,18 +63,24 @@ def load_gguf(path: Path, name: str) -> Model:
     metadata = file.metadata
     with naming_file(path):
         if metadata.get("general.architecture") == ENCODER_ARCHITECTURE:
-            config, weights = encoder_from_gguf(file)
+            config, tensors = encoder_from_gguf(file)
         else:
-            config = config_from_gguf(file)
-            weights = [_tensor(file, ours, config) for ours in file.tensors if ours != _ROPE_FREQS]
+            config, tensors = _decoder_from_gguf(file)
         return Model(
             name=name,
             path=path,
             config=config,
-            weights={tensor.name: tensor for tensor in weights},
+            weights={tensor.name: tensor for tensor in tensors},
             files=[path],
             text=_text_parts(metadata),
         )
+
+
+def _decoder_from_gguf(file: GgufFile) -> tuple[ModelConfig, Sequence[StoredTensor]]:
+    config = config_from_gguf(file)
+    form = architectures.in_gguf(file.metadata.get("general.architecture"))[1]
+    names = [name for name in file.tensors if name not in ROPE_TENSORS]
+    return config, [_tensor(file, name, config, form) for name in names]
 
 
 def _text_parts(metadata: Mapping[str, Any]) -> TextParts:
@@ -110,13 +110,9 @@ def config_from_gguf(file: GgufFile) -> ModelConfig:
         ModelFileError: A value is missing or out of range.
         UnsupportedModelError: A family or variant that Hasten does not run.
     """
-    model_type = file.metadata.get("general.architecture")
-    if model_type not in ("llama", "mistral"):
-        raise UnsupportedModelError(
-            f"general.architecture is {reprlib.repr(model_type)}", allowed="'llama'"
-        )
-    _refuse_variants(file.metadata, model_type)
-    prefix = model_type + "."
+    model_type, form = architectures.in_gguf(file.metadata.get("general.architecture"))
+    _refuse_variants(file.metadata, form.architecture)
+    prefix = form.architecture + "."
     values = {
         key.removeprefix(prefix): value
         for key, value in file.metadata.items()
@@ -125,13 +121,12 @@ def config_from_gguf(file: GgufFile) -> ModelConfig:
     num_heads = read_number(values, "attention.head_count", int)
     hidden_size = read_number(values, "embedding_length", int)
     head_dim = read_number(values, "attention.key_length", int, hidden_size // max(1, num_heads))
-    _check_head_dim(values, head_dim)
+    max_position = read_number(values, "context_length", int)
     theta = read_number(values, "rope.freq_base", float, 10000.0)
+    rotary_dim = _rotary_dim(values, model_type, head_dim)
     special = _special_tokens(file.metadata)
-    window = read_number(values, "attention.sliding_window", int, 0) or None
-    return ModelConfig(
-        # GGUF files of Mistral call themselves "llama"; transformers' Llama knows no window.
-        model_type="mistral" if model_type == "llama" and window else model_type,
+    config = ModelConfig(
+        model_type=model_type,
         hidden_size=hidden_size,
         intermediate_size=read_number(values, "feed_forward_length", int),
         num_layers=read_number(values, "block_count", int),
@@ -139,35 +134,41 @@ def config_from_gguf(file: GgufFile) -> ModelConfig:
         num_kv_heads=read_number(values, "attention.head_count_kv", int, num_heads),
         head_dim=head_dim,
         vocab_size=_vocabulary(file),
-        max_position=read_number(values, "context_length", int),
+        max_position=max_position,
         norm_eps=read_number(values, "attention.layer_norm_rms_epsilon", float),
         rope_theta=theta,
-        rope_scaling=_rope_scaling(file, values, head_dim, theta),
+        rope_scaling=read_scaling(file, values, Rotation(rotary_dim, theta), max_position),
+        rotary_dim=None if rotary_dim == head_dim else rotary_dim,
         tie_embeddings="output.weight" not in file.tensors,
         attention_bias="blk.0.attn_q.bias" in file.tensors,
         mlp_bias="blk.0.ffn_up.bias" in file.tensors,
-        sliding_window=window,
         bos_id=special.get("bos_token_id"),
         eos_ids=tuple(sorted({special[key] for key in _EOS_KEYS if key in special})),
     )
+    return config if form.adapt is None else form.adapt(config, values)
 
 
-def _refuse_variants(metadata: Mapping[str, Any], model_type: str) -> None:
+def _refuse_variants(metadata: Mapping[str, Any], architecture: str) -> None:
     parts = read_number(metadata, "split.count", int, 1)
     if parts > 1:
         raise UnsupportedModelError(
             f"one of {parts} parts of a split model", do="join them with `llama-gguf-split --merge`"
         )
-    experts = read_number(metadata, f"{model_type}.expert_count", int, 0)
+    experts = read_number(metadata, f"{architecture}.expert_count", int, 0)
     if experts:
         raise UnsupportedModelError(f"a mixture of {experts} experts", allowed="dense models")
 
 
-def _check_head_dim(values: Mapping[str, Any], head_dim: int) -> None:
-    for key in ("attention.value_length", "rope.dimension_count"):
-        found = read_number(values, key, int, head_dim)
-        if found != head_dim:
-            raise UnsupportedModelError(f"{key} is {found} with heads of {head_dim} dimensions")
+def _rotary_dim(values: Mapping[str, Any], model_type: str, head_dim: int) -> int:
+    keys = ("attention.value_length", "attention.key_length_swa", "attention.value_length_swa")
+    rotary_dim = read_number(values, "rope.dimension_count", int, head_dim)
+    found = {key: read_number(values, key, int, head_dim) for key in keys}
+    if "partial_rotary_factor" not in architectures.family(model_type).reads:
+        found["rope.dimension_count"] = rotary_dim
+    for key, size in found.items():
+        if size != head_dim:
+            raise UnsupportedModelError(f"{key} is {size} with heads of {head_dim} dimensions")
+    return rotary_dim
 
 
 def _vocabulary(file: GgufFile) -> int:
@@ -183,52 +184,12 @@ def _special_tokens(metadata: Mapping[str, Any]) -> dict[str, int]:
     return {key: read_number(metadata, theirs, int) for key, theirs in found.items()}
 
 
-def _rope_scaling(
-    file: GgufFile, values: Mapping[str, Any], head_dim: int, theta: float
-) -> RopeScaling | None:
-    kind = values.get("rope.scaling.type", "none")
-    if kind not in ("none", "linear"):
-        raise UnsupportedModelError(
-            f"RoPE scaling of type {reprlib.repr(kind)}", allowed="'none', 'linear'"
-        )
-    scaling = None
-    legacy = read_number(values, "rope.scale_linear", float, 1.0)
-    factor = read_number(values, "rope.scaling.factor", float, legacy)
-    if factor != 1 and (kind == "linear" or "rope.scaling.type" not in values):
-        scaling = LinearScaling(factor)
-    if _ROPE_FREQS not in file.tensors:
-        return scaling
-    if scaling is not None:
-        raise UnsupportedModelError("both linear RoPE scaling and 'rope_freqs.weight'")
-    return _llama3_scaling(file, head_dim, theta)
-
-
-def _llama3_scaling(file: GgufFile, head_dim: int, theta: float) -> RopeScaling | None:
-    """Recognises the divisors that the converter computed from Llama 3's scaling parameters.
-
-    The file holds only the divisors; all published Llama 3.1 to 3.3 models have the low and high
-    factors 1 and 4 and 8192 original positions, so the largest divisor tells the rest.
-    """
-    tensor = file.tensors[_ROPE_FREQS]
-    if tensor.shape != (head_dim // 2,) or tensor.kind.name != "F32":
-        raise ModelFileError(f"tensor {_ROPE_FREQS!r} is {tensor.kind.name} {list(tensor.shape)}")
-    divisors = file.rows(_ROPE_FREQS).view(np.float32)[0]
-    if np.all(divisors == 1):
-        return None
-    scaling = Llama3Scaling(float(divisors.max()))
-    expected = scaling.divisors(inverse_frequencies(Rotation(head_dim, theta), 1))
-    if not np.allclose(divisors, expected, rtol=1e-4, atol=0):
-        raise UnsupportedModelError(
-            f"tensor {_ROPE_FREQS!r} holds RoPE factors other than those of Llama 3.1 to 3.3",
-            do="use the model's safetensors files, whose config.json names the parameters",
-        )
-    return scaling
-
-
-def _tensor(file: GgufFile, name: str, config: ModelConfig) -> GgmlTensor:
+def _tensor(file: GgufFile, name: str, config: ModelConfig, form: GgufForm) -> StoredTensor:
     stored, rows = file.tensors[name], file.rows(name)
+    ours = _huggingface_name(name, form)
     order = None
-    if match := re.fullmatch(r"blk\.\d+\.attn_([qk])\.(?:weight|bias)", name):
+    match = re.fullmatch(r"blk\.\d+\.attn_([qk])\.(?:weight|bias)", name)
+    if match and form.interleaved:
         heads = config.num_heads if match[1] == "q" else config.num_kv_heads
         if stored.shape[0] != heads * config.head_dim:
             raise ModelFileError(
@@ -238,7 +199,10 @@ def _tensor(file: GgufFile, name: str, config: ModelConfig) -> GgmlTensor:
         if len(stored.shape) == 1:
             rows = rows.reshape(stored.shape[0], -1)
         order = half_split_order(heads, config.head_dim)
-    return GgmlTensor(_huggingface_name(name), stored.shape, stored.kind, rows, order)
+    tensor = GgmlTensor(ours, stored.shape, stored.kind, rows, order)
+    if form.norm_offset and ours.endswith("norm.weight"):
+        return DenseTensor(ours, "F32", tensor.to_float32() - np.float32(form.norm_offset))
+    return tensor
 
 
 def half_split_order(heads: int, head_dim: int) -> NDArray[np.intp]:
@@ -254,14 +218,16 @@ def half_split_order(heads: int, head_dim: int) -> NDArray[np.intp]:
     return stored.swapaxes(1, 2).reshape(-1)
 
 
-def _huggingface_name(name: str) -> str:
+def _huggingface_name(name: str, form: GgufForm) -> str:
     stem, _, suffix = name.rpartition(".")
     if suffix in ("weight", "bias"):
         if stem in _WHOLE_MODEL_NAMES:
             return f"{_WHOLE_MODEL_NAMES[stem]}.{suffix}"
         match = re.fullmatch(r"blk\.(0|[1-9]\d{0,5})\.(\w+)", stem, re.ASCII)
-        if match and match[2] in _LAYER_NAMES:
-            return f"model.layers.{match[1]}.{_LAYER_NAMES[match[2]]}.{suffix}"
+        part = None if match is None else form.names.get(match[2], _LAYER_NAMES.get(match[2]))
+        if match is not None and part is not None:
+            return f"model.layers.{match[1]}.{part}.{suffix}"
     raise ModelFileError(
-        f"tensor {name!r} has no place in a Llama model", do="take a text-only model's main file"
+        f"tensor {name!r} has no place in a model of architecture {form.architecture!r}",
+        do="take a text-only model's main file",
     )

@@ -26,6 +26,8 @@ __all__ = [
     "Rotation",
     "YarnScaling",
     "inverse_frequencies",
+    "longrope_magnitude",
+    "yarn_magnitude",
 ]
 
 _MAX_FACTOR = 1e6
@@ -187,6 +189,18 @@ class Rotation:
             case YarnScaling() | LongRopeScaling():
                 return self.scaling.attention_factor
         return 1.0
+
+
+def yarn_magnitude(factor: float, weight: float = 1.0) -> float:
+    """What YaRN multiplies cosines and sines by (arXiv:2309.00071, section 3.4)."""
+    return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+
+def longrope_magnitude(factor: float, original_max_position: int) -> float:
+    """What LongRoPE multiplies cosines and sines by (arXiv:2402.13753)."""
+    if factor <= 1 or original_max_position <= 1:
+        return 1.0
+    return math.sqrt(1 + math.log(factor) / math.log(original_max_position))
 
 
 def inverse_frequencies(rotation: Rotation, context: int) -> Floats:

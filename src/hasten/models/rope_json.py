@@ -21,12 +21,14 @@ from hasten.models.rope import (
     LongRopeScaling,
     RopeScaling,
     YarnScaling,
+    longrope_magnitude,
+    yarn_magnitude,
 )
 
 if TYPE_CHECKING:
     from hasten.models.config import ModelConfig
 
-__all__ = ["RopeValues", "longrope_attention_factor", "read_rope", "write_rope", "yarn_magnitude"]
+__all__ = ["RopeValues", "read_rope", "write_rope"]
 
 _ORIGINAL = "original_max_position_embeddings"
 _MAX_PAIRS = 1 << 11
@@ -91,20 +93,6 @@ def write_rope(config: ModelConfig) -> dict[str, Any]:
         return rope
     local = {"rope_type": "default", "rope_theta": config.local_rope_theta}
     return {"full_attention": rope, "sliding_attention": local}
-
-
-def yarn_magnitude(factor: float, weight: float = 1.0) -> float:
-    """What YaRN multiplies cosines and sines by (arXiv:2309.00071, section 3.4)."""
-    return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
-
-
-def longrope_attention_factor(factor: float, original: int) -> float:
-    """What LongRoPE multiplies cosines and sines by (arXiv:2402.13753)."""
-    return (
-        1.0
-        if factor <= 1 or original <= 1
-        else math.sqrt(1 + math.log(factor) / math.log(original))
-    )
 
 
 def _object(value: object) -> dict[str, Any]:
@@ -208,9 +196,7 @@ def _read_longrope(rope: Mapping[str, Any], original: int, max_position: int) ->
         short_factors=_read_factors(rope, "short_factor"),
         long_factors=_read_factors(rope, "long_factor"),
         original_max_position=original,
-        attention_factor=longrope_attention_factor(factor, original)
-        if attention is None
-        else attention,
+        attention_factor=longrope_magnitude(factor, original) if attention is None else attention,
     )
 
 

@@ -13,14 +13,14 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from hasten.errors import UnsupportedModelError
-from hasten.models.family import Family
+from hasten.models.family import Family, GgufForm
 
 if TYPE_CHECKING:
     from hasten.models.config import ModelConfig
     from hasten.models.graph import Graph
     from hasten.models.weights import StoredTensor
 
-__all__ = ["arrange", "build", "family", "model_types"]
+__all__ = ["arrange", "build", "family", "in_gguf", "model_types"]
 
 
 def build(config: ModelConfig) -> Graph:
@@ -57,6 +57,28 @@ def arrange(config: ModelConfig, tensors: Mapping[str, StoredTensor]) -> Mapping
         return tensors
     change = family(config.model_type).arrange
     return tensors if change is None else change(config, tensors)
+
+
+def in_gguf(architecture: object) -> tuple[str, GgufForm]:
+    """The family of a GGUF file, and how the file holds it.
+
+    Args:
+        architecture: Its `general.architecture`.
+
+    Raises:
+        UnsupportedModelError: There is no such family; names those there are.
+    """
+    known: list[str] = []
+    # The module of that name first: most have it, and the others need not be imported then.
+    for model_type in sorted(model_types(), key=lambda name: name != architecture):
+        found: Family | None = getattr(_module(model_type), "FAMILY", None)
+        if found is not None and found.gguf is not None:
+            if found.gguf.architecture == architecture:
+                return model_type, found.gguf
+            known.append(found.gguf.architecture)
+    raise UnsupportedModelError(
+        f"general.architecture is {reprlib.repr(architecture)}", allowed=", ".join(sorted(known))
+    )
 
 
 def model_types() -> list[str]:

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from hasten.models.blocks import attend, build_decoder, gated_feed_forward, project, project_qkv
 from hasten.models.config import ModelConfig
-from hasten.models.family import Family, LayerType
+from hasten.models.family import Family, GgufForm, LayerType
+from hasten.models.fields import read_number
 from hasten.models.graph import Graph, GraphBuilder
 
-__all__ = ["FAMILY", "build", "build_gemma", "gemma_scale"]
+__all__ = ["FAMILY", "GGUF_NORMS", "build", "build_gemma", "gemma_scale", "gguf_scalar"]
 
 _NORM_OFFSET = 1.0
 """Gemma's norms multiply by 1 + weight."""
@@ -26,6 +28,33 @@ def _every_other(_values: Mapping[str, Any], layers: int) -> list[LayerType]:
     return ["full_attention" if i % 2 else "sliding_attention" for i in range(layers)]
 
 
+def gguf_scalar(config: ModelConfig, wide_layers: int) -> float:
+    """`query_pre_attn_scalar`, which GGUF files leave out.
+
+    It is the dimensions of a head, but hidden_size / num_heads in the models of 27 billion
+    parameters, which llama.cpp, too, tells by their number of layers.
+    """
+    wide = config.num_layers == wide_layers
+    return config.hidden_size // config.num_heads if wide else config.head_dim
+
+
+def _from_gguf(config: ModelConfig, values: Mapping[str, Any]) -> ModelConfig:
+    window = read_number(values, "attention.sliding_window", int, 4096)
+    return replace(
+        config,
+        sliding_window=window or None,
+        layer_types=tuple(_every_other({}, config.num_layers)) if window else (),
+        query_pre_attn_scalar=gguf_scalar(config, wide_layers=46),
+        attn_logit_softcapping=read_number(values, "attn_logit_softcapping", float, 50.0) or None,
+        final_logit_softcapping=read_number(values, "final_logit_softcapping", float, 30.0) or None,
+    )
+
+
+GGUF_NORMS = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
 FAMILY = Family(
     "Gemma2ForCausalLM",
     defaults={
@@ -52,6 +81,7 @@ FAMILY = Family(
     activation_key="hidden_activation",
     activations=("gelu_pytorch_tanh",),
     layer_types=_every_other,
+    gguf=GgufForm("gemma2", GGUF_NORMS, norm_offset=_NORM_OFFSET, adapt=_from_gguf),
 )
 
 

@@ -7,12 +7,13 @@ Team 2025, https://arxiv.org/abs/2503.19786.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from hasten.models.architectures.gemma2 import build_gemma, gemma_scale
+from hasten.models.architectures.gemma2 import GGUF_NORMS, build_gemma, gemma_scale, gguf_scalar
 from hasten.models.blocks import attend
 from hasten.models.config import ModelConfig
-from hasten.models.family import Family, LayerType
+from hasten.models.family import Family, GgufForm, LayerType
 from hasten.models.fields import read_number
 from hasten.models.graph import Graph, GraphBuilder
 
@@ -22,6 +23,20 @@ __all__ = ["FAMILY", "build"]
 def _every_sixth(values: Mapping[str, Any], layers: int) -> list[LayerType]:
     pattern = max(1, read_number(values, "sliding_window_pattern", int, 6))
     return ["sliding_attention" if (i + 1) % pattern else "full_attention" for i in range(layers)]
+
+
+def _from_gguf(config: ModelConfig, values: Mapping[str, Any]) -> ModelConfig:
+    window = read_number(values, "attention.sliding_window", int, 0)
+    pattern = {"sliding_window_pattern": values.get("attention.sliding_window_pattern", 6)}
+    types = tuple(_every_sixth(pattern, config.num_layers)) if window else ()
+    return replace(
+        config,
+        sliding_window=window or None,
+        layer_types=types,
+        local_rope_theta=read_number(values, "rope.freq_base_swa", float, 1e4),
+        query_pre_attn_scalar=gguf_scalar(config, wide_layers=62),
+        final_logit_softcapping=read_number(values, "final_logit_softcapping", float, 0.0) or None,
+    )
 
 
 FAMILY = Family(
@@ -50,6 +65,12 @@ FAMILY = Family(
     activation_key="hidden_activation",
     activations=("gelu_pytorch_tanh",),
     layer_types=_every_sixth,
+    gguf=GgufForm(
+        "gemma3",
+        GGUF_NORMS | {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"},
+        norm_offset=1.0,
+        adapt=_from_gguf,
+    ),
 )
 
 

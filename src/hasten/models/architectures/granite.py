@@ -5,12 +5,31 @@ IBM 2024, https://github.com/ibm-granite/granite-3.0-language-models.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from hasten.errors import UnsupportedModelError
 from hasten.models.blocks import attend, build_decoder, gated_feed_forward, project, project_qkv
 from hasten.models.config import ModelConfig
-from hasten.models.family import Family
+from hasten.models.family import Family, GgufForm
+from hasten.models.fields import read_number, read_optional
 from hasten.models.graph import Graph, GraphBuilder
 
 __all__ = ["FAMILY", "build"]
+
+
+def _from_gguf(config: ModelConfig, values: Mapping[str, Any]) -> ModelConfig:
+    if values.get("rope.scaling.finetuned") is False:
+        raise UnsupportedModelError("rope.scaling.finetuned is false: a Granite without RoPE")
+    return replace(
+        config,
+        attention_multiplier=read_optional(values, "attention.scale", float),
+        embedding_multiplier=read_number(values, "embedding_scale", float, 1.0),
+        residual_multiplier=read_number(values, "residual_scale", float, 1.0),
+        logits_scaling=read_number(values, "logit_scale", float, 1.0),
+    )
+
 
 FAMILY = Family(
     "GraniteForCausalLM",
@@ -21,6 +40,7 @@ FAMILY = Family(
         "residual_multiplier",
         "logits_scaling",
     ),
+    gguf=GgufForm("granite", interleaved=True, adapt=_from_gguf),
 )
 
 

@@ -5,14 +5,26 @@ Touvron et al. 2023, https://arxiv.org/abs/2302.13971; tensor names as in Huggin
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
 from hasten.models.blocks import attend, build_decoder, gated_feed_forward, project, project_qkv
 from hasten.models.config import ModelConfig
-from hasten.models.family import Family
+from hasten.models.family import Family, GgufForm
+from hasten.models.fields import read_number
 from hasten.models.graph import Graph, GraphBuilder
 
 __all__ = ["FAMILY", "build", "llama_layer"]
 
-FAMILY = Family("LlamaForCausalLM")
+
+def _from_gguf(config: ModelConfig, values: Mapping[str, Any]) -> ModelConfig:
+    """Files of Mistral call themselves "llama", too; transformers' Llama knows no window."""
+    window = read_number(values, "attention.sliding_window", int, 0)
+    return replace(config, model_type="mistral", sliding_window=window) if window else config
+
+
+FAMILY = Family("LlamaForCausalLM", gguf=GgufForm("llama", interleaved=True, adapt=_from_gguf))
 
 
 def build(config: ModelConfig) -> Graph:

@@ -6,12 +6,15 @@ Abdin et al. 2024, https://arxiv.org/abs/2404.14219. Phi-4-mini turns only a par
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 from hasten.errors import ModelFileError
 from hasten.models.architectures.llama import llama_layer
 from hasten.models.blocks import build_decoder
 from hasten.models.config import ModelConfig
-from hasten.models.family import Family
+from hasten.models.family import Family, GgufForm
+from hasten.models.fields import read_number
 from hasten.models.graph import Graph
 from hasten.models.weights import StoredTensor
 
@@ -52,6 +55,11 @@ def split_joint(
     return found
 
 
+def _from_gguf(config: ModelConfig, values: Mapping[str, Any]) -> ModelConfig:
+    window = read_number(values, "attention.sliding_window", int, 0)
+    return replace(config, sliding_window=window or None)
+
+
 FAMILY = Family(
     "Phi3ForCausalLM",
     defaults={
@@ -61,6 +69,11 @@ FAMILY = Family(
     },
     reads=("sliding_window", "partial_rotary_factor"),
     arrange=split_joint,
+    gguf=GgufForm(
+        "phi3",
+        {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"},
+        adapt=_from_gguf,
+    ),
 )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from hasten.models.blocks import attend, build_decoder, gated_feed_forward, project, project_qkv
 from hasten.models.config import ModelConfig
-from hasten.models.family import Family, LayerType
+from hasten.models.family import Family, GgufForm, LayerType
 from hasten.models.fields import read_number
 from hasten.models.graph import Graph, GraphBuilder
 
@@ -31,6 +31,8 @@ FAMILY = Family(
     },
     reads=("sliding_window", "layer_types"),
     layer_types=windowed_from,
+    # Without window: llama.cpp writes none and uses none.
+    gguf=GgufForm("qwen2"),
 )
 
 

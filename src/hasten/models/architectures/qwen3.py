@@ -5,7 +5,7 @@ from __future__ import annotations
 from hasten.models.architectures.qwen2 import windowed_from
 from hasten.models.blocks import attend, build_decoder, gated_feed_forward, project, project_qkv
 from hasten.models.config import ModelConfig
-from hasten.models.family import Family
+from hasten.models.family import Family, GgufForm
 from hasten.models.graph import Graph, GraphBuilder
 
 __all__ = ["FAMILY", "build"]
@@ -22,6 +22,8 @@ FAMILY = Family(
     },
     reads=("sliding_window", "layer_types"),
     layer_types=windowed_from,
+    # Without window: llama.cpp writes none and uses none.
+    gguf=GgufForm("qwen3", {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}),
 )
 
 
