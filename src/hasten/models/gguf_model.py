@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +76,7 @@ def load_gguf(path: Path, name: str) -> Model:
         )
 
 
-def _decoder_from_gguf(file: GgufFile) -> tuple[ModelConfig, Sequence[StoredTensor]]:
+def _decoder_from_gguf(file: GgufFile) -> tuple[ModelConfig, list[StoredTensor]]:
     config = config_from_gguf(file)
     form = architectures.in_gguf(file.metadata.get("general.architecture"))[1]
     names = [name for name in file.tensors if name not in ROPE_TENSORS]
