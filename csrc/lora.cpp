@@ -87,7 +87,8 @@ bool LoraSite::expand(const Step& step, int panel_begin, int panel_end, int toke
     }
     const int from = panel_begin * kRatio;
     const int to = std::min(panel_end * kRatio, static_cast<int>(pair->expand().size()));
-    kernels->lora({pair->format(), pair->expand().data() + from, to - from, nullptr, x, y, count});
+    kernels->lora_expand(
+        {pair->format(), pair->expand().data() + from, to - from, nullptr, x, y, count});
     any = true;
   }
   return any;
@@ -126,8 +127,8 @@ void LoraShrinkOp::run(const Step& step, int item, float* scratch) const {
       site->kernels->dequantize(in.quantized, token, in.width, scratch + tokens * in.width);
     }
   }
-  site->kernels->lora({pair->format(), pair->shrink().data() + begin, end - begin,
-                       pair->scales() + begin * kLoraRows, x, y, tokens});
+  site->kernels->lora_shrink({pair->format(), pair->shrink().data() + begin, end - begin,
+                              pair->scales() + begin * kLoraRows, x, y, tokens});
 }
 
 }  // namespace hasten

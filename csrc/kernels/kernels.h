@@ -68,12 +68,12 @@ struct LoraPanel {
   int first, columns;
 };
 
-// y[t][row] = scales[row] * sum over columns of W[row][column] * x[t][column], columns in order.
+// y[t][row] = sum over columns of W[row][column] * x[t][column].
 struct LoraArgs {
   Format format;            // f32 or bf16
   const LoraPanel* panels;  // panel p yields the rows 16 p .. 16 p + 15
   int count;
-  const float* scales;    // of every row, or null for ones
+  const float* scales;    // shrink: of every row, which they multiply
   const float* const* x;  // of each token
   float* const* y;        // of each token
   int tokens;
@@ -155,7 +155,8 @@ struct Kernels {
   void (*attention)(const AttentionArgs&);
   // Row `token` of q as float: n values.
   void (*dequantize)(const QuantizedView& q, int token, int n, float* y);
-  void (*lora)(const LoraArgs&);
+  void (*lora_shrink)(const LoraArgs&);
+  void (*lora_expand)(const LoraArgs&);
   // Integer multiply-adds (2 operations each) of `rounds` register-resident dot products.
   double (*int8_probe)(long rounds);
   double (*fp32_probe)(long rounds);

@@ -28,7 +28,8 @@ constexpr hasten::Kernels kTable = {
     .quantize_row = quantize_row,
     .attention = attention,
     .dequantize = dequantize,
-    .lora = lora,
+    .lora_shrink = lora_shrink,
+    .lora_expand = lora_expand,
     .int8_probe = int8_probe,
     .fp32_probe = fp32_probe,
 };

@@ -269,6 +269,41 @@ void check_attention(Check& check, KvFormat format, int dim, int queries, int wi
              });
 }
 
+// Both products of an adapter, of every number of tokens and formats.
+void check_lora(Check& check, Format format, int columns, int tokens) {
+  constexpr int kPanels = 3;
+  const std::size_t values = static_cast<std::size_t>(kPanels) * columns * kLoraRows;
+  const auto floats = normal(values);
+  std::vector<std::uint16_t> bits(values);
+  for (std::size_t i = 0; i < values; ++i) bits[i] = float_to_bf16(floats[i]);
+  const bool is_float = format == Format::f32;
+  const auto* data = is_float ? reinterpret_cast<const std::uint8_t*>(floats.data())
+                              : reinterpret_cast<const std::uint8_t*>(bits.data());
+  std::vector<LoraPanel> panels;
+  for (int p = 0; p < kPanels; ++p) {
+    panels.push_back({data + values / kPanels * p * (is_float ? 4 : 2), p, columns});
+  }
+  const std::size_t width = columns + kPanels, rows = kPanels * kLoraRows;
+  const auto x = normal(tokens * width), scales = normal(rows);
+  for (const bool shrink : {true, false}) {
+    const std::string what = std::string(shrink ? "lora_shrink " : "lora_expand ") +
+                             (is_float ? "f32 " : "bf16 ") + std::to_string(columns) + " tokens " +
+                             std::to_string(tokens);
+    check.same(what, 1e-5f, [&](const Kernels& kernels) {
+      std::vector<float> y(tokens * rows);
+      std::vector<const float*> from;
+      std::vector<float*> to;
+      for (int t = 0; t < tokens; ++t) {
+        from.push_back(x.data() + t * width);
+        to.push_back(y.data() + t * rows);
+      }
+      (shrink ? kernels.lora_shrink : kernels.lora_expand)(
+          {format, panels.data(), kPanels, scales.data(), from.data(), to.data(), tokens});
+      return y;
+    });
+  }
+}
+
 int check_all(const std::string& isa) {
   std::printf("%s against scalar\n", isa.c_str());
   Check check(*kernels_for(isa));
@@ -278,6 +313,11 @@ int check_all(const std::string& isa) {
     for (int queries = 1; queries <= kQueryTile; ++queries) {
       check_attention(check, format, queries == 1 ? 2 : 80, queries, queries == 2 ? 33 : 0,
                       queries == 3 ? 2.0f : 0.0f);
+    }
+  }
+  for (const Format format : {Format::f32, Format::bf16}) {
+    for (const int tokens : {1, 2, 5, 12, 23}) {
+      for (const int columns : {1, 16, 101}) check_lora(check, format, columns, tokens);
     }
   }
   std::printf("%d failures\n", check.failures());
