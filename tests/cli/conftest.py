@@ -54,7 +54,9 @@ class FakeEngine:
     def context(self) -> int:
         return self.options.max_context or 1000
 
-    def generate(self, prompt: Sequence[int], sampling: SamplingParams) -> Iterator[Output]:
+    def generate(
+        self, prompt: Sequence[int], sampling: SamplingParams, *, adapter: str | None = None
+    ) -> Iterator[Output]:
         self.world.prompts.append("".join(map(chr, prompt)))
         self.world.sampling.append(sampling)
         if len(prompt) >= self.context:

@@ -23,7 +23,13 @@ Ctrl-C  stop the answer"""
 
 
 def chat(
-    engine: Engine, sampling: SamplingParams, *, system: str | None, raw: bool, stats: bool
+    engine: Engine,
+    sampling: SamplingParams,
+    *,
+    system: str | None,
+    raw: bool,
+    stats: bool,
+    adapter: str | None = None,
 ) -> None:
     """Answer what the user types until they leave; every answer sees the whole conversation.
 
@@ -50,7 +56,8 @@ def chat(
         elif text.startswith("/"):
             remark(f"unknown command {text.split()[0]!r}; /help lists the commands")
         elif text.strip():
-            turn = _answer(engine, sampling, [*history, _message("user", text)], raw, stats)
+            messages = [*history, _message("user", text)]
+            turn = _answer(engine, sampling, messages, raw, stats, adapter)
             if has_memory and turn is not None:
                 history += [_message("user", text), _message("assistant", turn)]
 
@@ -74,10 +81,12 @@ def _answer(
     messages: list[dict[str, str]],
     raw: bool,
     stats: bool,
+    adapter: str | None,
 ) -> str | None:
     """Show the answer to a conversation and return it; None if there is none to remember."""
     try:
-        answer = generate(engine, prompt_ids(engine.model, messages, raw=raw), sampling, show)
+        ids = prompt_ids(engine.model, messages, raw=raw)
+        answer = generate(engine, ids, sampling, show, adapter)
     except CapacityError as error:
         remark(f"error: {error}; /clear forgets the conversation")
         return None

@@ -6,7 +6,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hasten.cli.options import EngineChoice
@@ -17,9 +18,11 @@ if TYPE_CHECKING:
     from hasten.generation import Engine
     from hasten.models import Model
 
-__all__ = ["Answer", "generate", "open_engine", "prompt_ids", "show", "why_short"]
+__all__ = ["ADAPTER", "Answer", "generate", "open_engine", "prompt_ids", "show", "why_short"]
 
 SCHEMA = "hasten.run/1"
+ADAPTER = "lora"
+"""What the engine calls the adapter of the command line."""
 
 Message = dict[str, str]
 
@@ -81,13 +84,27 @@ class Answer:
 
 
 @contextmanager
-def open_engine(name: str, choice: EngineChoice) -> Iterator[Engine]:
-    """Load a model and run an engine on it while the block runs."""
+def open_engine(name: str, choice: EngineChoice, lora: Path | None = None) -> Iterator[Engine]:
+    """Load a model and run an engine on it while the block runs.
+
+    Args:
+        name: As the user named the model.
+        choice: How to run it.
+        lora: An adapter to load under the name `ADAPTER`.
+    """
     from hasten.generation import Engine
     from hasten.models import load_model
 
     model = load_model(name)
-    with Engine(model, choice.for_model(model)) as engine:
+    options = choice.for_model(model)
+    if lora is not None:
+        from hasten.models.lora import load_adapter
+
+        rank = load_adapter(lora, model.config).rank
+        options = replace(options, max_adapters=1, max_lora_rank=rank)
+    with Engine(model, options) as engine:
+        if lora is not None:
+            engine.load_adapter(ADAPTER, lora)
         yield engine
 
 
@@ -117,7 +134,11 @@ def prompt_ids(model: Model, messages: list[Message], *, raw: bool) -> list[int]
 
 
 def generate(
-    engine: Engine, ids: list[int], sampling: SamplingParams, show: Callable[[str], None]
+    engine: Engine,
+    ids: list[int],
+    sampling: SamplingParams,
+    show: Callable[[str], None],
+    adapter: str | None = None,
 ) -> Answer:
     """Generate one answer and show its text as it comes; Ctrl-C ends the answer alone."""
     started = time.perf_counter()
@@ -128,7 +149,7 @@ def generate(
     error = None
     logprobs: list[TokenLogprobs] = []
     try:
-        for output in engine.generate(ids, sampling):
+        for output in engine.generate(ids, sampling, adapter=adapter):
             if output.tokens:
                 last = time.perf_counter()
                 first = last if first is None else first

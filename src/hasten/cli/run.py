@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from hasten.cli.console import remark, write_json
-from hasten.cli.engine import Answer, generate, open_engine, prompt_ids, show, why_short
+from hasten.cli.engine import ADAPTER, Answer, generate, open_engine, prompt_ids, show, why_short
 from hasten.cli.options import (
     EngineChoice,
     engine_choice,
@@ -39,6 +40,12 @@ MAX_STDIN_CHARACTERS = 64 << 20
 @model_argument
 @click.argument("prompt", required=False)
 @click.option("--system", metavar="TEXT", help="System message of the chat.")
+@click.option(
+    "--lora",
+    metavar="PATH",
+    type=click.Path(path_type=Path),
+    help="Run the model with a LoRA adapter: a PEFT directory.",
+)
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without chat template.")
 @sampling_options
 @engine_choice
@@ -48,6 +55,7 @@ def command(
     model: str,
     prompt: str | None,
     system: str | None,
+    lora: Path | None,
     raw: bool,
     sampling: SamplingParams,
     engine: EngineChoice,
@@ -69,18 +77,19 @@ def command(
         prompt = None if interactive else _read_stdin()
     for text in (prompt, system, *sampling.stop):
         _check_text(text)
-    with open_engine(model, engine) as running:
+    adapter = None if lora is None else ADAPTER
+    with open_engine(model, engine, lora) as running:
         if prompt is None:
             from hasten.cli.chat import chat
 
-            chat(running, sampling, system=system, raw=raw, stats=stats)
+            chat(running, sampling, system=system, raw=raw, stats=stats, adapter=adapter)
             return
         messages = [{"role": "user", "content": prompt}]
         if system is not None:
             messages.insert(0, {"role": "system", "content": system})
         ids = prompt_ids(running.model, messages, raw=raw)
         shown = _discard if json_path == "-" else show
-        answer = generate(running, ids, sampling, shown)
+        answer = generate(running, ids, sampling, shown, adapter)
         threads = running.thread_choice
     _finish(answer, threads, sampling, stats, json_path)
 
