@@ -1,11 +1,17 @@
 """LoRA adapters in the executors: what they compute, and for whom."""
 
+import warnings
+
 import numpy as np
 import pytest
+from families import VARIANTS
 from tiny import Player, make_model, some_tokens
 from tiny_adapters import PROJECTIONS, random_adapter
 
+from hasten.generation import Engine
+from hasten.models import load_model
 from hasten.models.weights import DenseTensor
+from hasten.types import EngineOptions
 
 SEQUENCES = [some_tokens(n, seed=n) for n in (70, 33, 1, 7, 12, 40)]
 SLOTS = [0, -1, 2, 1, 0, -1]
@@ -34,6 +40,13 @@ def player(model, adapters, slots=SLOTS, sequences=SEQUENCES, **options):
     for slot, adapter in enumerate(adapters):
         made.executor.load_adapter(slot, adapter)
     return made
+
+
+def logits_of(made, tokens):
+    import torch
+
+    with torch.no_grad():
+        return made(input_ids=torch.tensor([tokens])).logits[0].numpy()
 
 
 def split(logits, sequences=SEQUENCES):
@@ -151,3 +164,42 @@ def test_many_tokens_and_adapters(isa, model, adapters):
     want = player(model, adapters, slots, **given).alone(128)
     got = player(model, adapters, slots, threads=3, **given).together(128)
     np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("family", ["llama", "qwen2", "phi3", "gemma2"])
+def test_logits_are_those_of_peft(family, tmp_path):
+    """Two adapters of several ranks, both in one engine, each against PEFT's own forward pass."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from peft import LoraConfig, get_peft_model
+
+        made = VARIANTS[family].save(tmp_path / "model")
+        joint = ["qkv_proj", "gate_up_proj", "down_proj"]
+        apart = ["q_proj", "v_proj", "gate_proj", "up_proj", "down_proj"]
+        fields = {
+            "init_lora_weights": False,
+            "target_modules": joint if family == "phi3" else apart,
+        }
+        patterns = {"rank_pattern": {"down_proj": 5}, "alpha_pattern": {"down_proj": 3}}
+        first = LoraConfig(r=4, lora_alpha=6, **patterns, **fields)
+        theirs = get_peft_model(made, first, adapter_name="first")
+        theirs.add_adapter("second", LoraConfig(r=7, use_rslora=True, **fields))
+        theirs.save_pretrained(tmp_path)
+        tokens = some_tokens(60)
+        want = {}
+        for name in ("first", "second"):
+            theirs.set_adapter(name)
+            want[name] = logits_of(theirs, tokens)
+        with theirs.disable_adapter():
+            want[None] = logits_of(theirs, tokens)
+    model = load_model(str(tmp_path / "model"))
+    for run in ({"executor": "reference"}, {"fuse": True}, {"fuse": False}):
+        given = {"weights": "f32", "kv": "f32", "lora": "f32", "threads": 1, "chunk": 33} | run
+        with Engine(model, EngineOptions(max_context=128, max_adapters=2, **given)) as engine:
+            engine.load_adapter("first", tmp_path / "first")
+            engine.load_adapter("second", tmp_path / "second")
+            for name, logits in want.items():
+                got = np.concatenate([rows for _, rows in engine.score(tokens, adapter=name)])
+                assert np.abs(got - logits).max() < 2e-5 * np.abs(logits).max(), (run, name)
+    assert np.abs(want["first"] - want[None]).max() > 0.01 * np.abs(want[None]).max()

@@ -3,6 +3,7 @@
 import json
 import pickle
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from tiny_adapters import PROJECTIONS, random_adapter, random_pairs, save_pairs
 from hasten.errors import ModelFileError, UnsupportedModelError
 from hasten.models.config import ModelConfig
 from hasten.models.config_json import to_huggingface
-from hasten.models.lora import adapted_shapes, load_adapter
+from hasten.models.lora import adapted_modules, load_adapter
 
 CONFIG = ModelConfig(
     model_type="llama",
@@ -75,10 +76,31 @@ def test_the_digest_tells_files_apart(tmp_path, pairs):
 
 
 def test_modules_are_those_that_multiply(tmp_path):
-    modules = adapted_shapes(CONFIG)
+    modules = adapted_modules(CONFIG)
     assert len(modules) == 7 * 3 + 1
-    assert modules["lm_head"] == ("lm_head.weight", (77, 40))
-    assert modules[QUERY] == (f"{QUERY}.weight", (40, 40))
+    assert modules["lm_head"].parts == (("lm_head.weight", 77),)
+    assert (modules[QUERY].rows, modules[QUERY].columns) == (40, 40)
+
+
+def test_joint_projections_share_their_input_matrix(tmp_path):
+    """Phi-3's files have one module where the graph has three, or two."""
+    config = replace(CONFIG, model_type="phi3")
+    modules = adapted_modules(config)
+    assert len(modules) == 4 * 3 + 1
+    layer = "model.layers.1"
+    assert [name for name, _ in modules[f"{layer}.self_attn.qkv_proj"].parts] == [
+        f"{layer}.self_attn.{one}_proj.weight" for one in "qkv"
+    ]
+    pairs = random_pairs(config, 4, 0, ("qkv_proj", "gate_up_proj"))
+    adapter = load_adapter(save_pairs(tmp_path, pairs), config)
+    assert len(adapter.weights) == 5 * 3
+    a, b = pairs[f"{layer}.self_attn.qkv_proj"]
+    parts = [adapter.weights[f"{layer}.self_attn.{one}_proj.weight"] for one in "qkv"]
+    assert all(part.a is parts[0].a for part in parts)
+    np.testing.assert_array_equal(parts[0].a, a)
+    np.testing.assert_array_equal(np.concatenate([part.b for part in parts]), b)
+    with pytest.raises(ModelFileError, match="does not have"):
+        load_adapter(save_pairs(tmp_path / "single", random_pairs(CONFIG, 4, 0)), config)
 
 
 @pytest.mark.parametrize(

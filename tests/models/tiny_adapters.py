@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from hasten.models.lora import adapted_shapes, load_adapter
+from hasten.models.lora import adapted_modules, load_adapter
 from hasten.models.safetensors import StoredArray, write_safetensors
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -14,11 +14,11 @@ def random_pairs(config, rank, seed, targets=PROJECTIONS, layers=None):
     """A and B of the modules that end with one of the targets, large enough to matter."""
     rng = np.random.default_rng(seed)
     pairs = {}
-    for module, (_, (rows, columns)) in adapted_shapes(config).items():
+    for module, shape in adapted_modules(config).items():
         inside = layers is None or any(f".{layer}." in module for layer in layers)
         if inside and module.endswith(tuple(targets)):
-            a = rng.standard_normal((rank, columns)) / np.sqrt(columns)
-            b = rng.standard_normal((rows, rank)) / np.sqrt(rank)
+            a = rng.standard_normal((rank, shape.columns)) / np.sqrt(shape.columns)
+            b = rng.standard_normal((shape.rows, rank)) / np.sqrt(rank)
             pairs[module] = (a.astype(np.float32), b.astype(np.float32))
     return pairs
 

@@ -12,7 +12,7 @@ from hasten.generation.threads import ThreadChoice
 from hasten.kernels.lora import packed_values
 from hasten.models import architectures
 from hasten.models.graph import weights_of
-from hasten.models.lora import LoraAdapter, adapted_shapes
+from hasten.models.lora import LoraAdapter, adapted_modules
 from hasten.models.model import Model
 from hasten.types import Batch, EngineOptions
 
@@ -81,7 +81,10 @@ def weight_bytes(model: Model, options: EngineOptions) -> int:
 
 def adapter_bytes(model: Model, options: EngineOptions) -> int:
     """Bytes that are kept for `max_adapters` adapters of the highest rank on every product."""
-    shapes = (shape for _, shape in adapted_shapes(model.config).values())
-    values = sum(packed_values(*shape, options.max_lora_rank) for shape in shapes)
+    values = sum(
+        packed_values(rows, module.columns, options.max_lora_rank)
+        for module in adapted_modules(model.config).values()
+        for _, rows in module.parts
+    )
     float32 = options.executor == "reference" or options.lora == "f32"
     return options.max_adapters * values * (4 if float32 else 2)

@@ -53,6 +53,8 @@ class Family:
         arrange: Gives the tensors of a file the names, and the shapes, that the graph asks for;
             None where they have them.
         gguf: How GGUF files hold it; None if they do not.
+        joint: Modules of a layer that are one in the family's files and several in the graph: the
+            rows of each of these by name; None where there are none.
     """
 
     architecture: str
@@ -65,3 +67,4 @@ class Family:
         None
     )
     gguf: GgufForm | None = None
+    joint: Callable[[ModelConfig], Mapping[str, Mapping[str, int]]] | None = None

@@ -28,7 +28,7 @@ from hasten.models.huggingface import dense_tensor
 from hasten.models.json_file import read_json_object
 from hasten.models.safetensors import SafetensorsFile, read_safetensors
 
-__all__ = ["LoraAdapter", "LoraWeight", "adapted_shapes", "load_adapter"]
+__all__ = ["AdaptedModule", "LoraAdapter", "LoraWeight", "adapted_modules", "load_adapter"]
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -97,12 +97,27 @@ class LoraAdapter:
         return max(weight.rank for weight in self.weights.values())
 
 
-def adapted_shapes(config: ModelConfig) -> dict[str, tuple[str, tuple[int, int]]]:
-    """The modules of a model that an adapter may change.
+@dataclass(frozen=True, slots=True)
+class AdaptedModule:
+    """A module of a checkpoint that an adapter may change.
 
-    Returns:
-        By module name: the name of its matrix in `Model.weights`, and (rows, columns).
+    Attributes:
+        parts: Names of its matrices in `Model.weights` and their rows, in the order of the module's
+            own; several for a joint projection.
+        columns: Width of its input.
     """
+
+    parts: tuple[tuple[str, int], ...]
+    columns: int
+
+    @property
+    def rows(self) -> int:
+        """Width of its output."""
+        return sum(rows for _, rows in self.parts)
+
+
+def adapted_modules(config: ModelConfig) -> dict[str, AdaptedModule]:
+    """The modules of a model that an adapter may change, by their names in checkpoints."""
     found = {}
     for op in architectures.build(config).ops:
         if isinstance(op, Linear):
@@ -110,7 +125,27 @@ def adapted_shapes(config: ModelConfig) -> dict[str, tuple[str, tuple[int, int]]
                 # The output projection that shares the embedding's matrix is a module of its own.
                 tied = config.tie_embeddings and name == "model.embed_tokens.weight"
                 module = "lm_head" if tied else name.removesuffix(".weight")
-                found[module] = (name, (rows, op.columns))
+                found[module] = AdaptedModule(((name, rows),), op.columns)
+    joint = None if config.encoder else architectures.family(config.model_type).joint
+    return found if joint is None else _joined(found, joint(config))
+
+
+def _joined(
+    modules: Mapping[str, AdaptedModule], joint: Mapping[str, Mapping[str, int]]
+) -> dict[str, AdaptedModule]:
+    """The modules with those that are one in checkpoints put together."""
+    whole = {
+        part: (name, part == next(iter(parts))) for name, parts in joint.items() for part in parts
+    }
+    found: dict[str, AdaptedModule] = {}
+    for module, single in modules.items():
+        prefix, _, last = module.rpartition(".")
+        if last not in whole:
+            found[module] = single
+        elif whole[last][1]:
+            name = whole[last][0]
+            parts = tuple(part for one in joint[name] for part in modules[f"{prefix}.{one}"].parts)
+            found[f"{prefix}.{name}"] = AdaptedModule(parts, single.columns)
     return found
 
 
@@ -142,7 +177,7 @@ def load_adapter(path: Path, config: ModelConfig) -> LoraAdapter:
         peft = _PeftConfig(read_json_object(config_path))
     arrays = read_safetensors(weights_path)
     with naming_file(weights_path):
-        weights = _collect(arrays, peft, adapted_shapes(config))
+        weights = _collect(arrays, peft, adapted_modules(config))
     return LoraAdapter(path, _digest(config_path, weights_path), weights)
 
 
@@ -231,7 +266,7 @@ class _PeftConfig:
 def _collect(
     arrays: SafetensorsFile,
     peft: _PeftConfig,
-    modules: Mapping[str, tuple[str, tuple[int, int]]],
+    modules: Mapping[str, AdaptedModule],
 ) -> dict[str, LoraWeight]:
     pairs: dict[str, dict[str, NDArray[np.float32]]] = {}
     for name, array in arrays.items():
@@ -246,9 +281,13 @@ def _collect(
         raise ModelFileError("the adapter changes nothing of this model")
     weights = {}
     for module, sides in pairs.items():
-        name, shape = modules[module]
+        shape = (modules[module].rows, modules[module].columns)
         _check_pair(module, sides, shape, peft.rank(module))
-        weights[name] = LoraWeight(sides["A"], sides["B"], peft.scale(module))
+        begin = 0
+        for name, rows in modules[module].parts:
+            b = sides["B"][begin : begin + rows]
+            weights[name] = LoraWeight(sides["A"], b, peft.scale(module))
+            begin += rows
     return weights
 
 

@@ -21,6 +21,16 @@ from hasten.models.weights import StoredTensor
 __all__ = ["FAMILY", "build"]
 
 
+def joint_projections(config: ModelConfig) -> dict[str, dict[str, int]]:
+    """The joint projections, each with the rows of the single ones in it, in order."""
+    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    inner = config.intermediate_size
+    return {
+        "qkv_proj": {"q_proj": queries, "k_proj": keys, "v_proj": keys},
+        "gate_up_proj": {"gate_proj": inner, "up_proj": inner},
+    }
+
+
 def split_joint(
     config: ModelConfig, tensors: Mapping[str, StoredTensor]
 ) -> dict[str, StoredTensor]:
@@ -29,12 +39,7 @@ def split_joint(
     Raises:
         ModelFileError: A joint projection has another number of rows.
     """
-    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    inner = config.intermediate_size
-    joint = {
-        "qkv_proj": {"q_proj": queries, "k_proj": keys, "v_proj": keys},
-        "gate_up_proj": {"gate_proj": inner, "up_proj": inner},
-    }
+    joint = joint_projections(config)
     found: dict[str, StoredTensor] = {}
     for name, tensor in tensors.items():
         stem, _, last = name.rpartition(".")
@@ -74,6 +79,7 @@ FAMILY = Family(
         {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"},
         adapt=_from_gguf,
     ),
+    joint=joint_projections,
 )
 
 
