@@ -129,7 +129,6 @@ BERT = {"model_type": "bert", "hidden_size": 40, "num_attention_heads": 4, "voca
         ({"position_embedding_type": "relative_key"}, UnsupportedModelError, "relative_key"),
         ({"hidden_act": "relu"}, UnsupportedModelError, "'relu'; allowed: gelu"),
         ({"is_decoder": True}, UnsupportedModelError, "is_decoder"),
-        ({"quantization_config": {}}, UnsupportedModelError, "quantised"),
         ({"type_vocab_size": -1}, ModelFileError, "type_vocab_size is -1"),
         ({"max_position_embeddings": 0}, ModelFileError, "max_position"),
         ({"num_attention_heads": 3}, ModelFileError, "3 attention heads in a width of 40"),

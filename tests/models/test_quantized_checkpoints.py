@@ -306,6 +306,35 @@ def test_an_order_of_minus_ones_is_none(tmp_path):
     assert np.array_equal(tensor.to_float32(), quantised[QUERY].values())
 
 
+def test_refuses_encoders(tmp_path):
+    kind = SCHEMES["gptq"]
+    directory = write_packed(tmp_path, kind, packed_tensors(kind)[1])
+    config = directory / "config.json"
+    values = json.loads(config.read_text()) | {"model_type": "bert", "hidden_act": "gelu"}
+    config.write_text(json.dumps(values))
+    with pytest.raises(UnsupportedModelError, match="the encoder's weights are quantised"):
+        load_model(directory)
+
+
+def test_parts_of_the_rows(tmp_path, kind):
+    """Packing takes a matrix apart; the parts have the layout of the whole."""
+    _, arrays = packed_tensors(kind)
+    whole = load(tmp_path, kind, arrays).weights[QUERY + ".weight"]
+    matrix = whole.quantized()
+    for begin, end in ((0, 32), (32, 128), (5, 18), (127, 128)):
+        part = whole.part(begin, end)
+        assert part.shape == (end - begin, 128)
+        assert part.layout() is whole.layout()
+        assert np.array_equal(part.to_float32(), whole.to_float32()[begin:end])
+        found = part.quantized()
+        assert np.array_equal(found.codes, matrix.codes[begin:end])
+        assert np.array_equal(found.scales, matrix.scales[begin:end])
+        if matrix.minimums is not None:
+            assert np.array_equal(found.minimums, matrix.minimums[begin:end])
+    again = whole.part(5, 50).part(2, 20)
+    assert np.array_equal(again.to_float32(), whole.to_float32()[7:25])
+
+
 def test_refuses_a_weight_that_is_there_twice(tmp_path):
     kind = SCHEMES["gptq"]
     _, arrays = packed_tensors(kind)

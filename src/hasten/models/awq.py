@@ -64,18 +64,13 @@ def _take(stem: str, arrays: MutableMapping[str, StoredArray], size: int) -> Gro
     groups = len(scales.data)
     packed_zeros = take_array(arrays, stem + ".qzeros", ("I32",), (groups, row_words)).data
 
-    def codes(begin: int, end: int) -> NDArray[np.uint8]:
-        first, last = begin // _PER_WORD, -(-end // _PER_WORD)
-        found = _rows(words[:, first:last])
-        return found[begin - first * _PER_WORD : end - first * _PER_WORD]
-
     parts = GroupedCodes(
         bits=4,
         shape=(rows, columns),
         group=group_size(stem, columns, groups, (size,)),
-        codes=codes,
-        scales=lambda: np.ascontiguousarray(read_floats(scales).T),
-        zeros=lambda: _rows(packed_zeros).astype(np.int16),
+        codes=lambda begin, end: _rows(words, begin, end),
+        scales=lambda begin, end: transpose(read_floats(scales, np.s_[:, begin:end])),
+        zeros=lambda begin, end: _rows(packed_zeros, begin, end).astype(np.int16),
         half_scales=scales.dtype == "F16",
         group_of=None,
         nbytes=words.nbytes + packed_zeros.nbytes + scales.data.nbytes,
@@ -83,12 +78,13 @@ def _take(stem: str, arrays: MutableMapping[str, StoredArray], size: int) -> Gro
     return GroupedTensor(stem + ".weight", f"AWQ 4-bit g{parts.group}", parts)
 
 
-def _rows(words: NDArray[np.int32]) -> NDArray[np.uint8]:
-    """Words [columns, n] as codes [8 n, columns]."""
-    transposed = transpose(words).view(np.uint32)
-    rows = np.empty((len(transposed), _PER_WORD, transposed.shape[1]), np.uint8)
-    shifted = np.empty_like(transposed)
+def _rows(words: NDArray[np.int32], begin: int, end: int) -> NDArray[np.uint8]:
+    """Rows begin .. end - 1 of codes in words [columns, n], as [end - begin, columns]."""
+    first = begin // _PER_WORD
+    turned = transpose(words[:, first : -(-end // _PER_WORD)]).view(np.uint32)
+    rows = np.empty((len(turned), _PER_WORD, turned.shape[1]), np.uint8)
+    shifted = np.empty_like(turned)
     for row, field in enumerate(_FIELD_OF_ROW):
-        np.right_shift(transposed, np.uint32(4 * field), out=shifted)
+        np.right_shift(turned, np.uint32(4 * field), out=shifted)
         np.bitwise_and(shifted, np.uint32(15), out=rows[:, row], casting="unsafe")
-    return rows.reshape(-1, transposed.shape[1])
+    return rows.reshape(-1, turned.shape[1])[begin - first * _PER_WORD :][: end - begin]

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from hasten.errors import ModelFileError, UnsupportedModelError
 from hasten.models.fields import read_number
 from hasten.models.grouped import GroupedCodes, GroupedTensor, group_size, read_group_of
-from hasten.models.packing import read_floats, unpack_words
+from hasten.models.packing import read_floats, unpack_rows, unpack_words
 from hasten.models.safetensors import StoredArray, take_array
 
 __all__ = ["take_compressed_tensors"]
@@ -159,7 +159,8 @@ def _finish(
     kind: str,
 ) -> GroupedTensor:
     rows, columns = shape
-    scales, groups = _take_scales(stem, arrays, rows)
+    scales, scale_bytes = _take_scales(stem, arrays, rows)
+    groups = scales.data.shape[1]
     zeros, zero_bytes = _take_zeros(stem, arrays, bits, rows, groups)
     group = group_size(stem, columns, groups, sizes)
     group_of = None
@@ -174,42 +175,51 @@ def _finish(
         shape=shape,
         group=group,
         codes=codes,
-        scales=lambda: np.broadcast_to(read_floats(scales).reshape(-1, groups), (rows, groups)),
+        scales=lambda begin, end: read_floats(scales, np.s_[begin:end]),
         zeros=zeros,
         half_scales=scales.dtype == "F16",
         group_of=group_of,
-        nbytes=nbytes + scales.data.nbytes + zero_bytes,
+        nbytes=nbytes + scale_bytes + zero_bytes,
     )
     return GroupedTensor(stem + ".weight", f"{kind}-quantized {bits}-bit {form}{order}", parts)
 
 
 def _take_scales(stem: str, arrays: _Arrays, rows: int) -> tuple[StoredArray, int]:
-    """The scales and how many there are for a row."""
-    name, kinds = stem + _SCALE, ("F16", "BF16", "F32")
-    if arrays[name].data.size == 1:
-        return take_array(arrays, name, kinds, arrays[name].data.shape), 1
-    found = take_array(arrays, name, kinds, (rows, None) if arrays[name].data.ndim > 1 else (rows,))
-    return found, found.data.size // rows
+    """The scales [rows, groups], and their bytes in the file."""
+    name = stem + _SCALE
+    stored = take_array(arrays, name, ("F16", "BF16", "F32"), _shape_by_row(arrays[name], rows))
+    return StoredArray(stored.dtype, _by_row(stored.data, rows)), stored.data.nbytes
 
 
 def _take_zeros(
     stem: str, arrays: _Arrays, bits: Literal[4, 8], rows: int, groups: int
-) -> tuple[Callable[[], NDArray[np.int16]] | None, int]:
-    """The zero points plus 2^(bits - 1), and their bytes."""
+) -> tuple[Callable[[int, int], NDArray[np.int16]] | None, int]:
+    """The zero points plus 2^(bits - 1), and their bytes in the file."""
     name = stem + _ZERO
     if name not in arrays:
         return None, 0
     if arrays[name].dtype == "I32":
         words = -(-rows // (32 // bits))
         packed = take_array(arrays, name, ("I32",), (words, groups)).data
-        return lambda: _unpack_zeros(packed, bits)[:rows], packed.nbytes
-    shape = arrays[name].data.shape
-    plain = take_array(arrays, name, ("I8",), shape if shape in ((1,), (rows,)) else (rows, groups))
+        return (
+            lambda begin, end: unpack_rows(packed.T, bits, begin, end).astype(np.int16)
+        ), packed.nbytes
+    stored = take_array(arrays, name, ("I8",), _shape_by_row(arrays[name], rows)).data
+    spread = _by_row(stored, rows)
+    if spread.shape[1] != groups:
+        raise ModelFileError(f"tensor {name!r} has {spread.shape[1]} groups, the scales {groups}")
     middle = np.int16(1 << (bits - 1))
-    spread = np.broadcast_to(plain.data.reshape(-1, groups), (rows, groups))
-    return lambda: spread + middle, plain.data.nbytes
+    return lambda begin, end: spread[begin:end] + middle, stored.nbytes
 
 
-def _unpack_zeros(packed: NDArray[np.int32], bits: Literal[4, 8]) -> NDArray[np.int16]:
-    unpacked = unpack_words(np.ascontiguousarray(packed.T), bits)
-    return np.ascontiguousarray(unpacked.T, np.int16)
+def _shape_by_row(array: StoredArray, rows: int) -> tuple[int | None, ...]:
+    """The shape to ask for: one value for the tensor, one a row, or one a row and group."""
+    if array.data.size == 1:
+        return array.data.shape
+    return (rows, None) if array.data.ndim > 1 else (rows,)
+
+
+def _by_row(values: NDArray[Any], rows: int) -> NDArray[Any]:
+    """As [rows, groups]."""
+    groups = max(1, values.size // rows)
+    return np.broadcast_to(values.reshape(-1, groups), (rows, groups))

@@ -129,9 +129,3 @@ def _refuse_variants(values: Mapping[str, Any]) -> None:
     for key in ("is_decoder", "add_cross_attention"):
         if read_flag(values, key):
             raise UnsupportedModelError(f"{key} is true", allowed="encoders")
-    if values.get("quantization_config") is not None:
-        raise UnsupportedModelError(
-            "the encoder's weights are quantised in their file",
-            allowed="float32, float16 and bfloat16",
-            do="quantise them as they load: --weights int8",
-        )

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from hasten.errors import ModelFileError, UnsupportedModelError
 from hasten.models.fields import read_number
 from hasten.models.grouped import GroupedCodes, GroupedTensor, group_size, read_group_of
-from hasten.models.packing import read_floats, transpose, unpack_words
+from hasten.models.packing import read_floats, transpose, unpack_rows, unpack_words
 from hasten.models.safetensors import StoredArray, take_array
 
 __all__ = ["take_gptq"]
@@ -88,18 +88,18 @@ def _take(
     def codes(begin: int, end: int) -> NDArray[np.uint8]:
         return unpack_words(transpose(words[:, begin:end]), wide)
 
-    def zeros() -> NDArray[np.int16]:
+    def zeros(begin: int, end: int) -> NDArray[np.int16]:
         stored = packed_zeros.view(np.uint32)
         if form == "gptq":
             stored = stored + _ONES[wide]
-        return np.ascontiguousarray(unpack_words(stored, wide).T, np.int16)
+        return unpack_rows(stored, wide, begin, end).astype(np.int16)
 
     parts = GroupedCodes(
         bits=wide,
         shape=(rows, columns),
         group=group,
         codes=codes,
-        scales=lambda: np.ascontiguousarray(read_floats(scales).T),
+        scales=lambda begin, end: transpose(read_floats(scales, np.s_[:, begin:end])),
         zeros=zeros,
         half_scales=scales.dtype == "F16",
         group_of=group_of,

@@ -7,7 +7,7 @@ Their readers give `GroupedCodes`; `GroupedTensor` makes of them what the kernel
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -37,9 +37,9 @@ class GroupedCodes:
         bits: 4 or 8.
         shape: (rows, columns).
         group: Columns that share a scale; the last group may be short.
-        codes: Gives rows [begin, end) as uint8 [end - begin, columns], 0 .. 2^bits - 1.
-        scales: Gives float32 [rows, groups].
-        zeros: Gives int16 [rows, groups], or is None where every zero point is 2^(bits - 1).
+        codes: Gives rows begin .. end - 1 as uint8 [end - begin, columns], 0 .. 2^bits - 1.
+        scales: Gives those of rows begin .. end - 1 as float32 [end - begin, groups].
+        zeros: The same as int16; None where every zero point is 2^(bits - 1).
         half_scales: The file holds the scales in half precision.
         group_of: intp [columns], the group of each column; None where column i is in i // group.
         nbytes: Bytes in the file.
@@ -49,8 +49,8 @@ class GroupedCodes:
     shape: tuple[int, int]
     group: int
     codes: Callable[[int, int], NDArray[np.uint8]]
-    scales: Callable[[], NDArray[np.float32]]
-    zeros: Callable[[], NDArray[np.int16]] | None
+    scales: Callable[[int, int], NDArray[np.float32]]
+    zeros: Callable[[int, int], NDArray[np.int16]] | None
     half_scales: bool
     group_of: NDArray[np.intp] | None
     nbytes: int
@@ -60,6 +60,18 @@ class GroupedCodes:
         """Groups of a row."""
         return -(-self.shape[1] // self.group)
 
+    def part(self, first: int, last: int) -> GroupedCodes:
+        """Rows first .. last - 1."""
+        codes, scales, zeros = self.codes, self.scales, self.zeros
+        return replace(
+            self,
+            shape=(last - first, self.shape[1]),
+            codes=lambda begin, end: codes(first + begin, first + end),
+            scales=lambda begin, end: scales(first + begin, first + end),
+            zeros=zeros and (lambda begin, end: zeros(first + begin, first + end)),
+            nbytes=self.nbytes * (last - first) // self.shape[0],
+        )
+
 
 class GroupedTensor(StoredTensor):
     """A matrix whose checkpoint holds integer codes.
@@ -68,11 +80,19 @@ class GroupedTensor(StoredTensor):
         name: The Hugging Face name of the weight that it stands for.
         encoding: Name for reports, for example "GPTQ 4-bit g128".
         parts: Its codes, scales and zero points.
+        whole: The tensor of which this one is some of the rows, and whose layout it has.
     """
 
-    def __init__(self, name: str, encoding: str, parts: GroupedCodes) -> None:
+    def __init__(
+        self,
+        name: str,
+        encoding: str,
+        parts: GroupedCodes,
+        whole: GroupedTensor | None = None,
+    ) -> None:
         super().__init__(name, parts.shape, encoding)
         self._parts = parts
+        self._whole = whole
 
     @property
     def nbytes(self) -> int:
@@ -81,43 +101,23 @@ class GroupedTensor(StoredTensor):
 
     def to_float32(self) -> NDArray[np.float32]:
         """The values; exact where scales have at most 16 significant bits, as F16 and BF16 do."""
-        rows, columns = self._parts.shape
-        group_of = self._parts.group_of
-        if group_of is None:
-            group_of = np.arange(columns) // self._parts.group
-        scales, zeros = self._scales(), self._zeros()
-        values = np.empty((rows, columns), np.float32)
-        for chunk in self._chunks():
-            block = values[chunk]
-            block[...] = self._parts.codes(chunk.start, chunk.stop)
-            block -= zeros[chunk].astype(np.float32)[:, group_of]
+        values = np.empty(self._parts.shape, np.float32)
+        group_of = self._group_of()
+        for begin, end in self._chunks():
+            block = values[begin:end]
+            block[...] = self._parts.codes(begin, end)
+            block -= self._zeros(begin, end).astype(np.float32)[:, group_of]
             with np.errstate(over="ignore"):  # reported below
-                block *= scales[chunk][:, group_of]
+                block *= self._scales(begin, end)[:, group_of]
         return require_finite(self.name, values)
 
     def take_rows(self, name: str, begin: int, end: int) -> GroupedTensor:
-        """The rows, still in the file."""
-        parts = self._parts
-        zeros = parts.zeros
-
-        def codes(first: int, last: int) -> NDArray[np.uint8]:
-            # Some packings hold 8 rows in a word.
-            aligned = (begin + first) // _WORD_ROWS * _WORD_ROWS
-            return parts.codes(aligned, begin + last)[begin + first - aligned :]
-
-        rows = replace(
-            parts,
-            shape=(end - begin, parts.shape[1]),
-            codes=codes,
-            scales=lambda: parts.scales()[begin:end],
-            zeros=None if zeros is None else lambda: zeros()[begin:end],
-            nbytes=parts.nbytes * (end - begin) // parts.shape[0],
-        )
-        return GroupedTensor(name, self.encoding, rows)
+        """The rows as a tensor of its own, still in the file."""
+        return GroupedTensor(name, self.encoding, self._parts.part(begin, end))
 
     def layout(self) -> CodeLayout | None:
         """The form of `quantized`; None where the groups fit no kernel or a scale no half."""
-        return self._layout
+        return self._layout if self._whole is None else self._whole.layout()
 
     @cached_property
     def fits_halves(self) -> bool:
@@ -128,7 +128,7 @@ class GroupedTensor(StoredTensor):
         """
         if self._parts.half_scales:
             return True
-        scales = np.abs(self._scales())
+        scales = np.abs(self._scales(0, self.shape[0]))
         largest = scales.max(axis=1, keepdims=True)
         if largest.max() > _LARGEST / (1 << self._parts.bits):
             return False
@@ -141,7 +141,8 @@ class GroupedTensor(StoredTensor):
         group = self._kernel_group()
         if group is None or not self._fills_groups() or not self.fits_halves:
             return None
-        minimum = bool((self._zeros() != 1 << (self._parts.bits - 1)).any())
+        middle = 1 << (self._parts.bits - 1)
+        minimum = any((self._zeros(begin, end) != middle).any() for begin, end in self._chunks())
         return CodeLayout(self._parts.bits, group, minimum, self._sorted_columns())
 
     def quantized(self) -> QuantizedMatrix | None:
@@ -152,7 +153,8 @@ class GroupedTensor(StoredTensor):
         layout = self.layout()
         if layout is None:
             return None
-        scales, zeros = self._scales(), self._zeros()
+        rows = self.shape[0]
+        scales, zeros = self._scales(0, rows), self._zeros(0, rows)
         middle = 0 if layout.bits == 4 else 128
         low = scales * (middle - zeros).astype(np.float32) if layout.minimum else None
         return QuantizedMatrix(
@@ -165,19 +167,29 @@ class GroupedTensor(StoredTensor):
             layout.order,
         )
 
-    def _chunks(self) -> list[slice]:
+    def part(self, begin: int, end: int) -> GroupedTensor:
+        """Some of the rows, in the layout that the whole has."""
+        parts = self._parts.part(begin, end)
+        return GroupedTensor(self.name, self.encoding, parts, self._whole or self)
+
+    def _chunks(self) -> Iterator[tuple[int, int]]:
+        """First and last row + 1 of pieces that fit the cache."""
         rows, columns = self._parts.shape
         step = max(_WORD_ROWS, _CHUNK // columns // _WORD_ROWS * _WORD_ROWS)
-        return [slice(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
+        return ((begin, min(begin + step, rows)) for begin in range(0, rows, step))
 
-    def _scales(self) -> NDArray[np.float32]:
-        return require_finite(self.name, self._parts.scales())
+    def _group_of(self) -> NDArray[np.intp]:
+        if self._parts.group_of is not None:
+            return self._parts.group_of
+        return np.arange(self.shape[1]) // self._parts.group
 
-    def _zeros(self) -> NDArray[np.int16]:
+    def _scales(self, begin: int, end: int) -> NDArray[np.float32]:
+        return require_finite(self.name, self._parts.scales(begin, end))
+
+    def _zeros(self, begin: int, end: int) -> NDArray[np.int16]:
         if self._parts.zeros is not None:
-            return self._parts.zeros()
-        shape = (self._parts.shape[0], self._parts.groups)
-        return np.full(shape, 1 << (self._parts.bits - 1), np.int16)
+            return self._parts.zeros(begin, end)
+        return np.full((end - begin, self._parts.groups), 1 << (self._parts.bits - 1), np.int16)
 
     def _kernel_group(self) -> int | None:
         """Columns that share a scale in the kernels: the file's group, or a part of it."""
@@ -209,15 +221,11 @@ class GroupedTensor(StoredTensor):
 
     def _matters(self, groups: NDArray[np.bool_]) -> bool:
         """Whether one of these groups [rows, groups] holds another value than zero."""
-        group_of = self._parts.group_of
-        if group_of is None:
-            group_of = np.arange(self.shape[1]) // self._parts.group
-        zeros = self._zeros()
-        for chunk in self._chunks():
-            if groups[chunk].any():
-                codes = self._parts.codes(chunk.start, chunk.stop)
-                used = codes != zeros[chunk][:, group_of]
-                if (used & groups[chunk][:, group_of]).any():
+        group_of = self._group_of()
+        for begin, end in self._chunks():
+            if groups[begin:end].any():
+                used = self._parts.codes(begin, end) != self._zeros(begin, end)[:, group_of]
+                if (used & groups[begin:end][:, group_of]).any():
                     return True
         return False
 
@@ -225,16 +233,16 @@ class GroupedTensor(StoredTensor):
         rows, columns = self._parts.shape
         padded = -(-columns // BLOCK) * BLOCK
         out = np.zeros((rows, padded // 2 if layout.bits == 4 else padded), np.uint8)
-        for chunk in self._chunks():
-            codes = self._parts.codes(chunk.start, chunk.stop)
+        for begin, end in self._chunks():
+            codes = self._parts.codes(begin, end)
             if layout.order is not None:
                 codes = np.take(codes, layout.order, axis=1)
             if layout.bits == 8:
-                out[chunk, :columns] = codes ^ np.uint8(0x80)
+                out[begin:end, :columns] = codes ^ np.uint8(0x80)
             elif padded == columns:
-                out[chunk] = pack_nibbles(codes)
+                out[begin:end] = pack_nibbles(codes)
             else:
-                out[chunk] = pack_nibbles(np.pad(codes, ((0, 0), (0, padded - columns))))
+                out[begin:end] = pack_nibbles(np.pad(codes, ((0, 0), (0, padded - columns))))
         return out.view(np.int8) if layout.bits == 8 else out
 
 

@@ -233,6 +233,12 @@ def _weights(
 ) -> dict[str, StoredTensor]:
     weights: dict[str, StoredTensor] = {}
     if quantization is not None:
+        if config.encoder is not None:
+            raise UnsupportedModelError(
+                "the encoder's weights are quantised in their file",
+                allowed="float32, float16 and bfloat16",
+                do="quantise them as they load: --weights int8",
+            )
         weights |= take_quantized(quantization, arrays, tensor_shapes(config))
     return weights | {name: dense_tensor(name, array) for name, array in arrays.items()}
 

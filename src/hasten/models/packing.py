@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hasten.models.safetensors import StoredArray
 
-__all__ = ["read_floats", "transpose", "unpack_words"]
+__all__ = ["read_floats", "transpose", "unpack_rows", "unpack_words"]
 
-_Word = TypeVar("_Word", np.int32, np.uint32)
+_Item = TypeVar("_Item", np.int32, np.uint32, np.float32)
 
 
 def unpack_words(
@@ -45,15 +45,37 @@ _STEPS = [
 ]
 
 
-def transpose(words: NDArray[_Word]) -> NDArray[_Word]:
+def unpack_rows(
+    words: NDArray[np.int32] | NDArray[np.uint32], bits: Literal[4, 8], begin: int, end: int
+) -> NDArray[np.uint8]:
+    """Codes that are packed along the second axis, turned.
+
+    Args:
+        words: [groups, rows * bits / 32].
+        bits: Of a code.
+        begin: First row.
+        end: Last row + 1.
+
+    Returns:
+        uint8 [end - begin, groups].
+    """
+    per_word = 32 // bits
+    first = begin // per_word
+    used = words.view(np.uint32)[:, first : -(-end // per_word)]
+    found = unpack_words(np.ascontiguousarray(used), bits)
+    return np.ascontiguousarray(found.T[begin - first * per_word :][: end - begin])
+
+
+def transpose(values: NDArray[_Item]) -> NDArray[_Item]:
     """The transpose of a slice of a larger array, C-contiguous."""
     # The slice is copied first: in cache it is turned twice as fast.
-    return np.ascontiguousarray(np.ascontiguousarray(words).T)
+    return np.ascontiguousarray(np.ascontiguousarray(values).T)
 
 
-def read_floats(array: StoredArray) -> NDArray[np.float32]:
-    """F16, BF16 or F32 values as float32."""
+def read_floats(array: StoredArray, place: Any = ...) -> NDArray[np.float32]:  # noqa: ANN401
+    """F16, BF16 or F32 values at an index of an array, as float32."""
+    values = array.data[place]
     if array.dtype == "BF16":
-        bits: NDArray[np.uint32] = np.left_shift(array.data, np.uint32(16), dtype=np.uint32)
+        bits: NDArray[np.uint32] = np.left_shift(values, np.uint32(16), dtype=np.uint32)
         return bits.view(np.float32)
-    return np.asarray(array.data, np.float32)
+    return np.asarray(values, np.float32)
