@@ -93,7 +93,7 @@ check-aarch64: ## Cross-compile the NEON kernels and run them (Debian: g++-aarch
 		-march=armv8.2-a+dotprod -static -DHASTEN_NEON -Icsrc csrc/tests/kernels_check.cpp \
 		csrc/dispatch.cpp csrc/matrix.cpp csrc/kv_cache.cpp csrc/kernels/isa_scalar.cpp \
 		csrc/kernels/isa_neon.cpp -o build/aarch64/kernels_check
-	for unit in lora ops packed_file program threads probes; do aarch64-linux-gnu-g++ -std=c++20 -O2 -Wall -Wextra \
+	for unit in lora ops packed_file program program_build threads probes; do aarch64-linux-gnu-g++ -std=c++20 -O2 -Wall -Wextra \
 		-Werror -DHASTEN_NEON -Icsrc -c csrc/$$unit.cpp -o build/aarch64/unit.o || exit 1; done
 	qemu-aarch64-static -cpu max build/aarch64/kernels_check neon
 

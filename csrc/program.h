@@ -153,7 +153,8 @@ class Program {
   void check_width(int width) const;
   void check(const Step& step) const;
   const Rope& rope_tables(int table, int head_dim) const;
-  void gated(int gate, int up, int out, void (*kernel)(const float*, const float*, int, float*));
+  void gated(int gate, int up, int out, decltype(Kernels::silu_mul) kernel);
+  void mapped(int in, decltype(Kernels::scale) kernel, float parameter, int out);
   void prepare();
   void start(Step& step, float* output);
   void run_ops(const Step& step, int begin, int end);

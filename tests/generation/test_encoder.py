@@ -12,7 +12,7 @@ from hasten.generation import Engine
 from hasten.generation.lowering import lower
 from hasten.models import architectures, load_model
 from hasten.models.encoders import encoder_tensor_name, read_encoder
-from hasten.models.graph import (
+from hasten.models.ops import (
     Add,
     Attention,
     Gelu,

@@ -7,12 +7,11 @@ import pytest
 from hasten.generation.lowering import lower
 from hasten.models import architectures
 from hasten.models.config import ModelConfig
-from hasten.models.graph import (
+from hasten.models.graph import Graph, GraphBuilder
+from hasten.models.ops import (
     Add,
     Attention,
     GeluMul,
-    Graph,
-    GraphBuilder,
     HeadNorm,
     KvWrite,
     Linear,

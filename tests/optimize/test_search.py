@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from made_up import MadeUpLaboratory
 
@@ -12,6 +12,7 @@ from hasten.optimize.gate import Budget
 from hasten.optimize.search import Search, SearchPlan
 
 MIB = 1 << 20
+EQUALLY_FAST = 0.0500001  # the search prefers the more accurate of two this near
 
 
 def search(laboratory, budget=None, **plan):
@@ -43,6 +44,7 @@ figures = st.tuples(
     unfit=st.sets(st.sampled_from(FORMATS)),
     threads=st.sampled_from([1, 2, 16]),
 )
+@example(table={"carried": (0.5, 0.0, MIB)}, half=0.0, kv_gain=0.96875, unfit=set(), threads=1)
 def test_whatever_the_figures_the_winner_is_inside_the_budget_and_not_slower(
     table, half, kv_gain, unfit, threads
 ):
@@ -65,7 +67,7 @@ def test_whatever_the_figures_the_winner_is_inside_the_budget_and_not_slower(
         assert winner.candidate in laboratory.proved
         for other in made.trials:
             if other.status == "passed":
-                assert winner.timings.latency <= other.timings.latency * 1.03
+                assert winner.speedup.estimate >= other.speedup.estimate * (1 - EQUALLY_FAST)
     for trial in made.trials:
         assert trial.status in ("refused", "slower", "passed", "chosen")
         assert trial.reason

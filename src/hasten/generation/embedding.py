@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.errors import CapacityError, UsageError
-from hasten.generation.executor import make_executor
+from hasten.generation.executor import OverExecutor, make_executor
 from hasten.generation.kvcache import DEFAULT_CONTEXT, blocks_for
 from hasten.generation.options import check_options, engine_options
 from hasten.models.embedding_settings import Pooling
@@ -38,7 +38,7 @@ def embedder_options(model: Model, **given: object) -> EngineOptions:
     return engine_options(model, **given)
 
 
-class Embedder:
+class Embedder(OverExecutor):
     """Turns texts into vectors.
 
     The same text gives the same bits, whatever else is embedded with it.
@@ -97,26 +97,6 @@ class Embedder:
         if config.output == "logits":
             model = replace(model, config=replace(config, output="hidden"))
         self._executor = make_executor(model, options, self._blocks, self.max_tokens)
-
-    @property
-    def isa(self) -> str:
-        """Instruction set that runs."""
-        return self._executor.isa
-
-    @property
-    def threads(self) -> int:
-        """Worker threads."""
-        return self._executor.thread_choice.prefill
-
-    @property
-    def formats(self) -> dict[str, str]:
-        """Format in which each weight matrix runs, by tensor name."""
-        return self._executor.formats
-
-    @property
-    def memory(self) -> dict[str, int]:
-        """Bytes of the packed weights, the cache and the activation buffers."""
-        return self._executor.memory
 
     def prompt(self, name: str | None) -> str:
         """The text that the model's files want before a text.

@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Condition, Thread
 from time import monotonic, perf_counter
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from hasten.errors import GenerationError, UsageError
 from hasten.generation.adapters import AdapterTable
 from hasten.generation.blockpool import BlockPool
-from hasten.generation.executor import make_executor, weight_bytes
+from hasten.generation.executor import OverExecutor, make_executor, weight_bytes
 from hasten.generation.intake import Intake, find_tokenizer
 from hasten.generation.kvcache import blocks_for, choose_cache_size
 from hasten.generation.options import check_options, engine_options
@@ -27,7 +27,6 @@ from hasten.generation.pacing import Pacer
 from hasten.generation.scheduler import Scheduler
 from hasten.generation.sequence import Sequence
 from hasten.generation.softmax import native_softmax
-from hasten.generation.threads import ThreadChoice
 from hasten.kernels.softmax import softmax_weights
 from hasten.models.model import Model
 from hasten.types import (
@@ -44,7 +43,7 @@ from hasten.types import (
 __all__ = ["Engine"]
 
 
-class Engine:
+class Engine(OverExecutor):
     """Runs requests for one model.
 
     One thread drives it with `step`, `generate` or `score`. Meanwhile any thread may call `submit`,
@@ -98,36 +97,6 @@ class Engine:
         self._unclaimed: list[Output] = []
         self._counts: Counter[str] = Counter()
         self._finished: Counter[FinishReason] = Counter()
-
-    @property
-    def isa(self) -> str:
-        """Instruction set that runs."""
-        return self._executor.isa
-
-    @property
-    def threads(self) -> int:
-        """Most worker threads of a step."""
-        return self._executor.thread_choice.prefill
-
-    @property
-    def thread_choice(self) -> ThreadChoice:
-        """Worker threads of prompts and of decoding, and why so many."""
-        return self._executor.thread_choice
-
-    @property
-    def formats(self) -> dict[str, str]:
-        """Format in which each weight matrix runs, by tensor name."""
-        return self._executor.formats
-
-    @property
-    def weights_source(self) -> Literal["cache", "files"]:
-        """Whether the packed weights of an earlier start were read, or the model's files packed."""
-        return self._executor.weights_source
-
-    @property
-    def memory(self) -> dict[str, int]:
-        """Bytes of the packed weights, the KV cache, the activation buffers and the adapters."""
-        return self._executor.memory
 
     @property
     def adapters(self) -> tuple[str, ...]:

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from hasten.generation.threads import ThreadChoice
 from hasten.kernels.lora import packed_values
 from hasten.models import architectures
-from hasten.models.graph import weights_of
 from hasten.models.lora import LoraAdapter, adapted_modules
 from hasten.models.model import Model
+from hasten.models.ops import weights_of
 from hasten.types import Batch, EngineOptions
 
-__all__ = ["Executor", "adapter_bytes", "make_executor", "weight_bytes"]
+__all__ = ["Executor", "OverExecutor", "adapter_bytes", "make_executor", "weight_bytes"]
 
 
 class Executor(Protocol):
@@ -42,6 +42,42 @@ class Executor(Protocol):
     def unload_adapter(self, slot: int) -> None:
         """Empties a slot."""
         ...
+
+
+class OverExecutor:
+    """What an engine says of the executor under it."""
+
+    _executor: Executor
+
+    @property
+    def isa(self) -> str:
+        """Instruction set that runs."""
+        return self._executor.isa
+
+    @property
+    def threads(self) -> int:
+        """Most worker threads of a step."""
+        return self._executor.thread_choice.prefill
+
+    @property
+    def thread_choice(self) -> ThreadChoice:
+        """Worker threads of prompts and of decoding, and why so many."""
+        return self._executor.thread_choice
+
+    @property
+    def formats(self) -> dict[str, str]:
+        """Format in which each weight matrix runs, by tensor name."""
+        return self._executor.formats
+
+    @property
+    def weights_source(self) -> Literal["cache", "files"]:
+        """Whether the packed weights of an earlier start were read, or the model's files packed."""
+        return self._executor.weights_source
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes of the packed weights, the KV cache, the activation buffers and the adapters."""
+        return self._executor.memory
 
 
 def make_executor(model: Model, options: EngineOptions, blocks: int, context: int) -> Executor:

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from hasten import _native
 from hasten.generation.formats import product_rows
 from hasten.kernels.lora import LORA_PANEL
-from hasten.models.graph import Linear, LoraShrink
 from hasten.models.lora import LoraWeight
+from hasten.models.ops import Linear, LoraShrink
 
 __all__ = ["LoraSites"]
 

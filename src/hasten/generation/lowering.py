@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from hasten.kernels.lora import LORA_PANEL
-from hasten.models.graph import (
+from hasten.models.graph import Graph
+from hasten.models.ops import (
     Add,
     Attention,
     Epilogue,
     Gelu,
     GeluMul,
-    Graph,
     HeadNorm,
     KvWrite,
     LayerNorm,
@@ -157,36 +157,23 @@ def fuse_gate(graph: Graph, formats: Mapping[str, str]) -> Graph:
     return _rewrite(graph, replaced, dropped)
 
 
-def fuse_scale(graph: Graph, _formats: Mapping[str, str]) -> Graph:
-    """A factor as part of the product before it."""
+def fuse_map(graph: Graph, _formats: Mapping[str, str]) -> Graph:
+    """GELU or a factor as part of the product before it."""
     producers = _producers(graph)
     uses = _uses(graph)
     replaced: dict[str, Op] = {}
     dropped: set[str] = set()
     for op in graph.ops:
-        if not isinstance(op, Scale):
+        if not isinstance(op, Gelu | Scale):
             continue
         product = producers[op.source]
         if isinstance(product, Linear) and product.epilogue == "store" and uses[product.out] == 1:
             dropped.add(product.out)
-            replaced[op.out] = replace(product, out=op.out, scale=op.factor)
-    return _rewrite(graph, replaced, dropped)
-
-
-def fuse_activation(graph: Graph, _formats: Mapping[str, str]) -> Graph:
-    """GELU as the epilogue of the product before it."""
-    producers = _producers(graph)
-    uses = _uses(graph)
-    replaced: dict[str, Op] = {}
-    dropped: set[str] = set()
-    for op in graph.ops:
-        product = producers[op.source] if isinstance(op, Gelu) else None
-        if not isinstance(op, Gelu) or not isinstance(product, Linear):
-            continue
-        if product.epilogue == "store" and uses[op.source] == 1:
-            dropped.add(op.source)
-            epilogue: Epilogue = "gelu_tanh" if op.tanh else "gelu"
-            replaced[op.out] = replace(product, out=op.out, epilogue=epilogue)
+            joint = replace(product, out=op.out)
+            if isinstance(op, Scale):
+                replaced[op.out] = replace(joint, scale=op.factor)
+            else:
+                replaced[op.out] = replace(joint, epilogue="gelu_tanh" if op.tanh else "gelu")
     return _rewrite(graph, replaced, dropped)
 
 
@@ -262,8 +249,7 @@ def add_adapters(graph: Graph, rank: int) -> Graph:
 FUSIONS: tuple[Callable[[Graph, Mapping[str, str]], Graph], ...] = (
     merge_projections,
     fuse_gate,
-    fuse_activation,
-    fuse_scale,
+    fuse_map,
     fuse_residual,
 )
 

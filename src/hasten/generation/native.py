@@ -27,7 +27,10 @@ from hasten.generation.threads import LayerClock, choose_threads, thread_limit
 from hasten.generation.weight_cache import fill_weights
 from hasten.kernels.rope import rope_tables
 from hasten.models import architectures
-from hasten.models.graph import (
+from hasten.models.graph import Graph
+from hasten.models.lora import LoraAdapter
+from hasten.models.model import Model
+from hasten.models.ops import (
     Add,
     AddRow,
     Attention,
@@ -35,7 +38,6 @@ from hasten.models.graph import (
     EmbedPosition,
     Gelu,
     GeluMul,
-    Graph,
     HeadNorm,
     KvWrite,
     LayerNorm,
@@ -55,8 +57,6 @@ from hasten.models.graph import (
     rotations_of,
     weights_of,
 )
-from hasten.models.lora import LoraAdapter
-from hasten.models.model import Model
 from hasten.models.rope import Rotation, inverse_frequencies
 from hasten.types import Batch, EngineOptions
 

@@ -18,7 +18,9 @@ from hasten.kernels.lora import lora
 from hasten.kernels.norm import layer_norm, rms_norm
 from hasten.kernels.rope import rope_tables, rotate
 from hasten.models import architectures
-from hasten.models.graph import (
+from hasten.models.lora import LoraAdapter, LoraWeight
+from hasten.models.model import Model
+from hasten.models.ops import (
     Add,
     AddRow,
     Attention,
@@ -38,8 +40,6 @@ from hasten.models.graph import (
     Softcap,
     rotations_of,
 )
-from hasten.models.lora import LoraAdapter, LoraWeight
-from hasten.models.model import Model
 from hasten.models.rope import inverse_frequencies
 from hasten.types import Batch
 

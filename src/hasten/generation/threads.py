@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hasten.machine import available_cores, physical_cores
-from hasten.models.graph import Attention, Graph
+from hasten.models.graph import Graph
+from hasten.models.ops import Attention
 from hasten.types import EngineOptions
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from hasten.generation.formats import MatrixFormat, choose_formats, keeps_values
 from hasten.generation.kvcache import DEFAULT_CONTEXT, KV_BLOCK, kv_bytes_per_block
 from hasten.models import architectures
 from hasten.models.config import ModelConfig
-from hasten.models.graph import Linear
+from hasten.models.ops import Linear
 from hasten.models.weights import StoredTensor
 from hasten.types import EngineOptions
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 from hasten.errors import ModelFileError
 from hasten.models import architectures
 from hasten.models.config import ModelConfig
-from hasten.models.graph import AddRow, Embed, EmbedPosition, LayerNorm, Linear, RmsNorm
+from hasten.models.ops import AddRow, Embed, EmbedPosition, LayerNorm, Linear, RmsNorm
 from hasten.models.weights import StoredTensor
 
 __all__ = ["check_inventory", "tensor_shapes"]

@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +23,14 @@ from hasten.errors import ModelFileError, UnsupportedModelError
 from hasten.models import architectures
 from hasten.models.config import ModelConfig
 from hasten.models.fields import naming_file, read_flag, read_number
-from hasten.models.graph import Linear
 from hasten.models.huggingface import dense_tensor
 from hasten.models.json_file import read_json_object
+from hasten.models.ops import Linear
 from hasten.models.safetensors import SafetensorsFile, read_safetensors
 
 __all__ = ["AdaptedModule", "LoraAdapter", "LoraWeight", "adapted_modules", "load_adapter"]
+
+V = TypeVar("V", int, float)
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -201,13 +203,12 @@ class _PeftConfig:
 
     def rank(self, module: str) -> int:
         """The rank that the configuration gives a module."""
-        rank: int = _by_pattern(self._ranks, module, self._rank)
-        return rank
+        return _by_pattern(self._ranks, module, self._rank)
 
     def scale(self, module: str) -> float:
         """The factor of a module's product."""
         rank = self.rank(module)
-        alpha: float = _by_pattern(self._alphas, module, self._alpha)
+        alpha = _by_pattern(self._alphas, module, self._alpha)
         return alpha / (math.sqrt(rank) if self._rank_stabilised else rank)
 
     def targets(self, modules: Mapping[str, object]) -> set[str] | None:
@@ -251,7 +252,7 @@ class _PeftConfig:
                 "conversion=...)`",
             )
 
-    def _pattern(self, key: str, kind: type[int] | type[float]) -> dict[str, Any]:
+    def _pattern(self, key: str, kind: type[V]) -> dict[str, V]:
         values = self._values.get(key) or {}
         if not isinstance(values, dict):
             raise ModelFileError(f"{key} is no JSON object")
@@ -330,7 +331,7 @@ def _ends_with(module: str, names: list[str]) -> bool:
     return any(module == name or module.endswith(f".{name}") for name in names)
 
 
-def _by_pattern(values: Mapping[str, Any], module: str, default: Any) -> Any:  # noqa: ANN401
+def _by_pattern(values: Mapping[str, V], module: str, default: V) -> V:
     """The value of the first name that the module is or ends with; "^" asks for the whole name."""
     for name, value in values.items():
         if module == name.removeprefix("^") or module.endswith(f".{name}"):
