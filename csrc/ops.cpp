@@ -42,6 +42,16 @@ void write_position(const Kernels& kernels, const Step& step, const KvCache& cac
   cache.write(kernels, layer, block, kv_head, position % kKvBlock, key, value);
 }
 
+constexpr int kPart = 1024;  // bytes fetched at once: as many lines as a core has under way
+
+// The part of these bytes that lies in them.
+void fetch_part(const void* data, std::ptrdiff_t bytes, std::ptrdiff_t part) {
+  const auto* first = static_cast<const char*>(data);
+  for (std::ptrdiff_t i = part * kPart; i < std::min((part + 1) * kPart, bytes); i += 64) {
+    __builtin_prefetch(first + i, 0, 2);
+  }
+}
+
 }  // namespace
 
 int EmbedOp::items(const Step& step) const { return row_items(step.count); }
@@ -79,6 +89,14 @@ void RmsNormOp::run(const Step& step, int item, float* scratch) const {
   });
 }
 
+int RmsNormOp::parts() const {
+  return divide_up(static_cast<int>(weight.size() * sizeof(float)), kPart);
+}
+
+void RmsNormOp::fetch(int part, int) const {
+  fetch_part(weight.data(), weight.size() * sizeof(float), part);
+}
+
 int LayerNormOp::items(const Step& step) const { return row_items(rows_of(step, *in)); }
 
 void LayerNormOp::run(const Step& step, int item, float* scratch) const {
@@ -107,8 +125,9 @@ LinearOp::Split LinearOp::split(const Step& step) const {
   split.rows = rows_of(step, *out);
   split.token_block = in->group > 0 ? kTokenBlock : kFloatTokenBlock;
   split.token_blocks = divide_up(split.rows, split.token_block);
-  // A few chunks a thread: enough to even out a stalled one, long enough to stream weights.
-  split.chunks = std::min(matrix->panels(), 4 * step.threads);
+  // A few chunks a thread even out a stalled one.
+  split.threads = std::min(matrix->panels(), step.threads);
+  split.chunks = std::min(matrix->panels() / split.threads, 4) * split.threads;
   return split;
 }
 
@@ -122,7 +141,7 @@ void LinearOp::run(const Step& step, int item, float* scratch) const {
   const LinearArgs args{
       matrix->view(), in->data,   in->quantized, bias.empty() ? nullptr : bias.data(),
       out->data,      out->width, epilogue,      scale};
-  const std::int64_t chunk = item / part.token_blocks, panels = matrix->panels();
+  const std::int64_t chunk = part.chunk(item / part.token_blocks), panels = matrix->panels();
   const int panel = static_cast<int>(chunk * panels / part.chunks);
   const int panel_end = static_cast<int>((chunk + 1) * panels / part.chunks);
   const int token = item % part.token_blocks * part.token_block;
@@ -130,6 +149,15 @@ void LinearOp::run(const Step& step, int item, float* scratch) const {
   if (!run_adapted(step, args, panel, panel_end, token, token_end, scratch)) {
     kernels->linear(args, panel, panel_end, token, token_end);
   }
+}
+
+int LinearOp::parts() const { return static_cast<int>(matrix->bytes() / kPart); }
+
+// Each thread starts with a chunk of its own.
+void LinearOp::fetch(int part, int threads) const {
+  const std::int64_t thread = part % threads, panels = matrix->panels();
+  const std::size_t first = thread * panels / threads * matrix->view().panel_bytes;
+  fetch_part(matrix->view().data + first, matrix->bytes() - first, part / threads);
 }
 
 bool LinearOp::run_adapted(const Step& step, LinearArgs args, int panel, int panel_end, int token,

@@ -43,6 +43,8 @@ struct RmsNormOp final : Op {
   const Buffer* out;
   int items(const Step&) const override;
   void run(const Step&, int item, float* scratch) const override;
+  int parts() const override;
+  void fetch(int part, int threads) const override;
 };
 
 struct LayerNormOp final : Op {
@@ -74,6 +76,8 @@ struct LinearOp final : Op {
   const LoraSite* lora = nullptr;
   int items(const Step&) const override;
   void run(const Step&, int item, float* scratch) const override;
+  int parts() const override;
+  void fetch(int part, int threads) const override;
 
  private:
   // The product with what adapters add; false if no token of the item has one.
@@ -81,7 +85,9 @@ struct LinearOp final : Op {
                    int token_end, float* scratch) const;
   // An item is a chunk of panels for a block of tokens.
   struct Split {
-    int rows, token_block, token_blocks, chunks;
+    int rows, token_block, token_blocks, chunks, threads;
+    // Threads take items in turn; so each goes on where it was, and what it prefetched is its own.
+    int chunk(int index) const { return index % threads * (chunks / threads) + index / threads; }
   };
   Split split(const Step& step) const;
 };

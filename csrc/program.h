@@ -1,6 +1,7 @@
 // A lowered graph: ops over numbered buffers, run in one call by a team of threads.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -81,6 +82,10 @@ class Op {
   virtual int items(const Step& step) const = 0;
   // scratch: floats of the thread's own, enough for the widest buffer and for attention's scores.
   virtual void run(const Step& step, int item, float* scratch) const = 0;
+  // How many parts of its weights are worth fetching into the cache before it runs, and fetching
+  // one of them, for so many threads.
+  virtual int parts() const { return 0; }
+  virtual void fetch(int /*part*/, int /*threads*/) const {}
 };
 
 class LoraPair;
@@ -158,6 +163,7 @@ class Program {
   void prepare();
   void start(Step& step, float* output);
   void run_ops(const Step& step, int begin, int end);
+  bool fetch_ahead(int op, int round) const;
   void group_adapters(Step& step) const;
   LoraSite& lora_site(int id) const;
   float* allocate(std::size_t floats);
@@ -180,6 +186,7 @@ class Program {
   std::vector<std::unique_ptr<Op>> ops_;
   std::mutex running_;  // one run at a time: runs share the buffers
   std::vector<int> items_;
+  std::atomic<int> first_{0}, active_{0};  // op and threads of the run, for threads that wait
   std::unique_ptr<Team> team_;
 };
 

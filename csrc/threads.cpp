@@ -1,6 +1,7 @@
 #include "threads.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace hasten {
 namespace {
@@ -29,8 +30,9 @@ constexpr int kRunSpins = 8000;
 
 }  // namespace
 
-Team::Team(int threads, int max_phases)
+Team::Team(int threads, int max_phases, Idle idle)
     : threads_(threads),
+      idle_(std::move(idle)),
       phases_(std::make_unique<Phase[]>(max_phases)),
       max_phases_(max_phases),
       bells_(std::make_unique<Bell[]>(threads)) {
@@ -93,7 +95,7 @@ void Team::work_through(std::uint32_t run, int thread) {
       (*work_.load(std::memory_order_relaxed))(i, item, thread);
       finish_item(phase);
     }
-    await(phase, run);
+    await(i, run);
   }
 }
 
@@ -118,13 +120,17 @@ void Team::finish_item(Phase& phase) {
   }
 }
 
-void Team::await(const Phase& phase, std::uint32_t run) {
+void Team::await(int index, std::uint32_t run) {
+  const Phase& phase = phases_[index];
+  bool idle = true;
   for (int spins = 0;; ++spins) {
     const std::uint32_t finished = finished_.load(std::memory_order_acquire);
     const std::uint64_t word = phase.done.load(std::memory_order_acquire);
     if (run_of(word) != (run & kRunMask) || (word & kItemMask) == items_of(word)) return;
     if (stop_.load(std::memory_order_relaxed)) return;
-    if (spins < kPhaseSpins) {
+    if (idle) {
+      idle = idle_(index, spins);
+    } else if (spins < kPhaseSpins) {
       pause();
     } else {
       finished_.wait(finished);

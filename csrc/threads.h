@@ -17,17 +17,20 @@ namespace hasten {
 class Team {
  public:
   using Work = std::function<void(int phase, int item, int thread)>;
+  // Something short to do while others are at the last items of a phase: rounds 0, 1, ... of each
+  // wait, until it returns false. A thread that comes late may call it when its run is over.
+  using Idle = std::function<bool(int phase, int round)>;
   static constexpr int kMaxItems = (1 << 21) - 1;
 
-  Team(int threads, int max_phases);
+  Team(int threads, int max_phases, Idle idle);
   ~Team();
   Team(const Team&) = delete;
   Team& operator=(const Team&) = delete;
 
   int threads() const { return threads_; }
   // Calls work for each item of each phase, one phase after the other; returns when all are done.
-  // `items` has at most max_phases entries of at most kMaxItems; `work` must not throw. Only the
-  // first `active` threads take part, the caller among them; the others sleep on.
+  // `items` has at most max_phases entries of at most kMaxItems; neither `work` nor `idle` may
+  // throw. Only the first `active` threads take part, the caller among them; the others sleep on.
   void run(std::span<const int> items, const Work& work, int active);
 
  private:
@@ -49,9 +52,10 @@ class Team {
   bool take(Phase& phase, std::uint32_t run, int& item);
   void finish_item(Phase& phase);
   // Returns once the phase of this run is over.
-  void await(const Phase& phase, std::uint32_t run);
+  void await(int phase, std::uint32_t run);
 
   const int threads_;
+  const Idle idle_;
   std::unique_ptr<Phase[]> phases_;
   int max_phases_;
   std::unique_ptr<Bell[]> bells_;
