@@ -114,7 +114,7 @@ void float_tile(const LinearArgs& args, int panel, int token, bool fresh) {
   finish_tile<M>(args, panel, token, tile);
 }
 
-constexpr int kInt4Zero = 8, kInt8Zero = 128;
+constexpr int kInt4Zero = 8;
 
 // Subtracts the zero point's share of the sums: zero * (sum of the token's codes).
 template <int M>
@@ -207,7 +207,7 @@ void int8_tile(const LinearArgs& args, int panel, int token, bool fresh) {
       for (int v = 0; v < kVectors; ++v) {
         S::I sum[M];
         S::template dot_int8<M, Blocks>(w + v * 4 * S::width, codes, stride, sum);
-        subtract_zero<M>(sum, kInt8Zero, q.totals + index);
+        if constexpr (S::int8_zero != 0) subtract_zero<M>(sum, S::int8_zero, q.totals + index);
         const S::F row_scale = S::load_half(row_scales + v * S::width);
         S::F minimum;
         if constexpr (Minimum) minimum = S::load_half(minimums + v * S::width);

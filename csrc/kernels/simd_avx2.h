@@ -104,7 +104,7 @@ struct Simd {
     const I mask = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
     for (int b = 0; b < Blocks; ++b) {
       I low16[M], high16[M];
-      nibble_sums<M, 64>(w + 512 * b, a + 32 * b, stride, mask, low16, high16);
+      nibble_sums<M>(w + 512 * b, a + 32 * b, stride, mask, low16, high16);
       for (int m = 0; m < M; ++m) {
         const I lo = _mm256_madd_epi16(low16[m], ones), hi = _mm256_madd_epi16(high16[m], ones);
         low[m] = b == 0 ? lo : _mm256_add_epi32(low[m], lo);
@@ -113,21 +113,20 @@ struct Simd {
     }
   }
 
-  // The same for int8 codes + 128, 4 further columns every 128 bytes. A byte is split into its two
-  // nibbles so that the 16-bit sums cannot overflow.
+  // The same for int8 codes + 128, 4 further columns every 128 bytes. The instruction multiplies
+  // unsigned by signed bytes, so the sign of a code goes over to the activation: two products stay
+  // below 128 * 127 * 2 = 32512 in 16 bits.
+  static constexpr int int8_zero = 0;
   template <int M, int Blocks>
   static void dot_int8(const std::uint8_t* w, const std::int8_t* a, std::ptrdiff_t stride,
                        I (&sum)[M]) {
-    const I mask = _mm256_set1_epi8(15);
-    const I ones = _mm256_set1_epi16(1), sixteens = _mm256_set1_epi16(16);
+    for (int m = 0; m < M; ++m) sum[m] = zero_int();
     for (int b = 0; b < Blocks; ++b) {
-      I low16[M], high16[M];
-      nibble_sums<M, 128>(w + 1024 * b, a + 32 * b, stride, mask, low16, high16);
-      for (int m = 0; m < M; ++m) {
-        const I both = _mm256_add_epi32(_mm256_madd_epi16(low16[m], ones),
-                                        _mm256_madd_epi16(high16[m], sixteens));
-        sum[m] = b == 0 ? both : _mm256_add_epi32(sum[m], both);
-      }
+      const std::int8_t* rows[M];
+      for (int m = 0; m < M; ++m) rows[m] = a + 32 * b + m * stride;
+      [&]<int... K>(std::integer_sequence<int, K...>) {
+        (add_signed_columns<M, K>(w + 1024 * b + 128 * K, rows, sum), ...);
+      }(std::make_integer_sequence<int, 8>());
     }
   }
 
@@ -136,13 +135,13 @@ struct Simd {
     std::int8_t bytes[32];
   };
 
-  template <int M, int Step>
+  template <int M>
   static void nibble_sums(const std::uint8_t* w, const std::int8_t* a, std::ptrdiff_t stride,
                           I mask, I (&low)[M], I (&high)[M]) {
     const std::int8_t* rows[M];
     for (int m = 0; m < M; ++m) rows[m] = a + m * stride;
     [&]<int... K>(std::integer_sequence<int, K...>) {
-      (add_columns<M, K>(w + Step * K, rows, mask, low, high), ...);
+      (add_columns<M, K>(w + 64 * K, rows, mask, low, high), ...);
     }(std::make_integer_sequence<int, 8>());
   }
 
@@ -162,6 +161,19 @@ struct Simd {
         dot4(low[m], lo, x);
         dot4(high[m], hi, x);
       }
+    }
+  }
+
+  template <int M, int K>
+  static void add_signed_columns(const std::uint8_t* w, const std::int8_t* const (&a)[M],
+                                 I (&sum)[M]) {
+    const I biased = _mm256_loadu_si256(reinterpret_cast<const I*>(w));
+    const I codes = _mm256_xor_si256(biased, _mm256_set1_epi8(-128));
+    const I sizes = _mm256_abs_epi8(codes), ones = _mm256_set1_epi16(1);
+    for (int m = 0; m < M; ++m) {
+      const I x = _mm256_sign_epi8(broadcast4<4 * K>(a[m]), codes);
+      const I products = _mm256_madd_epi16(_mm256_maddubs_epi16(sizes, x), ones);
+      asm("vpaddd %1, %0, %0" : "+x"(sum[m]) : "x"(products));
     }
   }
 };

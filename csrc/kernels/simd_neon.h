@@ -88,28 +88,20 @@ struct Simd {
   }
 
   // The same for int8 codes + 128, 4 further columns every 128 bytes. The dot product is signed
-  // here, so it takes the code without the 128, and 128 times the sum of the activations is added.
+  // here, so it takes the code without the 128.
+  static constexpr int int8_zero = 0;
   template <int M, int Blocks>
   static void dot_int8(const std::uint8_t* w, const std::int8_t* a, std::ptrdiff_t stride,
                        I (&sum)[M]) {
-    const int8x16_t ones = vdupq_n_s8(1);
-    I total[M];
-    for (int m = 0; m < M; ++m) sum[m] = total[m] = zero_int();
+    for (int m = 0; m < M; ++m) sum[m] = zero_int();
 #pragma GCC unroll 4
     for (int half = 0; half < 2 * Blocks; ++half, w += 512) {
       int8x16_t x[M];
-      for (int m = 0; m < M; ++m) {
-        x[m] = vld1q_s8(a + m * stride + 16 * half);
-        total[m] = vdotq_s32(total[m], x[m], ones);
-      }
+      for (int m = 0; m < M; ++m) x[m] = vld1q_s8(a + m * stride + 16 * half);
       dot_int8_columns<0>(w, x, sum);
       dot_int8_columns<1>(w + 128, x, sum);
       dot_int8_columns<2>(w + 256, x, sum);
       dot_int8_columns<3>(w + 384, x, sum);
-    }
-    for (int m = 0; m < M; ++m) {
-      const I pairs = vpaddq_s32(total[m], total[m]);
-      sum[m] = vaddq_s32(sum[m], vshlq_n_s32(vpaddq_s32(pairs, pairs), 7));
     }
   }
 

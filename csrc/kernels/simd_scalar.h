@@ -142,6 +142,7 @@ struct Simd {
     }
   }
 
+  static constexpr int int8_zero = 128;  // that is in the codes of dot_int8
   template <int M, int Blocks>
   static void dot_int8(const std::uint8_t* w, const std::int8_t* a, std::ptrdiff_t stride,
                        I (&sum)[M]) {
