@@ -14,31 +14,35 @@ using hasten::kKvBlock;
 using hasten::kQueryTile;
 using hasten::KvFormat;
 
-constexpr int kStep = 2;  // vectors handled together: 4 queries x 2 fit 16 registers
+// Vectors handled together. Multiply-adds take 4 cycles and two start in each, so 8 sums should be
+// under way; 16 registers hold 4 x 2 or 3 x 4 of them.
+template <int Q>
+constexpr int kStep = Q < 4 && Simd::width <= kKvBlock / 4 ? 4 : 2;
 
 // scores[q][32 positions of the block] = scale * key . query
 template <class Element, int Q>
 void block_scores(const AttentionArgs& args, const std::uint8_t* block, const float* key_scales,
                   int position) {
   using S = Simd;
+  constexpr int step = kStep<Q>;
   const auto* keys = reinterpret_cast<const Element*>(block);
-  for (int lane = 0; lane < kKvBlock; lane += kStep * S::width) {
-    S::F sum[Q][kStep];
+  for (int lane = 0; lane < kKvBlock; lane += step * S::width) {
+    S::F sum[Q][step];
     for (int q = 0; q < Q; ++q) {
-      for (int v = 0; v < kStep; ++v) sum[q][v] = S::zero();
+      for (int v = 0; v < step; ++v) sum[q][v] = S::zero();
     }
     for (int d = 0; d < args.head_dim; ++d) {
       const Element* column = keys + d * kKvBlock + lane;
-      S::F key[kStep];
-      for (int v = 0; v < kStep; ++v) key[v] = S::load(column + v * S::width);
-      for (int q = 0; q < Q; ++q) {
-        const S::F value = S::set1(args.query[q][d]);
-        for (int v = 0; v < kStep; ++v) sum[q][v] = S::fma(key[v], value, sum[q][v]);
+      S::F value[Q];
+      for (int q = 0; q < Q; ++q) value[q] = S::set1(args.query[q][d]);
+      for (int v = 0; v < step; ++v) {
+        const S::F key = S::load(column + v * S::width);
+        for (int q = 0; q < Q; ++q) sum[q][v] = S::fma(key, value[q], sum[q][v]);
       }
     }
     for (int q = 0; q < Q; ++q) {
       float* scores = args.scores + q * args.score_stride + position + lane;
-      for (int v = 0; v < kStep; ++v) {
+      for (int v = 0; v < step; ++v) {
         S::F score = S::mul(sum[q][v], S::set1(args.scale));
         if (key_scales != nullptr) {
           score = S::mul(score, S::load(key_scales + lane + v * S::width));
@@ -101,23 +105,22 @@ template <class Element, int Q>
 void add_values(const AttentionArgs& args, const Element* values, const float* weights, int count,
                 float (&sums)[Q][hasten::kMaxHeadDim]) {
   using S = Simd;
-  for (int d = 0; d < args.padded_dim; d += kStep * S::width) {
-    S::F sum[Q][kStep];
+  constexpr int step = kStep<Q>;
+  for (int d = 0; d < args.padded_dim; d += step * S::width) {
+    S::F sum[Q][step];
     for (int q = 0; q < Q; ++q) {
-      for (int v = 0; v < kStep; ++v) sum[q][v] = S::load(sums[q] + d + v * S::width);
+      for (int v = 0; v < step; ++v) sum[q][v] = S::load(sums[q] + d + v * S::width);
     }
     for (int i = 0; i < count; ++i) {
-      S::F value[kStep];
-      for (int v = 0; v < kStep; ++v) {
-        value[v] = S::load(values + i * args.padded_dim + d + v * S::width);
-      }
-      for (int q = 0; q < Q; ++q) {
-        const S::F weight = S::set1(weights[q * args.score_stride + i]);
-        for (int v = 0; v < kStep; ++v) sum[q][v] = S::fma(value[v], weight, sum[q][v]);
+      S::F weight[Q];
+      for (int q = 0; q < Q; ++q) weight[q] = S::set1(weights[q * args.score_stride + i]);
+      for (int v = 0; v < step; ++v) {
+        const S::F value = S::load(values + i * args.padded_dim + d + v * S::width);
+        for (int q = 0; q < Q; ++q) sum[q][v] = S::fma(value, weight[q], sum[q][v]);
       }
     }
     for (int q = 0; q < Q; ++q) {
-      for (int v = 0; v < kStep; ++v) S::store(sums[q] + d + v * S::width, sum[q][v]);
+      for (int v = 0; v < step; ++v) S::store(sums[q] + d + v * S::width, sum[q][v]);
     }
   }
 }
