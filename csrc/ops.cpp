@@ -8,7 +8,6 @@
 namespace hasten {
 namespace {
 
-constexpr int kRowsPerItem = 4;
 constexpr int kFloatTokenBlock = 48;
 
 int rows_of(const Step& step, const Buffer& buffer) {
@@ -21,12 +20,15 @@ float* row(const Buffer& buffer, int index) {
 
 int divide_up(int value, int step) { return (value + step - 1) / step; }
 
-int row_items(int rows) { return divide_up(rows, kRowsPerItem); }
+// Of many rows 16 go together: their scales share a cache line, which two threads would fight for.
+int rows_per_item(int rows) { return rows < 64 ? 4 : 16; }
+
+int row_items(int rows) { return divide_up(rows, rows_per_item(rows)); }
 
 template <class Work>
 void for_rows(int item, int rows, Work work) {
-  const int end = std::min((item + 1) * kRowsPerItem, rows);
-  for (int i = item * kRowsPerItem; i < end; ++i) work(i);
+  const int count = rows_per_item(rows), end = std::min((item + 1) * count, rows);
+  for (int i = item * count; i < end; ++i) work(i);
 }
 
 void rotate(const Kernels& kernels, const Rope& rope, int position, const float* x, int dim,

@@ -87,14 +87,16 @@ int Program::add_quantized_buffer(int width, int group, bool selected) {
   buffer->selected = selected;
   buffer->group = group;
   QuantizedView& view = buffer->quantized;
-  view.rows = static_cast<int>(rows);
+  // A stride that is no power of two, or the scales of a token would fall into few cache sets.
+  const std::size_t stride = round_up(static_cast<int>(rows), 16) + 16;
+  view.stride = static_cast<int>(stride);
   view.padded = padded;
   view.group = group;
   view.groups = padded / group;
   view.codes = reinterpret_cast<std::int8_t*>(allocate((rows * padded + 3) / 4));
-  view.scales = allocate(rows * view.groups);
-  view.sums = allocate(rows * view.groups);
-  view.totals = reinterpret_cast<std::int32_t*>(allocate(rows * view.groups));
+  view.scales = allocate(stride * view.groups);
+  view.sums = allocate(stride * view.groups);
+  view.totals = reinterpret_cast<std::int32_t*>(allocate(stride * view.groups));
   buffers_.push_back(std::move(buffer));
   return static_cast<int>(buffers_.size()) - 1;
 }

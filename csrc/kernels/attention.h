@@ -19,10 +19,11 @@ using hasten::KvFormat;
 template <int Q>
 constexpr int kStep = Q < 4 && Simd::width <= kKvBlock / 4 ? 4 : 2;
 
-// scores[q][32 positions of the block] = scale * key . query
+// scores[q][32 positions of the block] = scale * key . query. Meanwhile it asks for as many bytes
+// at `next`, which come after: blocks lie apart, so that the hardware does not see them coming.
 template <class Element, int Q>
-void block_scores(const AttentionArgs& args, const std::uint8_t* block, const float* key_scales,
-                  int position) {
+void block_scores(const AttentionArgs& args, const std::uint8_t* block, const std::uint8_t* next,
+                  const float* key_scales, int position) {
   using S = Simd;
   constexpr int step = kStep<Q>;
   const auto* keys = reinterpret_cast<const Element*>(block);
@@ -33,6 +34,7 @@ void block_scores(const AttentionArgs& args, const std::uint8_t* block, const fl
     }
     for (int d = 0; d < args.head_dim; ++d) {
       const Element* column = keys + d * kKvBlock + lane;
+      __builtin_prefetch(next + (d * kKvBlock + lane) * sizeof(Element));
       S::F value[Q];
       for (int q = 0; q < Q; ++q) value[q] = S::set1(args.query[q][d]);
       for (int v = 0; v < step; ++v) {
@@ -55,12 +57,6 @@ void block_scores(const AttentionArgs& args, const std::uint8_t* block, const fl
 
 inline const std::uint8_t* block_at(const AttentionArgs& args, int position) {
   return args.cache + args.blocks[position / kKvBlock] * args.block_stride;
-}
-
-// Asks for bytes [begin, end) of the block that comes next: blocks lie apart, so that the hardware
-// does not see them coming.
-inline void prefetch_part(const std::uint8_t* block, std::size_t begin, std::size_t end) {
-  for (std::size_t i = begin; i < end; i += 64) __builtin_prefetch(block + i);
 }
 
 inline int block_floor(int position) { return position / kKvBlock * kKvBlock; }
@@ -100,10 +96,10 @@ inline void cap_scores(float* scores, int first, int length, float cap) {
   }
 }
 
-// Adds one block's values, weighted, to sums[q][padded_dim].
+// Adds one block's values, weighted, to sums[q][padded_dim]; asks for the next block's.
 template <class Element, int Q>
-void add_values(const AttentionArgs& args, const Element* values, const float* weights, int count,
-                float (&sums)[Q][hasten::kMaxHeadDim]) {
+void add_values(const AttentionArgs& args, const Element* values, const Element* next,
+                const float* weights, int count, float (&sums)[Q][hasten::kMaxHeadDim]) {
   using S = Simd;
   constexpr int step = kStep<Q>;
   for (int d = 0; d < args.padded_dim; d += step * S::width) {
@@ -112,6 +108,7 @@ void add_values(const AttentionArgs& args, const Element* values, const float* w
       for (int v = 0; v < step; ++v) sum[q][v] = S::load(sums[q] + d + v * S::width);
     }
     for (int i = 0; i < count; ++i) {
+      __builtin_prefetch(next + i * args.padded_dim + d);
       S::F weight[Q];
       for (int q = 0; q < Q; ++q) weight[q] = S::set1(weights[q * args.score_stride + i]);
       for (int v = 0; v < step; ++v) {
@@ -134,9 +131,8 @@ void weighted_values(const AttentionArgs& args, const hasten::KvLayout& layout, 
   for (int q = 0; q < Q; ++q) fill(sums[q], 0, args.padded_dim, 0.0f);
   for (int first = earliest; first < longest; first += kKvBlock) {
     const std::uint8_t* block = block_at(args, first);
-    if (first + kKvBlock < longest) {
-      prefetch_part(block_at(args, first + kKvBlock), layout.values, layout.bytes);
-    }
+    const std::uint8_t* next =
+        first + kKvBlock < longest ? block_at(args, first + kKvBlock) : block;
     float* weights = args.scores + first;
     if constexpr (sizeof(Element) == 1) {
       const auto* scales = reinterpret_cast<const float*>(block + layout.value_scales);
@@ -148,8 +144,11 @@ void weighted_values(const AttentionArgs& args, const hasten::KvLayout& layout, 
       }
     }
     const int count = longest - first < kKvBlock ? longest - first : kKvBlock;
-    add_values<Element, Q>(args, reinterpret_cast<const Element*>(block + layout.values), weights,
-                           count, sums);
+    __builtin_prefetch(next + layout.value_scales);
+    __builtin_prefetch(next + layout.value_scales + 64);
+    add_values<Element, Q>(args, reinterpret_cast<const Element*>(block + layout.values),
+                           reinterpret_cast<const Element*>(next + layout.values), weights, count,
+                           sums);
   }
   for (int q = 0; q < Q; ++q) {
     for (int d = 0; d < args.head_dim; ++d) args.out[q][d] = sums[q][d];
@@ -166,11 +165,13 @@ void attend(const AttentionArgs& args) {
   }
   for (int position = earliest; position < longest; position += kKvBlock) {
     const std::uint8_t* block = block_at(args, position);
-    const bool last = position + kKvBlock >= longest;
-    prefetch_part(block_at(args, last ? earliest : position + kKvBlock), last ? layout.values : 0,
-                  last ? layout.bytes : layout.values);
+    const std::uint8_t* next = position + kKvBlock < longest
+                                   ? block_at(args, position + kKvBlock)
+                                   : block_at(args, earliest) + layout.values;
+    __builtin_prefetch(next + layout.key_scales);
+    __builtin_prefetch(next + layout.key_scales + 64);
     const auto* scales = reinterpret_cast<const float*>(block + layout.key_scales);
-    block_scores<Element, Q>(args, block, sizeof(Element) == 1 ? scales : nullptr, position);
+    block_scores<Element, Q>(args, block, next, sizeof(Element) == 1 ? scales : nullptr, position);
   }
   for (int q = 0; q < Q; ++q) {
     float* scores = args.scores + q * args.score_stride;

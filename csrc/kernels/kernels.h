@@ -41,10 +41,10 @@ struct MatrixView {
 // group lies side by side for neighbouring tokens, as a tile reads it.
 struct QuantizedView {
   std::int8_t* codes;    // [rows][padded]
-  float* scales;         // [groups][rows]
-  float* sums;           // [groups][rows]: scale * (sum of codes), for minimums
-  std::int32_t* totals;  // [groups][rows]: sum of codes, for constant zero points
-  int rows, padded, group, groups;
+  float* scales;         // [groups][stride]
+  float* sums;           // [groups][stride]: scale * (sum of codes), for minimums
+  std::int32_t* totals;  // [groups][stride]: sum of codes, for constant zero points
+  int stride, padded, group, groups;
 };
 
 struct LinearArgs {

@@ -144,7 +144,7 @@ void int4_tile(const LinearArgs& args, int panel, int token, bool fresh) {
     if (fresh) prefetch<kPanelRows*(Minimum ? 4 : 2)>(w);
     w += kPanelRows * (Minimum ? 4 : 2);
     for (int part = 0; part < parts; ++part, ++g) {
-      const std::ptrdiff_t index = static_cast<std::ptrdiff_t>(g) * q.rows + token;
+      const std::ptrdiff_t index = static_cast<std::ptrdiff_t>(g) * q.stride + token;
       const float *scales = q.scales + index, *sums = q.sums + index;
       if (fresh) prefetch<Blocks * 512>(w);
       for (int p = 0; p < kPairs; ++p) {
@@ -201,7 +201,7 @@ void int8_tile(const LinearArgs& args, int panel, int token, bool fresh) {
     if (fresh) prefetch<kPanelRows*(Minimum ? 4 : 2)>(w);
     w += kPanelRows * (Minimum ? 4 : 2);
     for (int part = 0; part < parts; ++part, ++g) {
-      const std::ptrdiff_t index = static_cast<std::ptrdiff_t>(g) * q.rows + token;
+      const std::ptrdiff_t index = static_cast<std::ptrdiff_t>(g) * q.stride + token;
       const float *scales = q.scales + index, *sums = q.sums + index;
       if (fresh) prefetch<Blocks * 1024>(w);
       for (int v = 0; v < kVectors; ++v) {

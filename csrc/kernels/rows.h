@@ -74,7 +74,7 @@ void quantize(const float* x, int n, const hasten::QuantizedView& q, int token) 
   std::int8_t* codes = q.codes + static_cast<std::ptrdiff_t>(token) * q.padded;
   for (int g = 0; g < q.groups; ++g) {
     const int begin = g * q.group;
-    const std::ptrdiff_t index = static_cast<std::ptrdiff_t>(g) * q.rows + token;
+    const std::ptrdiff_t index = static_cast<std::ptrdiff_t>(g) * q.stride + token;
     const int present = n - begin;
     if (present >= q.group) {
       quantize_group(x + begin, q, codes + begin, index);
@@ -127,7 +127,7 @@ void dequantize(const hasten::QuantizedView& q, int token, int n, float* y) {
   using S = Simd;
   const std::int8_t* codes = q.codes + static_cast<std::ptrdiff_t>(token) * q.padded;
   for (int g = 0; g * q.group < n; ++g) {
-    const float scale = q.scales[static_cast<std::ptrdiff_t>(g) * q.rows + token];
+    const float scale = q.scales[static_cast<std::ptrdiff_t>(g) * q.stride + token];
     const int begin = g * q.group, end = begin + q.group < n ? begin + q.group : n;
     int i = begin;
     for (; i + S::width <= end; i += S::width) {

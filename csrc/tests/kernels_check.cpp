@@ -65,7 +65,7 @@ struct Quantized {
   QuantizedView view{};
 
   Quantized(const Kernels& kernels, const std::vector<float>& x, int columns, int group) {
-    view.rows = kMaxTokens;
+    view.stride = kMaxTokens;
     view.padded = (columns + group - 1) / group * group;
     view.group = group;
     view.groups = view.padded / group;
