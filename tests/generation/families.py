@@ -180,3 +180,11 @@ VARIANTS = {
         "Granite", GRANITE | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}
     ),
 }
+
+
+def logits_of(made, tokens):
+    """What a model of transformers (or PEFT) computes for every token."""
+    import torch
+
+    with torch.no_grad():
+        return made(input_ids=torch.tensor([tokens])).logits[0].numpy()

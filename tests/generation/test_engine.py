@@ -4,6 +4,7 @@ import threading
 
 import numpy as np
 import pytest
+from engines import PROMPT, generated, new_engine
 from letters import PIECES, Tokenizer
 from tiny import make_model, some_tokens
 
@@ -13,16 +14,10 @@ from hasten.generation import Engine, engine_options
 from hasten.generation.native import choose_isa
 from hasten.types import EngineOptions, Request, SamplingParams
 
-PROMPT = some_tokens(10)
-
 
 @pytest.fixture(scope="module")
 def model():
     return make_model()
-
-
-def new_engine(model, **options):
-    return Engine(model, EngineOptions(**{"max_context": 64, "threads": 1} | options))
 
 
 def run_all(engine):
@@ -32,10 +27,6 @@ def run_all(engine):
         for output in engine.step():
             outputs.setdefault(output.request_id, []).append(output)
     return outputs
-
-
-def generated(engine, prompt=PROMPT, **sampling):
-    return [t for out in engine.generate(prompt, SamplingParams(**sampling)) for t in out.tokens]
 
 
 def test_greedy_takes_the_likeliest_token(model):

@@ -4,7 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
-from families import VARIANTS
+from families import VARIANTS, logits_of
 from tiny import Player, make_model, some_tokens
 from tiny_adapters import PROJECTIONS, random_adapter
 
@@ -40,13 +40,6 @@ def player(model, adapters, slots=SLOTS, sequences=SEQUENCES, **options):
     for slot, adapter in enumerate(adapters):
         made.executor.load_adapter(slot, adapter)
     return made
-
-
-def logits_of(made, tokens):
-    import torch
-
-    with torch.no_grad():
-        return made(input_ids=torch.tensor([tokens])).logits[0].numpy()
 
 
 def split(logits, sequences=SEQUENCES):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from families import SIZES, VARIANTS, VOCABULARY
+from families import SIZES, VARIANTS, VOCABULARY, logits_of
 from gguf_families import write_gguf
 
 from hasten import _native
@@ -24,14 +24,6 @@ def score(engine, tokens):
 
 def relative_error(got, want):
     return float(np.abs(got - want).max() / np.abs(want).max())
-
-
-def logits_of(made, tokens):
-    """What transformers computes for every token."""
-    import torch
-
-    with torch.no_grad():
-        return made(torch.tensor([tokens])).logits[0].numpy()
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)

@@ -2,23 +2,17 @@
 
 import numpy as np
 import pytest
+from engines import PROMPT, generated, new_engine, tokens_of
 from letters import PIECES, Tokenizer
 from tiny import make_model, some_tokens
 
 from hasten.errors import UsageError
-from hasten.generation import Engine
-from hasten.types import EngineOptions, Request, SamplingParams
-
-PROMPT = some_tokens(10)
+from hasten.types import Request, SamplingParams
 
 
 @pytest.fixture(scope="module")
 def model():
     return make_model()
-
-
-def new_engine(model, **options):
-    return Engine(model, EngineOptions(**{"max_context": 64, "threads": 1} | options))
 
 
 def run(engine, requests):
@@ -30,14 +24,6 @@ def run(engine, requests):
         for output in engine.step():
             outputs.setdefault((output.request_id, output.index), []).append(output)
     return outputs
-
-
-def tokens_of(outputs):
-    return [token for output in outputs for token in output.tokens]
-
-
-def generated(engine, prompt=PROMPT, **sampling):
-    return tokens_of(engine.generate(prompt, SamplingParams(**sampling)))
 
 
 def test_each_of_n_outputs_has_its_own_stream(model):

@@ -154,7 +154,7 @@ class Engine(OverExecutor):
         logits = self._executor.run(plan.batch)
         self._scheduler.update(plan, perf_counter() - started)
         self._counts["steps"] += 1
-        bounds = np.searchsorted(plan.batch.logit_rows, plan.batch.starts)
+        bounds = plan.batch.logit_rows.searchsorted(plan.batch.starts).tolist()
         for number, sequence in enumerate(plan.shares):
             rows = logits[bounds[number] : bounds[number + 1]]
             samples = sequence.remaining == 0

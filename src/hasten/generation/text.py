@@ -47,6 +47,9 @@ class TextStream:
         return self._release(hold=False)
 
     def _release(self, *, hold: bool) -> str:
+        if not self._stop:
+            text, self._pending = self._pending, ""
+            return text
         begins = {stop: self._pending.find(stop) for stop in self._stop}
         found = [(begin + len(stop), begin) for stop, begin in begins.items() if begin >= 0]
         if found:
