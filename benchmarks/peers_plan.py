@@ -113,7 +113,6 @@ GOALS = (
     Goal("smollm2", "decode", "llama.cpp", 2.3),
     Goal("smollm2", "decode", "limit", 0.75),
     Goal("smollm2", "prefill", "any peer", 1.5),
-    Goal("smollm2", "prefill", "limit", 0.75),
     Goal("smollm2", "batch decode", "any peer", 3.0),
     Goal("smollm2", "batch", "any peer", 2.5),
     Goal("llama-3.2-1b", "decode", "equal bits", 1.25),

@@ -1,6 +1,10 @@
 // The native module: its small parts, and the list of all.
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
+
+#include <cstring>
+#include <utility>
 
 #include "bindings.h"
 #include "dispatch.h"
@@ -41,6 +45,33 @@ void bind_softmax(nb::module_& m) {
            "Writes exp((x - peak) * scale), and the sum of every 512 of them.");
 }
 
+// Strings of a file, each after its length. A vocabulary has 50,000, and a start must be quick.
+std::pair<nb::typed<nb::list, nb::str>, std::size_t> read_strings(Row<const std::uint8_t> content,
+                                                                  std::size_t begin,
+                                                                  std::size_t count) {
+  const std::size_t size = content.shape(0);
+  nb::typed<nb::list, nb::str> found;
+  std::size_t at = begin;
+  for (std::size_t i = 0; i < count; ++i) {
+    std::uint64_t length;
+    if (at > size || size - at < sizeof(length)) break;
+    std::memcpy(&length, content.data() + at, sizeof(length));
+    if (length > size - at - sizeof(length)) break;
+    const char* text = reinterpret_cast<const char*>(content.data()) + at + sizeof(length);
+    PyObject* decoded = PyUnicode_DecodeUTF8(text, static_cast<Py_ssize_t>(length), nullptr);
+    if (decoded == nullptr) throw nb::python_error();
+    found.append(nb::steal<nb::str>(decoded));
+    at += sizeof(length) + length;
+  }
+  return {found, at};
+}
+
+void bind_files(nb::module_& m) {
+  m.def("read_strings", &read_strings, "content"_a.noconvert(), "begin"_a, "count"_a,
+        "UTF-8 strings after 64-bit lengths (little endian), and where they end; fewer than count "
+        "if the content ends before.");
+}
+
 void bind_probes(nb::module_& m) {
   m.def("compiled_isas", &compiled_isas, "Instruction sets of this build, best first.");
   m.def("isas", &available_isas, "Instruction sets this machine can run, best first.");
@@ -76,5 +107,6 @@ NB_MODULE(_native, m) {
   hasten::bind_weights(m);
   hasten::bind_program(m);
   hasten::bind_softmax(m);
+  hasten::bind_files(m);
   hasten::bind_probes(m);
 }

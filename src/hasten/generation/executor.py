@@ -117,6 +117,8 @@ def weight_bytes(model: Model, options: EngineOptions) -> int:
 
 def adapter_bytes(model: Model, options: EngineOptions) -> int:
     """Bytes that are kept for `max_adapters` adapters of the highest rank on every product."""
+    if options.max_adapters == 0:
+        return 0
     values = sum(
         packed_values(rows, module.columns, options.max_lora_rank)
         for module in adapted_modules(model.config).values()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from hasten.generation.kvcache import KV_BLOCK, check_memory
 from hasten.generation.lora import LoraSites
 from hasten.generation.lowering import lower
 from hasten.generation.packing import Packer
-from hasten.generation.threads import LayerClock, choose_threads, thread_limit
+from hasten.generation.threads import LayerClock, choose_threads, thread_limit, time_ops
 from hasten.generation.weight_cache import fill_weights
 from hasten.kernels.rope import rope_tables
 from hasten.models import architectures
@@ -169,6 +169,23 @@ class NativeExecutor:
         # Not sooner: the first token should not wait for the disk.
         self._weights.keep()
         return output
+
+    def op_seconds(self, tokens: int) -> dict[str, float]:
+        """Where the time of a prompt goes: seconds by kind of op ("Linear", "Attention", ...).
+
+        Each op runs alone, on the threads that it would have. What it computes means nothing and
+        overwrites keys and values, so this is for an executor that serves nobody.
+
+        Args:
+            tokens: Of the prompt, at most a chunk.
+        """
+        output = np.empty((1, self._program.output_width), np.float32)
+        threads = self.thread_choice.for_tokens(tokens)
+        seconds: defaultdict[str, float] = defaultdict(float)
+        for number, op in enumerate(self.graph.ops):
+            ops = range(number, number + 1)
+            seconds[type(op).__name__] += time_ops(self._program, ops, tokens, threads, output)
+        return seconds
 
     def load_adapter(self, slot: int, adapter: LoraAdapter) -> None:
         """See `Executor.load_adapter`."""

@@ -20,7 +20,9 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
+from hasten.generation.kvcache import blocks_for
 from hasten.machine import available_cores, physical_cores
 from hasten.models.graph import Graph
 from hasten.models.ops import Attention
@@ -29,7 +31,7 @@ from hasten.types import EngineOptions
 if TYPE_CHECKING:
     from hasten import _native
 
-__all__ = ["LayerClock", "ThreadChoice", "choose_threads", "race", "thread_limit"]
+__all__ = ["LayerClock", "ThreadChoice", "choose_threads", "race", "thread_limit", "time_ops"]
 
 Measure = Callable[[int, int], float]
 """Seconds of a piece of work of so many tokens on so many threads."""
@@ -213,23 +215,30 @@ class LayerClock:
         return self._time(tokens, threads, self._layers[tokens])
 
     def _time(self, tokens: int, threads: int, layers: int) -> float:
-        rows = np.arange(tokens, dtype=np.int32)
-        starts = np.asarray([0, tokens], np.int32)
-        tables = np.zeros((1, 1), np.int32)
-        nothing = np.empty(0, np.int32)
         seconds = 0.0
         for _ in range(layers):
             i = next(self._next)
-            begin, end = self._marks[i], self._marks[i + 1]
-            seconds += self._program.time(
-                np.zeros_like(rows),
-                rows,
-                starts,
-                tables,
-                nothing,
-                self._output,
-                begin,
-                end,
-                threads,
-            )
+            ops = range(self._marks[i], self._marks[i + 1])
+            seconds += time_ops(self._program, ops, tokens, threads, self._output)
         return seconds / layers
+
+
+def time_ops(
+    program: _native.Program, ops: range, tokens: int, threads: int, output: NDArray[np.float32]
+) -> float:
+    """Seconds of some ops of a program on the first tokens of a sequence.
+
+    Args:
+        program: With all its ops; the first KV block of its cache is written.
+        ops: Numbers of the ops, one after the other.
+        tokens: Of the sequence.
+        threads: That take part.
+        output: Float32 [rows, width]; of so many of the last tokens.
+    """
+    rows = np.arange(tokens, dtype=np.int32)
+    starts = np.asarray([0, tokens], np.int32)
+    tables = np.zeros((1, blocks_for(tokens)), np.int32)
+    logit_rows = rows[tokens - len(output) :]
+    return program.time(
+        np.zeros_like(rows), rows, starts, tables, logit_rows, output, ops.start, ops.stop, threads
+    )

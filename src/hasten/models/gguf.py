@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from hasten import _native
 from hasten.errors import ModelFileError, UnsupportedModelError
 from hasten.models.ggml_blocks import GGML_TYPES, KNOWN_TYPE_NAMES, GgmlType
 
@@ -127,7 +128,7 @@ def read_gguf(path: Path) -> GgufFile:
     tensor_count, key_count = _read_preamble(cursor)
     metadata = _read_metadata(cursor, key_count)
     tensors = _read_tensors(cursor, tensor_count, _alignment(cursor, metadata))
-    return GgufFile(path, metadata, tensors, np.frombuffer(content, np.uint8))
+    return GgufFile(path, metadata, tensors, cursor.bytes)
 
 
 class _Cursor:
@@ -137,6 +138,7 @@ class _Cursor:
         self.path = path
         self.size = size
         self.at = 0
+        self.bytes = np.frombuffer(content, np.uint8)
         self._content = content
         self._elements_left = _MAX_ELEMENTS
 
@@ -194,25 +196,15 @@ class _Cursor:
         return list((values != 0 if kind == _BOOL else values).tolist())
 
     def _strings(self, count: int, what: str) -> list[str]:
-        """Reads in one plain loop: a vocabulary has 50,000 strings, and a start must be quick."""
         if count * 8 > self.size - self.at:
             self.fail(f"{what} claims {count} strings, more than the file can hold")
-        spans: list[bytes] = []
-        append, unpack, content = spans.append, _U64.unpack_from, self._content
-        size, end = self.size, self.at
-        for _ in range(count):
-            start = end + 8
-            if start > size:
-                self.fail(f"{what} runs past the end of the file (truncated?)")
-            end = start + unpack(content, end)[0]
-            if end > size:
-                self.fail(f"string {len(spans)} of {what} runs past the end of the file")
-            append(content[start:end])
-        self.at = end
         try:
-            return list(map(bytes.decode, spans))
+            strings, self.at = _native.read_strings(self.bytes, self.at, count)
         except UnicodeDecodeError:
             self.fail(f"{what} holds a string that is not valid UTF-8")
+        if len(strings) < count:
+            self.fail(f"string {len(strings)} of {what} runs past the end of the file (truncated?)")
+        return strings
 
 
 def _read_preamble(cursor: _Cursor) -> tuple[int, int]:
