@@ -50,7 +50,7 @@ def main() -> int:
         for name, error in failed.items():
             print(f"cannot install {name}: {error}", file=sys.stderr)
         return 0
-    for name in arguments.model or PLANS:
+    for name in () if arguments.report else arguments.model or PLANS:
         measure(arrange(PLANS[name], arguments), arguments)
     return report(arguments)
 
@@ -80,6 +80,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--threads", type=int, default=2)
     add("--seed", type=int, default=0)
     add("--no-accuracy", action="store_true", help="leave out the comparison with float32")
+    add("--report", action="store_true", help="measure nothing, put together what was measured")
     add("--fresh", action="store_true", help="forget earlier rounds")
     add("--json", type=Path, default=ROOT / "build" / "peers.json", metavar="FILE")
     arguments = parser.parse_args()
