@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -221,21 +219,6 @@ class Embedder(OverExecutor):
             return 0
         tokenizer = self.model.tokenizer
         return len(tokenizer.encode(prompt, parse_special=False)) - len(tokenizer.suffix)
-
-    def close(self) -> None:
-        """Frees the weights and the threads."""
-        del self._executor
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _choose_limit(self, wanted: int | None) -> int:
         longest = self.model.config.max_position

@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from threading import Condition, Thread
 from time import monotonic, perf_counter
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -281,19 +279,8 @@ class Engine(OverExecutor):
 
     def close(self) -> None:
         """Frees the weights, the cache and the threads."""
-        del self._executor
+        super().close()
         self._intake.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _take_in(self) -> list[Output]:
         """Empties the inbox and ends what is late; what there is to tell before a step runs."""

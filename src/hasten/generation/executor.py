@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, Protocol
+from types import TracebackType
+from typing import Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +46,7 @@ class Executor(Protocol):
 
 
 class OverExecutor:
-    """What an engine says of the executor under it."""
+    """What has an executor under it: says what that runs, and frees it at the end of a `with`."""
 
     _executor: Executor
 
@@ -78,6 +79,21 @@ class OverExecutor:
     def memory(self) -> dict[str, int]:
         """Bytes of the packed weights, the KV cache, the activation buffers and the adapters."""
         return self._executor.memory
+
+    def close(self) -> None:
+        """Frees the weights and the threads."""
+        del self._executor
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
 
 
 def make_executor(model: Model, options: EngineOptions, blocks: int, context: int) -> Executor:
