@@ -136,6 +136,8 @@ class Scheduler:
     def _read_prompts(self, room: int) -> None:
         """Gives the room of this step to prompts, in order; takes waiting sequences in."""
         reading = sorted((s for s in self.running if s.remaining > 1), key=_ORDER)
+        if not (reading or self.waiting):
+            return
         computing: set[bytes] = set()
         admitting, deferred = True, 0
         for sequence in heapq.merge(reading, list(self.waiting), key=_ORDER):
