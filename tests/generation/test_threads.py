@@ -8,6 +8,7 @@ from tiny import Player, make_model, some_tokens
 
 from hasten.errors import UsageError
 from hasten.generation import Engine, engine_options
+from hasten.generation.native import NativeExecutor
 from hasten.generation.threads import (
     LEAST_ROUNDS,
     ROUNDS,
@@ -189,3 +190,11 @@ def test_a_recipe_of_a_larger_machine():
     options = engine_options(model)
     assert options.decode_threads is not None
     assert 1 <= options.decode_threads <= options.threads < 1024
+
+
+def test_the_time_of_a_prompt_is_told_by_kind_of_op():
+    model = make_model()
+    executor = NativeExecutor(model, EngineOptions(threads=2, max_context=64), 4, 64)
+    seconds = executor.op_seconds(40)
+    assert set(seconds) == {type(op).__name__ for op in executor.graph.ops}
+    assert all(value > 0 for value in seconds.values())

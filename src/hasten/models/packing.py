@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,7 +72,9 @@ def transpose(values: NDArray[_Item]) -> NDArray[_Item]:
     return np.ascontiguousarray(np.ascontiguousarray(values).T)
 
 
-def read_floats(array: StoredArray, place: Any = ...) -> NDArray[np.float32]:  # noqa: ANN401
+def read_floats(
+    array: StoredArray, place: slice | tuple[slice, slice] = slice(None)
+) -> NDArray[np.float32]:
     """F16, BF16 or F32 values at an index of an array, as float32."""
     values = array.data[place]
     if array.dtype == "BF16":
