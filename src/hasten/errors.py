@@ -8,11 +8,19 @@ so an exception that is not a `HastenError` is a bug of ours and shows its trace
 from __future__ import annotations
 
 __all__ = [
+    "AccessError",
+    "AuthenticationError",
     "CapacityError",
+    "DeadlineError",
+    "EngineLostError",
     "GenerationError",
     "HastenError",
     "MissingDependencyError",
     "ModelFileError",
+    "NotFoundError",
+    "OverloadError",
+    "RateLimitError",
+    "TooLargeError",
     "UnsupportedModelError",
     "UsageError",
 ]
@@ -65,3 +73,48 @@ class GenerationError(HastenError):
 
 class MissingDependencyError(HastenError):
     """An optional package is needed for this and is not installed."""
+
+
+class AuthenticationError(HastenError):
+    """A request without a valid API key."""
+
+
+class AccessError(HastenError):
+    """A request that this client, host or origin may not make."""
+
+
+class NotFoundError(HastenError):
+    """A request names a model, file, batch or path that does not exist here."""
+
+
+class TooLargeError(HastenError):
+    """A request is larger than the server reads: its body, its headers, what they unpack to."""
+
+
+class OverloadError(HastenError):
+    """The server has as much to do as it may have.
+
+    Args:
+        what: What was full, with the figure.
+        retry_after: Seconds after which another try makes sense.
+        allowed: How much may wait.
+        do: What to do about it.
+    """
+
+    def __init__(
+        self, what: str, *, retry_after: float, allowed: str | None = None, do: str | None = None
+    ) -> None:
+        super().__init__(what, allowed=allowed, do=do)
+        self.retry_after = retry_after
+
+
+class RateLimitError(OverloadError):
+    """This client has used up what it may use for now."""
+
+
+class DeadlineError(HastenError):
+    """A request did not end in the time that it had."""
+
+
+class EngineLostError(HastenError):
+    """The process that ran a model ended while a request was in it, or cannot be started."""

@@ -143,6 +143,7 @@ class Output:
         logprobs: One entry for each of `tokens` where the request asked for them.
         prompt_logprobs: One entry for each token of the prompt, with the first output of index 0.
         error: What went wrong, where `finish_reason` is "error".
+        stop: The stop string that ended it, if one did.
     """
 
     request_id: str
@@ -155,6 +156,7 @@ class Output:
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     error: str | None = None
+    stop: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

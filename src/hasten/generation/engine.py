@@ -324,7 +324,7 @@ class Engine(OverExecutor):
             reason, text = "stop", sequence.text.finish()
         else:
             text = sequence.text.push(token)
-            if sequence.text.stopped:
+            if sequence.text.stopped is not None:
                 reason = "stop"
             elif sequence.sampler.complete:
                 reason = "stop"
@@ -362,4 +362,5 @@ class Engine(OverExecutor):
             cached_tokens=sequence.cached_tokens if first else 0,
             logprobs=() if logprobs is None else (logprobs,),
             prompt_logprobs=() if prompt is None else tuple(prompt.entries),
+            stop=sequence.text.stopped,
         )

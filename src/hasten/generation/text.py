@@ -24,13 +24,16 @@ class TextStream:
         detokenizer: Turns tokens into whole characters; None for models without a tokenizer, whose
             text is always empty.
         stop: Output ends before the first of these.
+
+    Attributes:
+        stopped: The stop string that ended the output, None while none did.
     """
 
     def __init__(self, detokenizer: TextDecoder | None, stop: tuple[str, ...]) -> None:
         self._detokenizer = detokenizer
         self._stop = stop
         self._pending = ""
-        self.stopped = False
+        self.stopped: str | None = None
 
     def push(self, token: int) -> str:
         """The text that became final with this token; sets `stopped` at a stop string."""
@@ -41,7 +44,7 @@ class TextStream:
 
     def finish(self) -> str:
         """The text that was still held back."""
-        if self._detokenizer is None or self.stopped:
+        if self._detokenizer is None or self.stopped is not None:
             return ""
         self._pending += self._detokenizer.flush()
         return self._release(hold=False)
@@ -51,11 +54,11 @@ class TextStream:
             text, self._pending = self._pending, ""
             return text
         begins = {stop: self._pending.find(stop) for stop in self._stop}
-        found = [(begin + len(stop), begin) for stop, begin in begins.items() if begin >= 0]
+        found = [(begin + len(stop), begin, stop) for stop, begin in begins.items() if begin >= 0]
         if found:
             # The one that is complete first, however the text came in pieces.
-            self.stopped = True
-            text, self._pending = self._pending[: min(found)[1]], ""
+            _, begin, self.stopped = min(found)
+            text, self._pending = self._pending[:begin], ""
             return text
         held = self._possible_stop() if hold else 0
         cut = len(self._pending) - held
