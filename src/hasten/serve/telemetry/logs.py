@@ -1,8 +1,8 @@
-r"""Logs: one JSON object a line, or a readable line where a terminal reads them.
+"""Logs: one JSON object a line, or a readable line where a terminal reads them.
 
-Loggers under "hasten.serve" are ours; a message has no values in it but in its fields::
+Loggers under "hasten.serve" are ours. What is in `extra` becomes fields of the line::
 
-    LOGGER.info("model loaded", extra={"fields": {"model": name, "seconds": seconds}})
+    LOGGER.info("model loaded", extra={"model": name, "seconds": seconds})
 
 Nothing that a client sends can begin a line of its own: characters that do not print are escaped.
 Bodies, query strings and keys are never logged.
@@ -14,7 +14,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, TextIO
@@ -27,6 +27,8 @@ __all__ = ["ConsoleFormatter", "JsonFormatter", "log_access", "logging_to"]
 _ROUTED = ("hasten.serve", "uvicorn", "asyncio")
 """Loggers whose records, and those below them, get our format."""
 _ACCESS = logging.getLogger("hasten.serve.access")
+_OWN = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "color_message"}
+"""Attributes of any record; uvicorn adds the last one for terminals."""
 _LONGEST = 256
 """Characters of a path or an error that are logged."""
 
@@ -35,9 +37,7 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
     """What a record carries besides its message: the request it belongs to, and its own fields."""
     observed = CURRENT.get()
     fields: dict[str, Any] = {} if observed is None else {"request_id": observed.id}
-    given = getattr(record, "fields", None)
-    if isinstance(given, Mapping):
-        fields.update(given)
+    fields |= {name: value for name, value in vars(record).items() if name not in _OWN}
     return fields
 
 
@@ -129,8 +129,7 @@ def log_access(observed: Observed, seconds: float, trace_id: str) -> None:
         fields["disconnected"] = True
     if observed.error is not None:
         fields |= _failure(observed.error)
-    message = "%s %s %s"
-    _ACCESS.log(level, message, observed.method, path, observed.status, extra={"fields": fields})
+    _ACCESS.log(level, "%s %s %s", observed.method, path, observed.status, extra=fields)
 
 
 def _answer(observed: Observed) -> dict[str, Any]:

@@ -123,6 +123,12 @@ class Metrics:
             "status",
         )
         self._outputs = self._count("hasten_outputs", "Outputs that ended, by reason.", "reason")
+        self._failures = self._count(
+            "hasten_failures",
+            "Jobs that ended with an error after the engine had them, by error; they count in no "
+            "time and no tokens.",
+            "error",
+        )
         self._truncations = self._count(
             "hasten_truncations",
             'Outputs cut at their limit or at the end of the context (reason "length").',
@@ -191,7 +197,11 @@ class Metrics:
         self._token_counters[model][0].inc(prompt_tokens)
         self._e2e.add(model, total)
 
-    def finished(
+    def failed(self, model: str, error: Exception) -> None:
+        """A job ended with an error after it had begun."""
+        self._failures.labels(self._name(model), type(error).__name__).inc()
+
+    def answered(
         self, protocol: str, model: str, status: int, *, disconnected: bool = False
     ) -> None:
         """An HTTP request is over.

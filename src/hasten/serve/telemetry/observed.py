@@ -19,16 +19,16 @@ class Observed:
     """One HTTP request. It never holds a body, a query string or a key.
 
     Attributes:
-        id: Of the request; filled by the front, as all to `received`.
-        client: Name of its API key.
+        id: Of the request; filled by the front as it learns them, as all to `error`.
         method: Of HTTP.
-        path: As it was asked for.
+        path: As it was asked for, without the query string.
+        received: When the request came, in seconds of `time.monotonic`.
+        client: Name of its API key.
         route: The path of the `Route` that answers, "" for none; unlike `path`, one of few.
         protocol: Which protocol the route belongs to, such as "openai".
-        received: When the request came, in seconds of `time.monotonic`.
-        status: Of the response, 0 while there is none; filled by the front.
-        disconnected: The client left before the end; filled by the front.
-        error: What went wrong, if it is known; filled by the front.
+        status: Of the response, 0 while there is none.
+        disconnected: The client left before the end.
+        error: What went wrong.
         model: Which model answers, a name that the server knows; filled by the service, as all
             that follow.
         operation: "chat", "text_completion" or "embeddings".
@@ -39,12 +39,12 @@ class Observed:
     """
 
     id: str
-    client: str
     method: str
     path: str
-    route: str
-    protocol: str
     received: float
+    client: str = ""
+    route: str = ""
+    protocol: str = ""
     status: int = 0
     disconnected: bool = False
     error: BaseException | None = None

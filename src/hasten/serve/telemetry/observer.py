@@ -32,77 +32,79 @@ class Observer:
     def request(self, observed: Observed, headers: Mapping[str, str]) -> Iterator[Observed]:
         """One HTTP request, from its headers to the last byte of its answer.
 
-        The block sets `status`, and `error` and `disconnected` where they apply. What runs inside
-        finds the request in `CURRENT`.
+        The block fills in what it learns. What runs inside finds the request in `CURRENT`.
 
         Args:
             observed: What is known of it.
             headers: With names in lower case.
         """
-        span = self.tracer.start(observed, headers)
         token = CURRENT.set(observed)
         try:
             yield observed
+        except asyncio.CancelledError:
+            observed.disconnected = True
+            raise
         except BaseException as error:
-            if isinstance(error, asyncio.CancelledError):
-                observed.disconnected = True
-            else:
-                observed.error = error
-                observed.status = observed.status or 500
+            observed.error = error
+            observed.status = observed.status or 500
             raise
         finally:
-            try:
-                log_access(observed, time.monotonic() - observed.received, span.trace_id)
-            finally:
-                CURRENT.reset(token)
-            self.metrics.finished(
-                observed.protocol,
-                observed.model,
-                observed.status,
-                disconnected=observed.disconnected,
-            )
-            span.end(observed)
+            self._over(observed, headers)
+            CURRENT.reset(token)
 
-    def began(self, job: Job | EmbedJob, model: str) -> None:
-        """A job was found to be for a model that the server knows.
+    def _over(self, observed: Observed, headers: Mapping[str, str]) -> None:
+        self.metrics.answered(
+            observed.protocol,
+            observed.model,
+            observed.status,
+            disconnected=observed.disconnected,
+        )
+        seconds = time.monotonic() - observed.received
+        log_access(observed, seconds, self.tracer.record(observed, headers))
 
-        Args:
-            job: What is asked for.
-            model: The name it is served under.
-        """
+    def began(self, job: Job | EmbedJob) -> None:
+        """A job turned out to be for a model that the server knows."""
         observed = CURRENT.get()
         if observed is None:
             return
-        observed.model = model
+        observed.model = job.model
         if isinstance(job, EmbedJob):
             observed.operation = "embeddings"
-        else:
-            observed.operation = (
-                "chat" if isinstance(job.prompt, Conversation) else "text_completion"
-            )
-            observed.sampling = job.sampling
+            return
+        chat = isinstance(job.prompt, Conversation)
+        observed.operation = "chat" if chat else "text_completion"
+        observed.sampling = job.sampling
 
-    def generated(
-        self, model: str, usage: Usage, reasons: Sequence[EndReason], cache: str = "off"
+    def finished(
+        self,
+        job: Job,
+        usage: Usage,
+        reasons: Sequence[EndReason],
+        error: Exception | None = None,
+        cache: str = "off",
     ) -> None:
-        """A job ended well.
+        """A job is over; times are taken from those alone that ended well.
 
         Args:
-            model: The name it was served under.
-            usage: The last event of its generation.
-            reasons: Why its outputs ended, one each.
+            job: For a model that the server knows.
+            usage: What it took.
+            reasons: Why its outputs ended, one each; fewer than outputs where the client left.
+            error: What ended it, if something did.
             cache: What the response cache said: "hit", "joined", "miss" or "off".
         """
-        self.metrics.generated(model, usage, reasons, cache)
         observed = CURRENT.get()
         if observed is not None:
             observed.usages.append(usage)
             observed.reasons.extend(reasons)
             observed.cache = cache
+        if error is not None:
+            self.metrics.failed(job.model, error)
+        elif len(reasons) == job.sampling.n:
+            self.metrics.generated(job.model, usage, reasons, cache)
 
-    def embedded(self, model: str, embeddings: Embeddings) -> None:
+    def embedded(self, job: EmbedJob, embeddings: Embeddings) -> None:
         """Texts became vectors."""
-        self.metrics.embedded(model, embeddings.prompt_tokens, embeddings.total)
+        self.metrics.embedded(job.model, embeddings.prompt_tokens, embeddings.total)
         observed = CURRENT.get()
         if observed is not None:
             timing = Timing(embeddings.total, embeddings.load, 0.0, 0.0, 0.0, None)

@@ -23,7 +23,6 @@ from hasten import __version__
 from hasten.errors import UsageError
 from hasten.serve.jobs import MAX_OUTPUT
 from hasten.serve.telemetry.observed import Observed
-from hasten.serve.telemetry.tracing import NoTracer, Span
 
 __all__ = ["OtlpTracer", "exporter_to"]
 
@@ -47,7 +46,11 @@ class _Quiet(SpanExporter):
         failed = result is not SpanExportResult.SUCCESS
         if failed != self._failing:
             self._failing = failed
-            message = "traces are dropped: the collector does not take them" if failed else "traces are sent again"
+            message = (
+                "traces are dropped: the collector does not take them"
+                if failed
+                else "traces are sent again"
+            )
             _LOG.warning(message)
         return result
 
@@ -101,10 +104,10 @@ class OtlpTracer:
         self._tracer = self._provider.get_tracer("hasten.serve", __version__)
         self._context = TraceContextTextMapPropagator()
 
-    def start(self, observed: Observed, headers: Mapping[str, str]) -> Span:
-        """A span of kind server that began when the request came; none for routine requests."""
+    def record(self, observed: Observed, headers: Mapping[str, str]) -> str:
+        """A span of kind server from the arrival of the request until now; none for routine."""
         if observed.routine:
-            return NoTracer().start(observed, headers)
+            return ""
         began = time.time_ns() - int((time.monotonic() - observed.received) * 1e9)
         span = self._tracer.start_span(
             f"{observed.method} {observed.route}".rstrip(),
@@ -112,31 +115,20 @@ class OtlpTracer:
             kind=trace.SpanKind.SERVER,
             start_time=began,
         )
-        return _Span(span, began)
+        if span.is_recording():
+            span.set_attributes(_http(observed) | _generation(observed))
+            for usage in observed.usages:
+                if usage.timing.ttft is not None:
+                    span.add_event("first token", timestamp=began + int(usage.timing.ttft * 1e9))
+            if observed.status >= 500:
+                span.set_status(trace.StatusCode.ERROR)
+        span.end()
+        return trace.format_trace_id(span.get_span_context().trace_id)
 
     def close(self) -> None:
         """Sends what is left, for a few seconds at most."""
         self._exporter.closing = True
         self._provider.shutdown()
-
-
-class _Span:
-    def __init__(self, span: trace.Span, began: int) -> None:
-        self._span = span
-        self._began = began
-        self.trace_id = trace.format_trace_id(span.get_span_context().trace_id)
-
-    def end(self, observed: Observed) -> None:
-        span = self._span
-        if span.is_recording():
-            span.set_attributes(_http(observed) | _generation(observed))
-            for usage in observed.usages:
-                if usage.timing.ttft is not None:
-                    when = self._began + int(usage.timing.ttft * 1e9)
-                    span.add_event("first token", timestamp=when)
-            if observed.status >= 500:
-                span.set_status(trace.StatusCode.ERROR)
-        span.end()
 
 
 def _http(observed: Observed) -> dict[str, AttributeValue]:

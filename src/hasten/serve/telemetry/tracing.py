@@ -8,44 +8,34 @@ from typing import Protocol
 from hasten.errors import MissingDependencyError
 from hasten.serve.telemetry.observed import Observed
 
-__all__ = ["NoTracer", "Span", "Tracer", "open_tracer"]
-
-
-class Span(Protocol):
-    """A request under way."""
-
-    trace_id: str
-    """32 hexadecimal digits, "" where nothing is traced."""
-
-    def end(self, observed: Observed) -> None:
-        """The request is over."""
+__all__ = ["NoTracer", "Tracer", "open_tracer"]
 
 
 class Tracer(Protocol):
-    """What makes spans."""
+    """What keeps spans."""
 
-    def start(self, observed: Observed, headers: Mapping[str, str]) -> Span:
-        """A request came; its traceparent header (W3C Trace Context) names what it is part of."""
+    def record(self, observed: Observed, headers: Mapping[str, str]) -> str:
+        """A request is over.
+
+        Args:
+            observed: What became of it.
+            headers: Names in lower case; traceparent (W3C Trace Context) says what trace the
+                request is part of.
+
+        Returns:
+            The trace, as 32 hexadecimal digits; "" where nothing is traced.
+        """
 
     def close(self) -> None:
         """Sends what is left, for a few seconds at most; blocks meanwhile."""
 
 
-class _NoSpan:
-    trace_id = ""
-
-    def end(self, observed: Observed) -> None:
-        pass
-
-
 class NoTracer:
     """Traces nothing."""
 
-    _SPAN = _NoSpan()
-
-    def start(self, observed: Observed, headers: Mapping[str, str]) -> Span:
+    def record(self, observed: Observed, headers: Mapping[str, str]) -> str:
         """Nothing."""
-        return self._SPAN
+        return ""
 
     def close(self) -> None:
         """Nothing."""
