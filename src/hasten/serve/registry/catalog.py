@@ -73,6 +73,15 @@ class Catalog:
         yield from self._given.values()
         yield from (one for name, one in self._kept.items() if name not in self._given)
 
+    def all(self) -> Iterator[Entry]:
+        """The entries, the hidden ones too."""
+        yield from self._given.values()
+        yield from self._kept.values()
+
+    def is_given(self, key: str) -> bool:
+        """Whether the operator gave this name, in its one spelling, a meaning."""
+        return key in self._given
+
     def get(self, name: str) -> Entry:
         """What a name stands for, in any spelling.
 

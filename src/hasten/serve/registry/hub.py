@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fnmatch
+import hashlib
 import shutil
 from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import contextmanager
@@ -144,10 +145,38 @@ class HubStore:
                 await asyncio.wait({task})
                 task.exception()
 
+    async def verify(self, download: Download) -> None:
+        """Compares what is here with the digests that the Hub tells.
+
+        Raises:
+            HastenError: A file is not what it should be; it is removed.
+        """
+        for file in download.files:
+            kind, _, wanted = file.digest.partition(":")
+            path = self.snapshot(download) / file.name
+            if kind == "sha256" and await asyncio.to_thread(_sha256, path) != wanted:
+                path.resolve().unlink()
+                path.unlink(missing_ok=True)
+                raise HastenError(
+                    f"{file.name} of {download.repository} was damaged on its way",
+                    do="pull it again",
+                )
+
+    def snapshot(self, download: Download) -> Path:
+        """The directory of a download."""
+        return self._repository(download.repository) / "snapshots" / download.revision
+
     def path(self, download: Download) -> Path:
-        """Where a download lies: its directory, or the one file that is the model."""
-        snapshot = self._repository(download.repository) / "snapshots" / download.revision
+        """The model of a download: its directory, or one file in it."""
+        snapshot = self.snapshot(download)
         return snapshot if download.single is None else snapshot / download.single
+
+    def repository_of(self, path: Path) -> str | None:
+        """The repository that a path lies in; None for one that is not of this store."""
+        if not path.is_relative_to(self._directory):
+            return None
+        folder = path.relative_to(self._directory).parts[0]
+        return folder.removeprefix("models--").replace("--", "/", 1)
 
     def sweep(self, repository: str, used: Collection[Path]) -> None:
         """Removes what nobody needs any more of a repository.
@@ -285,6 +314,11 @@ def _explained(what: str, error: Exception) -> HastenError:
         f"{what} could not be downloaded ({lines[0] if lines else type(error).__name__})",
         do="check the server's network, or start the server with a path to the model",
     )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _is_small(file: str) -> bool:

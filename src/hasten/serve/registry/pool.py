@@ -36,7 +36,7 @@ from hasten.serve.registry.memory import (
 )
 from hasten.types import EngineOptions
 
-__all__ = ["EnginePool", "Loaded", "StartEngine"]
+__all__ = ["EnginePool", "Loaded", "Place", "StartEngine"]
 
 StartEngine = Callable[[str, EngineSpec], EngineProcess]
 
@@ -59,10 +59,13 @@ class Loaded:
         idle: Set while nobody does.
         last_used: In seconds of `time.monotonic`.
         expires: When it goes, in Unix seconds; None if nothing is planned.
+        timer: Calls when that is.
         leaving: Ends when it is gone; None as long as it is to stay.
+        spelling: What `spell` tells, by token.
+        digest: Of the model's files, once somebody asked for it.
     """
 
-    place: _Place
+    place: Place
     engine: EngineProcess
     model: Model
     users: int = 0
@@ -72,6 +75,7 @@ class Loaded:
     timer: TimerHandle | None = None
     leaving: Task[None] | None = None
     spelling: list[bytes] | None = None
+    digest: str | None = None
 
     def spell(self, token: int) -> bytes:
         """The bytes that a token adds to a text; the name of a special one.
@@ -85,8 +89,16 @@ class Loaded:
 
 
 @dataclass(eq=False)
-class _Place:
-    """Where the engine of a spec is, or will be."""
+class Place:
+    """Where the engine of a spec is, or will be.
+
+    Attributes:
+        name: What it is called, in logs and errors.
+        spec: What to run.
+        loaded: What is there.
+        loading: Brings it.
+        waiting: How many wait for it.
+    """
 
     name: str
     spec: EngineSpec
@@ -108,7 +120,7 @@ class EnginePool:
         self._budget = MemoryBudget(budget)
         self._keep_alive = keep_alive
         self._start_engine = start_engine
-        self._places: dict[bytes, _Place] = {}
+        self._places: dict[bytes, Place] = {}
         self._live: set[Loaded] = set()
         self._making_room = asyncio.Lock()
         self._tasks: set[Task[Any]] = set()
@@ -128,7 +140,7 @@ class EnginePool:
             EngineLostError: The pool is closed.
             HastenError: It could not be loaded.
         """
-        place = self._places.setdefault(_key(spec), _Place(name, spec))
+        place = self._places.setdefault(_key(spec), Place(name, spec))
         place.waiting += 1
         try:
             while True:
@@ -248,7 +260,7 @@ class EnginePool:
         if not loaded.users and not loaded.place.waiting and not self._closed:
             self._retire(loaded)
 
-    def _settle(self, place: _Place) -> None:
+    def _settle(self, place: Place) -> None:
         """Looks after what nobody waits for any more."""
         loaded = place.loaded
         if place.waiting:
@@ -277,7 +289,7 @@ class EnginePool:
             self._settle(loaded.place)
         _LOG.info("unloaded %s", loaded.place.name)
 
-    async def _load(self, place: _Place, sharing: int) -> None:
+    async def _load(self, place: Place, sharing: int) -> None:
         started = monotonic()
         try:
             place.loaded = await self._open(place, sharing)
@@ -289,7 +301,7 @@ class EnginePool:
             self._settle(place)
         _LOG.info("loaded %s in %.2f s", place.name, monotonic() - started)
 
-    async def _open(self, place: _Place, sharing: int) -> Loaded:
+    async def _open(self, place: Place, sharing: int) -> Loaded:
         model, options, need = await asyncio.to_thread(_read, place.spec, self._budget.total)
         async with self._making_room:
             cache = await self._make_room(place.name, need, sharing)
