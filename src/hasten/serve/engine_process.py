@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.errors import DeadlineError, EngineLostError, HastenError, OverloadError, UsageError
+from hasten.errors import DeadlineError, EngineLostError, HastenError, OverloadError
 from hasten.serve.link import Link, OutputStream
 from hasten.serve.wire import EngineInfo, EngineSpec
 from hasten.types import EngineStatistics, Request, SamplingParams
@@ -128,6 +128,8 @@ class EngineProcess:
             self._set("starting")
             self._wanted.set()
         await self._settled()
+        if self.state == "failed" and self.failure is not None:
+            raise self.failure
         if self.state != "ready":
             raise self._refusal()
 
@@ -273,7 +275,82 @@ class EngineProcess:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def _refusal(self) -> HastenError:
-        if self.state == "failed" and self.failure is not None:
-            return self.failure
-        return EngineLostError(f"{self.name!r} is {self.state}", do="start it")
+    def _refusal(self) -> EngineLostError:
+        if self.state == "failed":
+            return EngineLostError(f"{self.name!r} cannot be started: {self.failure}")
+        return EngineLostError(f"{self.name!r} is {self.state}", do="load it")
+
+    async def _supervise(self) -> None:
+        """Starts workers, one after another; ends where the very first cannot be started."""
+        supervision = self._supervision
+        failed = 0  # tries in a row that made no worker
+        short = 0  # these, and the workers that ended soon
+        ready = False
+        while True:
+            link = await self._open()
+            if link is not None:
+                began = monotonic()
+                await self._serve(link)
+                ready, failed = True, 0
+                short = 0 if monotonic() - began >= supervision.steady else short + 1
+                self.restarts += 1
+            elif not ready:
+                self._set("failed")
+                return
+            else:
+                failed, short = failed + 1, short + 1
+                if failed >= supervision.tries:
+                    await self._rest()
+                    failed -= 1
+                    continue
+            if short > 1:
+                await asyncio.sleep(min(_FIRST_PAUSE * 2 ** (short - 2), supervision.longest_pause))
+
+    async def _open(self) -> Link | None:
+        """A worker that is ready; None where there is a failure instead."""
+        try:
+            return await Link.open(
+                self.name,
+                self.spec,
+                hang_seconds=self._supervision.hang,
+                stall_seconds=self._supervision.stall,
+                lost=self._lost,
+            )
+        except HastenError as error:
+            _LOG.error("the engine of %r cannot be started: %s", self.name, error)
+            self.failure = error
+            return None
+
+    async def _serve(self, link: Link) -> None:
+        """Takes requests until the worker ends."""
+        self._link = link
+        self.failure = None
+        self._set("ready")
+        info = link.info
+        if info is not None:
+            _LOG.info(
+                "the engine of %r is ready after %.2f s, pid %d", self.name, info.seconds, info.pid
+            )
+        try:
+            cause = await asyncio.shield(link.ended)
+            _LOG.error("the engine of %r ended: %s", self.name, cause)
+            self.failure = EngineLostError(f"the process that ran {self.name!r} ended: {cause}")
+        finally:
+            self._last_token = self.last_token
+            self._link = None
+            await link.stop(self._supervision.farewell)
+
+    async def _rest(self) -> None:
+        """Waits until another try is due."""
+        self._set("failed")
+        self._wanted.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._supervision.rest):
+                await self._wanted.wait()
+        self._set("restarting")
+
+    def _lost(self) -> None:
+        """Called at once where the worker ends; its streams have failed."""
+        if self.state == "ready":
+            self._link = None
+            self._set("restarting")

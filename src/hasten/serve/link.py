@@ -126,10 +126,11 @@ class Link(asyncio.Protocol):
     Args:
         name: Of the model, for messages.
         process: Just started.
+        lost: Called at once where the connection ends.
 
     Attributes:
         info: What the worker opened; None before.
-        lost: Done when the process is gone and reaped; tells why.
+        ended: Done when the process is gone and reaped; tells why.
         statistics: As of the last step.
         last_token: `time.monotonic` of the last token or vectors.
     """
@@ -138,11 +139,14 @@ class Link(asyncio.Protocol):
     statistics: EngineStatistics | None = None
     last_token: float | None = None
 
-    def __init__(self, name: str, process: subprocess.Popen[bytes]) -> None:
+    def __init__(
+        self, name: str, process: subprocess.Popen[bytes], lost: Callable[[], None]
+    ) -> None:
         self._loop = asyncio.get_running_loop()
-        self.lost: Future[str] = self._loop.create_future()
+        self.ended: Future[str] = self._loop.create_future()
         self._name = name
         self._process = process
+        self._lost = lost
         self._transport: asyncio.Transport
         self._frames = Frames()
         self._numbers = itertools.count(1)
@@ -159,7 +163,13 @@ class Link(asyncio.Protocol):
 
     @classmethod
     async def open(
-        cls, name: str, spec: EngineSpec, *, hang_seconds: float, stall_seconds: float
+        cls,
+        name: str,
+        spec: EngineSpec,
+        *,
+        hang_seconds: float,
+        stall_seconds: float,
+        lost: Callable[[], None],
     ) -> Self:
         """Starts a worker and waits until it is ready.
 
@@ -168,6 +178,7 @@ class Link(asyncio.Protocol):
             spec: What to run.
             hang_seconds: A worker that answers nothing for so long is killed.
             stall_seconds: So is one that has work and ends no step for so long.
+            lost: Called at once where it ends; what was in flight has failed then.
 
         Raises:
             HastenError: What the worker met, or EngineLostError where it could not tell.
@@ -180,7 +191,7 @@ class Link(asyncio.Protocol):
             except OSError as error:
                 ours.close()
                 raise EngineLostError(f"no process can be started: {error}") from error
-        _, link = await loop.create_unix_connection(lambda: cls(name, process), sock=ours)
+        _, link = await loop.create_unix_connection(lambda: cls(name, process, lost), sock=ours)
         link._watcher = loop.create_task(link._watch(hang_seconds, stall_seconds))
         try:
             link._transport.write(encode(Open(spec)))
@@ -240,10 +251,10 @@ class Link(asyncio.Protocol):
         self._fail_all()
         if self._connected and seconds > 0:
             self._transport.write_eof()
-            await asyncio.wait([self.lost], timeout=seconds)
-        if not self.lost.done():
+            await asyncio.wait([self.ended], timeout=seconds)
+        if not self.ended.done():
             self._process.kill()
-            await asyncio.wait([self.lost])
+            await asyncio.wait([self.ended])
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the event loop."""
@@ -263,6 +274,7 @@ class Link(asyncio.Protocol):
         """Called by the event loop when the process ends, or has closed the socket."""
         self._connected = False
         self._fail_all()
+        self._lost()
         self._ending = self._loop.create_task(self._end())
 
     def _take(self, message: FromWorker) -> None:
@@ -306,7 +318,8 @@ class Link(asyncio.Protocol):
             frame = encode(make())
         except WireError as error:
             raise UsageError(f"the request cannot be sent to the engine: {error}") from error
-        answer = self._answers[number] = self._loop.create_future()
+        answer: Future[Embedded | None] = self._loop.create_future()
+        self._answers[number] = answer
         self._transport.write(frame)
         try:
             return await answer
@@ -378,7 +391,7 @@ class Link(asyncio.Protocol):
             self._opened.set_exception(
                 EngineLostError(f"the process that was to run {self._name!r} ended: {cause}")
             )
-        self.lost.set_result(cause)
+        self.ended.set_result(cause)
 
 
 def _describe(status: int) -> str:
@@ -396,7 +409,7 @@ def _start(descriptor: int) -> subprocess.Popen[bytes]:
     It has a session of its own, out of reach of the terminal's Ctrl-C. Nothing is imported from the
     working directory (-P).
     """
-    return subprocess.Popen(
+    return subprocess.Popen(  # noqa: S603
         [sys.executable, "-P", "-m", "hasten.serve.worker", str(descriptor)],
         stdin=subprocess.DEVNULL,
         stdout=2,

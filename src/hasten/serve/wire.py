@@ -188,13 +188,12 @@ class Fault(Struct, array_like=True, tag=True):
 
     def error(self) -> HastenError:
         """The error that it tells of; a plain `HastenError` where its kind is unknown."""
-        kind: type[HastenError]
         kind = getattr(errors, self.kind) if self.kind in errors.__all__ else HastenError
+        more: dict[str, float] = {}
         if issubclass(kind, OverloadError):
-            return kind(
-                self.what, retry_after=self.retry_after or 0.0, allowed=self.allowed, do=self.do
-            )
-        return kind(self.what, allowed=self.allowed, do=self.do)
+            more["retry_after"] = self.retry_after or 0.0
+        error: HastenError = kind(self.what, allowed=self.allowed, do=self.do, **more)
+        return error
 
 
 class Progress(Struct, array_like=True):
