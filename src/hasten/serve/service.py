@@ -1,0 +1,158 @@
+"""What answers the endpoints of every protocol: jobs in, generations and vectors out."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from contextlib import AsyncExitStack
+from functools import partial
+
+from hasten.errors import AccessError, UsageError
+from hasten.serve.admission import Admission
+from hasten.serve.cache import AnswerCache
+from hasten.serve.generation import Generation
+from hasten.serve.health import Health
+from hasten.serve.jobs import Client, EmbedJob, Embeddings, EndReason, Job, Usage
+from hasten.serve.prompts import Prompt, prepare
+from hasten.serve.registry import ModelRegistry, Served
+from hasten.serve.settings import ServerSettings
+from hasten.serve.telemetry.metrics import Metrics
+from hasten.types import Request
+
+__all__ = ["Service"]
+
+
+class Service:
+    """Runs jobs on the models of a registry, within what admission allows.
+
+    Args:
+        settings: How the server runs.
+        registry: Its models.
+        admission: Who may come in.
+        answers: What was answered before.
+        metrics: What is counted.
+
+    Attributes:
+        health: Whether it can answer; set by whoever starts the server.
+    """
+
+    health: Health
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        registry: ModelRegistry,
+        admission: Admission,
+        answers: AnswerCache,
+        metrics: Metrics,
+    ) -> None:
+        self.settings = settings
+        self.registry = registry
+        self.admission = admission
+        self.metrics = metrics
+        self._answers = answers
+        self._numbers = itertools.count()
+
+    async def generate(self, job: Job) -> Generation:
+        """Starts a generation: when this returns, the job is valid and the engine has it.
+
+        Raises:
+            NotFoundError: No model of this name.
+            AccessError: The client may not use the model.
+            OverloadError: As much waits as may wait.
+            RateLimitError: The client has used up what it may use for now.
+            UsageError: Something about the job is not as it must be.
+            CapacityError: The prompt does not fit the context, or the model not into memory.
+            EngineLostError: The model's process cannot be started.
+        """
+        check_access(job.client, job.model)
+        async with AsyncExitStack() as resources:
+            resources.enter_context(
+                self.admission.admit(job.client, job.model, job.sampling.n)
+            )
+            served = await resources.enter_async_context(
+                self.registry.use(job.model, job.keep_alive)
+            )
+            if served.kind != "generate":
+                raise UsageError(
+                    f"{served.name} gives embeddings, not text", do="ask for embeddings of it"
+                )
+            prompt = await prepare(served, job)
+            state, outputs = await self._answers.submit(
+                served,
+                self._request(job, served, prompt),
+                tenant=job.client.tenant,
+                wanted=job.cache,
+            )
+            return Generation(
+                job,
+                served,
+                prompt,
+                outputs,
+                state,
+                resources.pop_all(),
+                partial(self._finished, job),
+            )
+
+    async def embed(self, job: EmbedJob) -> Embeddings:
+        """The vectors of texts.
+
+        Raises:
+            As `generate`.
+        """
+        check_access(job.client, job.model)
+        async with AsyncExitStack() as resources:
+            resources.enter_context(self.admission.admit(job.client, job.model, 1))
+            served = await resources.enter_async_context(
+                self.registry.use(job.model, job.keep_alive)
+            )
+            if served.kind != "embed":
+                raise UsageError(
+                    f"{served.name} gives text, not embeddings",
+                    do="ask a model that embeds texts",
+                )
+            vectors, tokens = await served.engine.embed(
+                str(next(self._numbers)),
+                job.texts,
+                dimensions=job.dimensions,
+                truncate=job.truncate,
+            )
+            self.admission.used(job.client, tokens)
+            return Embeddings(
+                vectors=tuple(vector.astype("<f4").tobytes() for vector in vectors),
+                dimensions=int(vectors.shape[1]),
+                prompt_tokens=tokens,
+                load=served.load_seconds,
+                total=time.monotonic() - job.received,
+            )
+
+    async def close(self) -> None:
+        """Ends every engine."""
+        await self.registry.close()
+
+    def _request(self, job: Job, served: Served, prompt: Prompt) -> Request:
+        limit = self.settings.limits.request_seconds
+        seconds = limit if job.timeout is None else min(job.timeout, limit)
+        return Request(
+            str(next(self._numbers)),
+            prompt.tokens,
+            prompt.sampling,
+            job.client.priority + job.priority,
+            job.received + seconds,
+            job.client.tenant,
+            served.adapter if job.adapter is None else job.adapter,
+        )
+
+    def _finished(
+        self, job: Job, usage: Usage, reasons: list[EndReason], error: Exception | None
+    ) -> None:
+        self.admission.used(job.client, usage.prompt_tokens + usage.output_tokens)
+        self.metrics.finished(job.model, usage, reasons, error)
+
+
+def check_access(client: Client, model: str) -> None:
+    """Refuses a model that the client's key does not name."""
+    if client.models is not None and model not in client.models:
+        raise AccessError(
+            f"this API key may not use {model!r}", allowed=", ".join(sorted(client.models))
+        )
