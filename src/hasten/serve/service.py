@@ -112,7 +112,6 @@ class Service:
                     do="ask a model that embeds texts",
                 )
             vectors, tokens = await served.engine.embed(
-                str(next(self._numbers)),
                 job.texts,
                 dimensions=job.dimensions,
                 truncate=job.truncate,
