@@ -113,7 +113,6 @@ class Service:
                 )
             self.observer.began(job)
             vectors, tokens = await served.engine.embed(
-                str(next(self._numbers)),
                 job.texts,
                 dimensions=job.dimensions,
                 truncate=job.truncate,
