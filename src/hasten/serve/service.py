@@ -61,9 +61,7 @@ class Service:
         """
         check_access(job.client, job.model)
         async with AsyncExitStack() as resources:
-            resources.enter_context(
-                self.admission.admit(job.client, job.model, job.sampling.n)
-            )
+            resources.enter_context(self.admission.admit(job.client, job.model, job.sampling.n))
             served = await resources.enter_async_context(
                 self.registry.use(job.model, job.keep_alive)
             )
