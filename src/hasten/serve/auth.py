@@ -150,7 +150,7 @@ def refuse_open(settings: ServerSettings, *, accepted: bool) -> None:
 def is_loopback(host: str) -> bool:
     """Whether an address can be reached from this machine alone."""
     try:
-        return ipaddress.ip_address(host.split("%")[0]).is_loopback
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
     except ValueError:
         return host == "localhost"
 

@@ -172,7 +172,7 @@ class Server:
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
-    """uvloop's event loop where it is installed, else asyncio's."""
+    """An event loop of uvloop where that is installed, else of asyncio."""
     try:
         import uvloop
     except ImportError:
@@ -199,11 +199,11 @@ def tls_context(settings: ServerSettings) -> ssl.SSLContext | None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        # A key with a password would make OpenSSL ask on the terminal.
+        # Without one OpenSSL would ask for the password of a key on the terminal.
         context.load_cert_chain(certificate, key, password="")
     except (ssl.SSLError, ValueError) as error:
         raise UsageError(
-            f"the certificate {str(certificate)!r} and the key {str(key)!r} cannot be used: {error}",
+            f"{str(certificate)!r} and {str(key)!r} are no certificate and its key: {error}",
             allowed="a PEM file with the chain, and one with its key, without password",
         ) from error
     return context
