@@ -10,7 +10,7 @@ import msgspec
 
 from hasten.errors import UsageError
 
-__all__ = ["MAX_DEPTH", "cache_wanted", "convert", "extra_headers", "read"]
+__all__ = ["MAX_DEPTH", "cache_wanted", "check_count", "convert", "extra_headers", "read"]
 
 MAX_DEPTH = 64
 """How deep the values of a request may be nested."""
@@ -49,9 +49,7 @@ def read(body: bytes, kind: type[_T]) -> tuple[_T, list[str]]:
     return convert(value, kind)
 
 
-def convert(
-    value: Mapping[str, Any], kind: type[_T], *, place: str = ""
-) -> tuple[_T, list[str]]:
+def convert(value: Mapping[str, Any], kind: type[_T], *, place: str = "") -> tuple[_T, list[str]]:
     """The same for an object that is decoded already, found at a place such as "options"."""
     try:
         struct = msgspec.convert(value, kind)
@@ -59,6 +57,16 @@ def convert(
         raise _located(str(error), place) from error
     known = {field.encode_name for field in msgspec.structs.fields(kind)}
     return struct, [name for name in value if name not in known]
+
+
+def check_count(count: int, limit: int, field: str) -> None:
+    """Refuses more of something than the server takes.
+
+    Raises:
+        UsageError: `count` is above `limit`.
+    """
+    if count > limit:
+        raise UsageError(f"{field}: there are {count} of them", allowed=f"up to {limit}")
 
 
 def cache_wanted(headers: Mapping[str, str]) -> bool:
