@@ -11,6 +11,7 @@ from hasten.errors import AccessError, UsageError
 from hasten.serve.admission import Admission
 from hasten.serve.cache import AnswerCache
 from hasten.serve.generation import Generation
+from hasten.serve.health import Health
 from hasten.serve.jobs import Client, EmbedJob, Embeddings, EndReason, Job, Usage
 from hasten.serve.prompts import Prompt, prepare
 from hasten.serve.registry import ModelRegistry, Served
@@ -30,7 +31,12 @@ class Service:
         admission: Who may come in.
         answers: What was answered before.
         metrics: What is counted.
+
+    Attributes:
+        health: Whether it can answer; set by whoever starts the server.
     """
+
+    health: Health
 
     def __init__(
         self,

@@ -57,8 +57,8 @@ def unheeded(request: CountRequest) -> list[str]:
 
 def _job(call: Call, request: CountRequest, sampling: SamplingParams) -> Job:
     limits = call.service.settings.limits
-    check_count(len(request.messages), limits.messages, "messages")
-    check_count(len(request.tools or ()), limits.tools, "tools")
+    check_count(len(request.messages), limits.messages, "messages", "messages")
+    check_count(len(request.tools or ()), limits.tools, "tools", "tools")
     return Job(
         id=call.id,
         model=request.model,

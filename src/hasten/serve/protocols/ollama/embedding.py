@@ -26,7 +26,7 @@ async def embed(call: Call) -> Reply:
     if not texts or texts == [""]:
         await call.service.registry.load(info.name, keep_alive)
         return Reply(encode({"model": request.model, "embeddings": []}), headers=headers)
-    check_count(len(texts), call.service.settings.limits.prompts, "input")
+    check_count(len(texts), call.service.settings.limits.prompts, "input", "texts")
     made = await call.service.embed(
         EmbedJob(
             id=call.id,

@@ -92,8 +92,8 @@ def chat_job(call: Call, request: ChatRequest, info: ModelInfo) -> Asked:
         UsageError: The request asks for what cannot be done.
     """
     limits = call.service.settings.limits
-    check_count(len(request.messages or ()), limits.messages, "messages")
-    check_count(len(request.tools or ()), limits.tools, "tools")
+    check_count(len(request.messages or ()), limits.messages, "messages", "messages")
+    check_count(len(request.tools or ()), limits.tools, "tools", "tools")
     messages = [_message(one, place) for place, one in enumerate(request.messages or ())]
     system = info.overrides.get("system")
     begins = bool(messages) and messages[0]["role"] == "system"
