@@ -128,6 +128,20 @@ class Service:
             self.observer.embedded(job, embeddings)
             return embeddings
 
+    async def count(self, job: Job) -> int:
+        """Tokens of a job's prompt; nothing is generated.
+
+        Raises:
+            As `generate`.
+        """
+        check_access(job.client, job.model)
+        async with AsyncExitStack() as resources:
+            resources.enter_context(self.admission.admit(job.client, job.model, 1))
+            served = await resources.enter_async_context(
+                self.registry.use(job.model, job.keep_alive)
+            )
+            return len((await prepare(served, job)).tokens)
+
     async def close(self) -> None:
         """Ends every engine."""
         await self.registry.close()
