@@ -239,6 +239,8 @@ class Answer:
         logprobs: One entry for each of them, where the job asked for them.
         reason: Why it ended.
         stop: The stop string that ended it, if one did.
+        prompt_logprobs: Of the prompt's tokens, where the job asked for them; with the first
+            output of the prompt alone.
     """
 
     index: int
@@ -249,6 +251,7 @@ class Answer:
     logprobs: tuple[TokenLogprobs, ...]
     reason: EndReason
     stop: str | None
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,8 @@ class Limits:
         idle_seconds: A connection without a request is closed after this.
         write_seconds: A client that takes nothing for so long is cut off.
         connections: Open at once; more are refused.
-        queue: Requests for a model beyond those that run; more are refused.
+        queue: Sequences for a model beyond those that run; more are refused.
+        in_flight: Sequences for all models together; more are refused.
         outputs: Most outputs of one request (`n`, times the prompts of a completion).
         prompts: Most prompts or texts of one request.
         messages: Most messages of a conversation.
@@ -42,6 +43,7 @@ class Limits:
     write_seconds: float = 60.0
     connections: int = 1000
     queue: int = 64
+    in_flight: int = 1024
     outputs: int = 128
     prompts: int = 2048
     messages: int = 4096
