@@ -228,7 +228,9 @@ class HubStore:
             HubFile(
                 file,
                 found[file].size or 0,
-                f"sha256:{found[file].lfs.sha256}" if found[file].lfs else f"git:{found[file].blob_id}",
+                f"sha256:{found[file].lfs.sha256}"
+                if found[file].lfs
+                else f"git:{found[file].blob_id}",
             )
             for file in (*small, *weights)
         )

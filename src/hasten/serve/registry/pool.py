@@ -43,7 +43,6 @@ StartEngine = Callable[[str, EngineSpec], EngineProcess]
 _RETRY_SECONDS = 5.0
 _FOR_EVER = 1e9
 """Seconds from which on a time is none."""
-_ENDED = ("failed", "stopped")
 _LOG = logging.getLogger(__name__)
 
 
@@ -147,8 +146,6 @@ class EnginePool:
                 if self._closed:
                     raise _stopping(name)
                 loaded = place.loaded
-                if loaded is not None and loaded.engine.state in _ENDED:
-                    self._retire(loaded)
                 if loaded is None:
                     if place.loading is None:
                         place.loading = self._spawn(self._load(place, sharing))
@@ -207,7 +204,7 @@ class EnginePool:
         if place.loaded.leaving is not None:
             return "unloading"
         state = place.loaded.engine.state
-        return "failed" if state in _ENDED else "restarting" if state != "ready" else "ready"
+        return state if state in ("ready", "failed") else "restarting"
 
     def loaded(self, spec: EngineSpec) -> Loaded | None:
         """The engine of a spec, if there is one."""
@@ -278,8 +275,7 @@ class EnginePool:
         return loaded.leaving
 
     async def _end(self, loaded: Loaded) -> None:
-        if loaded.engine.state not in _ENDED:
-            await loaded.idle.wait()
+        await loaded.idle.wait()
         try:
             await loaded.engine.stop()
         finally:

@@ -407,7 +407,9 @@ class ModelRegistry:
 
     def _first_name(self, spec: EngineSpec) -> Entry | None:
         """What an engine is called where several names share it."""
-        return next((one for one in self._catalog if one.spec == spec and one.adapter is None), None)
+        return next(
+            (one for one in self._catalog if one.spec == spec and one.adapter is None), None
+        )
 
     async def _learn(self, model: str) -> Facts:
         self._facts[model] = await asyncio.to_thread(lambda: read_facts(load_model(model)))
