@@ -49,9 +49,7 @@ def read(body: bytes, kind: type[_T]) -> tuple[_T, list[str]]:
     return convert(value, kind)
 
 
-def convert(
-    value: Mapping[str, Any], kind: type[_T], *, place: str = ""
-) -> tuple[_T, list[str]]:
+def convert(value: Mapping[str, Any], kind: type[_T], *, place: str = "") -> tuple[_T, list[str]]:
     """The same for an object that is decoded already, found at a place such as "options"."""
     try:
         struct = msgspec.convert(value, kind)
