@@ -246,8 +246,9 @@ class App:
                 await send({"type": "http.response.body", "body": whole, "more_body": True})
             else:
                 await send(_start(reply, exchange, None))
-                async for piece in pieces:
-                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+                if exchange.seen.method != "HEAD":
+                    async for piece in pieces:
+                        await send({"type": "http.response.body", "body": piece, "more_body": True})
         except Exception as error:
             # Ending without the last chunk tells the client that something is missing.
             exchange.seen.error = error
