@@ -14,8 +14,8 @@ import math
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
@@ -30,9 +30,11 @@ from hasten.serve.jobs import Client
 from hasten.serve.routing import Match, Router
 from hasten.serve.settings import ServerSettings
 from hasten.serve.status import HttpError, retry_after, status_of
+from hasten.serve.telemetry.observed import Observed
 
 if TYPE_CHECKING:
     from hasten.serve.service import Service
+    from hasten.serve.telemetry.observer import Observer
 
 __all__ = ["App", "PlainDialect"]
 
@@ -45,10 +47,8 @@ BODIES_AT_ONCE = 8
 """Memory for bodies, in bodies of the largest size."""
 
 MAX_QUERY_FIELDS = 64
-CLIENT_GONE = 499  # what logs call the status of a response that nobody was left to read
 
 _log = logging.getLogger(__name__)
-_access = logging.getLogger("hasten.serve.access")
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -69,25 +69,21 @@ class Exchange:
 
     Attributes:
         scope: Of ASGI.
+        receive: Of ASGI.
         headers: Names in lower case; values of equal names joined.
-        id: Of the request.
-        path: As it was sent.
-        received: When it came, in seconds of `time.monotonic`.
-        client: Who asks, once that is known.
-        cors: Headers of the response for a web page that may ask.
+        seen: What is told about it afterwards.
         body: Of the request.
-        status: Of the response, once it began.
+        watch: Sees the client leave.
+        cors: Headers of the response for a web page that may ask.
     """
 
     scope: Scope
+    receive: Receive
     headers: dict[str, str]
-    id: str
-    path: str
-    received: float
-    client: Client
-    cors: dict[str, str]
+    seen: Observed
     body: Body
-    status: int = 0
+    watch: Watch
+    cors: dict[str, str] = field(default_factory=dict)
 
 
 class App:
@@ -95,16 +91,24 @@ class App:
 
     Args:
         service: What answers.
-        routes: All of them; two for one place are an error.
+        routes: All of them by the name of their protocol; two for one place are an error.
         settings: Limits, keys, hosts and origins.
+        observer: Where requests are logged, counted and traced.
 
     Raises:
         ValueError: If routes collide.
     """
 
-    def __init__(self, service: Service, routes: Iterable[Route], settings: ServerSettings) -> None:
+    def __init__(
+        self,
+        service: Service,
+        routes: Mapping[str, Iterable[Route]],
+        settings: ServerSettings,
+        observer: Observer,
+    ) -> None:
         self.service = service
         self.settings = settings
+        self.observer = observer
         self.router = Router(routes, PlainDialect())
         self._guard = BrowserGuard(settings)
         self._authenticator = Authenticator(settings.keys)
@@ -116,87 +120,86 @@ class App:
         if scope["type"] != "http":
             raise ValueError(f"{scope['type']!r} is not spoken here")
         headers = _read_headers(scope["headers"])
-        exchange = Exchange(
-            scope=scope,
-            headers=headers,
+        seen = Observed(
             id=self._new_id(headers.get("x-request-id", "")),
+            method=scope["method"],
             path=scope["raw_path"].decode("latin-1"),
             received=time.monotonic(),
-            client=Client(admin=False),
-            cors={},
-            body=Body(receive, headers, self._body_limits(None)),
         )
-        watch = _Watch(receive)
-        self._ids.add(exchange.id)
+        watch = Watch(receive)
+        body = Body(receive, headers, self._body_limits(None))
+        exchange = Exchange(scope, receive, headers, seen, body, watch)
+        self._ids.add(seen.id)
         try:
-            with self._bodies.lease() as lease:
-                reply = await self._answer(exchange, receive, watch, lease)
-                await self._send(reply, exchange, watch, send)
-        except ClientGoneError:
-            pass
+            with self.observer.request(seen, headers):
+                await self._serve(exchange, send)
         except asyncio.CancelledError:
             if not watch.client_gone:
                 raise
             watch.forgive()
         finally:
             watch.stop()
-            self._ids.discard(exchange.id)
-            _log_access(exchange)
+            self._ids.discard(seen.id)
 
-    async def _answer(
-        self, exchange: Exchange, receive: Receive, watch: _Watch, lease: Lease
-    ) -> Reply:
+    async def _serve(self, exchange: Exchange, send: Send) -> None:
+        try:
+            with self._bodies.lease() as lease:
+                reply = await self._answer(exchange, lease)
+                await self._send(reply, exchange, send)
+        except ClientGoneError:
+            exchange.seen.disconnected = True
+
+    async def _answer(self, exchange: Exchange, lease: Lease) -> Reply:
         """The reply of the endpoint, or one that tells what is wrong."""
         try:
-            headers, method = exchange.headers, exchange.scope["method"]
+            headers, method = exchange.headers, exchange.seen.method
             self._guard.check_host(headers.get("host"))
             exchange.cors = self._guard.check_origin(headers.get("origin"))
             preflight = self._guard.preflight(method, headers)
             if preflight is not None:
                 return preflight
-            match = self._authenticate(exchange)
-            call = await self._read(exchange, match, receive, watch, lease)
+            client, match = self._authenticate(exchange)
+            call = await self._read(exchange, client, match, lease)
             return await match.route.endpoint(call)
         except ClientGoneError:
             raise
         except Exception as error:
             return self._tell(error, exchange)
 
-    def _authenticate(self, exchange: Exchange) -> Match:
+    def _authenticate(self, exchange: Exchange) -> tuple[Client, Match]:
         """Find the client and the route; a client without a key learns nothing about routes."""
         peer = exchange.scope.get("client")
         match: Match | HastenError
         try:
-            match = self.router.find(exchange.scope["method"], exchange.path)
+            match = self.router.find(exchange.seen.method, exchange.seen.path)
         except HastenError as error:
             match = error
-        if isinstance(match, Match) and match.route.open:
-            return match
-        exchange.client = self._authenticator.client(exchange.headers, peer and peer[0])
+        open_to_all = isinstance(match, Match) and match.route.open
+        client = self._authenticator.client(exchange.headers, peer and peer[0], open_to_all)
+        exchange.seen.client = client.name
         if not isinstance(match, Match):
             raise match
-        self._authenticator.check(exchange.client, match.route)
-        return match
+        exchange.seen.protocol, exchange.seen.route = match.protocol, match.route.path
+        self._authenticator.check(client, match.route)
+        return client, match
 
-    async def _read(
-        self, exchange: Exchange, match: Match, receive: Receive, watch: _Watch, lease: Lease
-    ) -> Call:
+    async def _read(self, exchange: Exchange, client: Client, match: Match, lease: Lease) -> Call:
         """The call, with its body, or with the pieces of its body as they come."""
         route = match.route
-        exchange.body = body = Body(receive, exchange.headers, self._body_limits(route))
+        exchange.body = body = Body(exchange.receive, exchange.headers, self._body_limits(route))
         body.check()
         content, chunks = b"", None
         if route.streams_body:
-            chunks = _then_watch(body, watch)
+            chunks = _then_watch(body, exchange.watch)
         else:
             content = await body.read(lease)
-            watch.start()
+            exchange.watch.start()
         return Call(
             service=self.service,
-            client=exchange.client,
-            id=exchange.id,
+            client=client,
+            id=exchange.seen.id,
             body=content,
-            received=exchange.received,
+            received=exchange.seen.received,
             headers=exchange.headers,
             path=match.path,
             query=_read_query(exchange.scope["query_string"]),
@@ -215,8 +218,9 @@ class App:
     def _tell(self, error: Exception, exchange: Exchange) -> Reply:
         """The reply that tells of an error."""
         status = status_of(error)
+        exchange.seen.error = error
         if not isinstance(error, HastenError):
-            _log.error("request %s met a bug", exchange.id, exc_info=error)
+            _log.error("a request met a bug", exc_info=error)
         headers = dict(error.headers) if isinstance(error, HttpError) else {}
         if status == 401:
             headers["www-authenticate"] = "Bearer"
@@ -224,13 +228,13 @@ class App:
         if wait is not None:
             headers["retry-after"] = str(max(1, math.ceil(wait)))
             headers["retry-after-ms"] = str(max(0, math.ceil(wait * 1000)))
-        dialect = self.router.dialect(exchange.path)
-        return Reply(dialect.error(status, error, exchange.id), status=status, headers=headers)
+        dialect = self.router.dialect(exchange.seen.path)
+        return Reply(dialect.error(status, error, exchange.seen.id), status=status, headers=headers)
 
-    async def _send(self, reply: Reply, exchange: Exchange, watch: _Watch, send: Send) -> None:
-        exchange.status = reply.status
+    async def _send(self, reply: Reply, exchange: Exchange, send: Send) -> None:
+        exchange.seen.status = reply.status
         if isinstance(reply.body, bytes):
-            watch.stop()
+            exchange.watch.stop()
             await send(_start(reply, exchange, len(reply.body)))
             await send({"type": "http.response.body", "body": reply.body})
             return
@@ -242,17 +246,19 @@ class App:
                 await send({"type": "http.response.body", "body": whole, "more_body": True})
             else:
                 await send(_start(reply, exchange, None))
-                async for piece in pieces:
-                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+                if exchange.seen.method != "HEAD":
+                    async for piece in pieces:
+                        await send({"type": "http.response.body", "body": piece, "more_body": True})
         except Exception as error:
             # Ending without the last chunk tells the client that something is missing.
-            _log.error("the reply to request %s broke off", exchange.id, exc_info=error)
+            exchange.seen.error = error
+            _log.error("a reply broke off", exc_info=error)
             return
         finally:
             close = getattr(pieces, "aclose", None)
             if close is not None:
                 await close()
-        watch.stop()
+        exchange.watch.stop()
         await send({"type": "http.response.body", "body": b""})
 
     def _new_id(self, wanted: str) -> str:
@@ -262,7 +268,7 @@ class App:
         return secrets.token_hex(12)
 
 
-class _Watch:
+class Watch:
     """Cancels the task that made it when the client leaves."""
 
     def __init__(self, receive: Receive) -> None:
@@ -293,7 +299,7 @@ class _Watch:
             self._owner.cancel()
 
 
-async def _then_watch(body: Body, watch: _Watch) -> AsyncIterator[bytes]:
+async def _then_watch(body: Body, watch: Watch) -> AsyncIterator[bytes]:
     async for chunk in body.chunks():
         yield chunk
     watch.start()
@@ -329,7 +335,7 @@ def _start(reply: Reply, exchange: Exchange, length: int | None) -> Message:
         exchange: To which request.
         length: Bytes of the body; None if it comes in pieces.
     """
-    headers = {"x-request-id": exchange.id, "x-content-type-options": "nosniff"}
+    headers = {"x-request-id": exchange.seen.id, "x-content-type-options": "nosniff"}
     if reply.status != 204:
         headers["content-type"] = reply.content_type
         if length is not None:
@@ -354,26 +360,3 @@ def _one_line(value: str) -> str:
     if value.isascii() and value.isprintable():
         return value
     return "".join(one if one.isascii() and one.isprintable() else "?" for one in value)
-
-
-def _log_access(exchange: Exchange) -> None:
-    """One line a request: never its query, its headers or its body."""
-    if not _access.isEnabledFor(logging.INFO):
-        return
-    status = exchange.status or CLIENT_GONE
-    seconds = time.monotonic() - exchange.received
-    method = exchange.scope["method"]
-    _access.info(
-        "%s %s %d",
-        method,
-        exchange.path,
-        status,
-        extra={
-            "request_id": exchange.id,
-            "client": exchange.client.name,
-            "method": method,
-            "path": exchange.path,
-            "status": status,
-            "seconds": round(seconds, 6),
-        },
-    )

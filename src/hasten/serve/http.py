@@ -57,6 +57,7 @@ class HttpConfig(uvicorn.Config):
 
     def __init__(self, app: App) -> None:
         self.limits: Limits = app.settings.limits
+        self.metrics = app.observer.metrics
         super().__init__(
             app,
             http=HttpProtocol,
@@ -113,6 +114,7 @@ class HttpProtocol(HttpToolsProtocol):
         if open_now >= 2 * self._limits.connections:
             self._wire.abort()
         elif open_now >= self._limits.connections:
+            self.config.metrics.refused("connections")
             self._refuse(
                 HttpError(
                     503,

@@ -28,7 +28,7 @@ _ERRORS = {
     "504": "The request did not end in its time.",
 }
 _REFERENCE = "#/components/schemas/{name}"
-_ANYTHING = {"*/*": {"schema": {}}}
+_ANYTHING: dict[str, Any] = {"*/*": {"schema": {}}}
 
 
 def openapi_route(routes: Sequence[Route], dialect: Dialect) -> Route:

@@ -20,12 +20,13 @@ __all__ = ["Match", "Router", "parameters"]
 
 _PLACEHOLDER = re.compile(r"\{([a-z_]+)(:path)?\}")
 
-Methods = dict[str, Route]
+Methods = dict[str, tuple[str, Route]]
 
 
 class Match(NamedTuple):
-    """A route and the values of its placeholders."""
+    """A route, the name of its protocol, and the values of its placeholders."""
 
+    protocol: str
     route: Route
     path: Mapping[str, str]
 
@@ -34,23 +35,25 @@ class Router:
     """The table of routes.
 
     Args:
-        routes: All of them.
+        routes: All of them, by the name of their protocol.
         fallback: How errors are told at paths that resemble none.
 
     Raises:
         ValueError: If two routes have the same place, or a path is malformed.
     """
 
-    def __init__(self, routes: Iterable[Route], fallback: Dialect) -> None:
-        self.routes = tuple(routes)
+    def __init__(self, routes: Mapping[str, Iterable[Route]], fallback: Dialect) -> None:
+        self.routes: list[Route] = []
         self._fallback = fallback
         self._fixed: dict[str, Methods] = {}
         self._patterns: dict[str, tuple[re.Pattern[str], Methods]] = {}
-        for route in self.routes:
-            methods = self._place(route.path)
-            if route.method in methods:
-                raise ValueError(f"two routes answer {route.method} {route.path}")
-            methods[route.method] = route
+        for protocol, listed in routes.items():
+            for route in listed:
+                methods = self._place(route.path)
+                if route.method in methods:
+                    raise ValueError(f"two routes answer {route.method} {route.path}")
+                methods[route.method] = protocol, route
+                self.routes.append(route)
 
     def _place(self, path: str) -> Methods:
         if not path.startswith("/"):
@@ -74,9 +77,9 @@ class Router:
         """
         allowed: set[str] = set()
         for methods, values in self._at(path):
-            route = methods.get(method) or (methods.get("GET") if method == "HEAD" else None)
-            if route is not None:
-                return Match(route, values)
+            found = methods.get(method) or (methods.get("GET") if method == "HEAD" else None)
+            if found is not None:
+                return Match(*found, values)
             allowed.update(methods)
         if not allowed:
             raise NotFoundError(f"there is nothing at {path!r}", do="see /openapi.json")
