@@ -360,7 +360,7 @@ class ModelRegistry:
         return [self._describe(one) for one in map(self._first_name, specs) if one is not None]
 
     def engines(self) -> dict[str, EngineProcess | None]:
-        """The engines of loaded models by name, and None for models that `start` has yet to load."""
+        """The engines of loaded models by name; None for those that `start` has yet to load."""
         missing: dict[str, EngineProcess | None] = {entry.name: None for entry in self._at_start}
         return missing | {one.place.name: one.engine for one in self._pool.engines()}
 
