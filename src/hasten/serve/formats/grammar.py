@@ -44,8 +44,8 @@ class Grammar:
         number = self._special.get(mark)
         if number is not None:
             return f"/(.|\\n)*/ <[{number}]>"
-        escaped = "".join(c if c.isalnum() or c in " _:<>'" else f"\\{c}" for c in mark)
-        return self.rule(f"/(.|\\n)*{escaped}/".replace("\\\n", "\\n"), "[lazy]")
+        escaped = "".join(f"\\x{{{ord(c):x}}}" for c in mark)
+        return self.rule(f"/(.|\\n)*{escaped}/", "[lazy]")
 
     def parameters(self, schema: Mapping[str, Any]) -> str:
         """A term for the arguments of a tool: an object of those that its schema names.

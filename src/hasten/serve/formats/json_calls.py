@@ -24,7 +24,7 @@ class JsonCalls(CallSyntax):
     Attributes:
         opens: What calls begin with.
         open: The one of them that is written; empty where a call stands bare.
-        close: What ends them; empty where nothing does.
+        close: What ends them; None where nothing does.
         key: What the arguments come under.
         listed: All calls stand in one list; otherwise each has marks of its own.
         around: What stands between a mark and the JSON text.
@@ -35,7 +35,7 @@ class JsonCalls(CallSyntax):
 
     opens: Marks
     open: str
-    close: str = ""
+    close: Marks | None = None
     key: str = "arguments"
     listed: bool = False
     around: str = ""
@@ -49,8 +49,8 @@ class JsonCalls(CallSyntax):
         yield from reader.space()
         if not (yield from read_objects(reader, sink, complete=not opened)):
             return False
-        if self.close:
-            yield from reader.mark(Marks(self.close))
+        if self.close is not None:
+            yield from reader.mark(self.close)
         yield from reader.space()
         return True
 
@@ -64,7 +64,7 @@ class JsonCalls(CallSyntax):
             call = grammar.rule(f'"[" {call}{rest} "]"')
         around = [grammar.text(self.around)] if self.around else []
         opens = [grammar.text(self.open)] if self.open else []
-        closes = [grammar.text(self.close)] if self.close else []
+        closes = [] if self.close is None else [grammar.text(self.close.texts[0])]
         whole = grammar.rule(" ".join([*opens, *around, call, *around, *closes]))
         if more and not self.listed:
             return f'{whole} ("\\n" {whole}){{0,{MOST_CALLS - 1}}}'
@@ -75,9 +75,8 @@ class JsonCalls(CallSyntax):
         texts = [dump({"name": c["name"], self.key: c["arguments"]}) for c in calls]
         if self.listed:
             texts = ["[" + ", ".join(texts) + "]"]
-        return "\n".join(
-            self.open + self.around + text + self.around + self.close for text in texts
-        )
+        end = "" if self.close is None else self.close.texts[0]
+        return "\n".join(f"{self.open}{self.around}{text}{self.around}{end}" for text in texts)
 
     def _one(self, grammar: Grammar, name: str, schema: Mapping[str, Any]) -> str:
         begin = grammar.text(f'{{"name": {dump(name)}, "{self.key}": ')
@@ -126,7 +125,7 @@ def _read_object(reader: Reader, sink: Sink, complete: bool) -> Steps[bool]:
         return False
     name: str | None = None
     held: list[str] | None = None  # arguments that came before the name
-    begun = False
+    begun = closed = False
     while (key := (yield from _read_key(reader))) is not None:
         if key == "name" and name is None:
             name = yield from reader.string(_LONGEST_NAME)
@@ -147,7 +146,8 @@ def _read_object(reader: Reader, sink: Sink, complete: bool) -> Steps[bool]:
             break
         if name is not None and held and not begun:
             begun = _begin(reader, sink, name, held)
-    closed = bool((yield from reader.one("}")))
+    else:
+        closed = bool((yield from reader.one("}")))
     if closed and name is not None and not begun and not complete:
         begun = _begin(reader, sink, name, ["{}"])
     if begun:

@@ -23,6 +23,7 @@ from hasten.serve.formats.syntax import MOST_CALLS, CallSyntax, Tools, dump
 __all__ = ["MistralCalls"]
 
 _CALLS, _ID, _ARGUMENTS = "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"
+_AFTER_NAME, _AFTER_ID = Marks(_ID, _ARGUMENTS), Marks(_ARGUMENTS)
 _NAME = re.compile(r"[\w.:-]")
 _LONGEST_NAME = 256
 
@@ -81,9 +82,9 @@ class MistralCalls(CallSyntax):
     def _read_named(self, reader: Reader, sink: Sink) -> Steps[bool]:
         """Reads a name and its arguments; what is no call goes to the sink as content."""
         name = yield from reader.word(_NAME, _LONGEST_NAME)
-        if (yield from reader.mark(Marks(_ID, _ARGUMENTS))) == _ID:
+        if (yield from reader.mark(_AFTER_NAME)) == _ID:
             yield from reader.word(_NAME, _LONGEST_NAME)
-            yield from reader.mark(Marks(_ARGUMENTS))
+            yield from reader.mark(_AFTER_ID)
         yield from reader.space()
         if not name or (yield from reader.peek()) != "{":
             sink.content(reader.recorded())

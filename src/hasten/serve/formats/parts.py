@@ -56,8 +56,7 @@ class Sink:
         self._add("reasoning", text)
 
     def call(self, name: str) -> None:
-        """Begins a call; drops the white space before it."""
-        self.strip()
+        """Begins a call; the white space before it waits for more text of the answer."""
         self._turn_to(Part("call", "", self._calls, self._new_id(), name))
         self._calls += 1
         self._pieces.append("")
@@ -71,8 +70,9 @@ class Sink:
         self._space.clear()
 
     def flush(self) -> None:
-        """Lets the white space that is held back through."""
-        self._pieces += self._space
+        """Lets the white space at the end through, unless a call came last."""
+        if self._open.kind != "call":
+            self._pieces += self._space
         self._space.clear()
 
     def drain(self) -> list[Part]:
@@ -85,12 +85,10 @@ class Sink:
         if not text:
             return
         if self._open.kind != kind:
-            self.flush()
             self._turn_to(Part(kind, ""))
         solid = text.rstrip()
         if solid:
-            self._pieces += self._space
-            self._pieces.append(solid)
+            self._pieces += [*self._space, solid]
             self._space.clear()
         if len(solid) < len(text):
             self._space.append(text[len(solid) :])

@@ -1,7 +1,7 @@
 """Phi 4 mini: a JSON list between marks, or after the word functools.
 
-    <|tool_call|>[{"name": "weather", "arguments": {"city": "Bern"}}]<|/tool_call|>
-    functools[{"name": "weather", "arguments": {"city": "Bern"}}]
+<|tool_call|>[{"name": "weather", "arguments": {"city": "Bern"}}]<|/tool_call|>
+functools[{"name": "weather", "arguments": {"city": "Bern"}}]
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from hasten.serve.formats.reader import Marks
 PHI = JsonCalls(
     opens=Marks("<|tool_call|>", "functools"),
     open="<|tool_call|>",
-    close="<|/tool_call|>",
+    close=Marks("<|/tool_call|>"),
     listed=True,
     special=("<|tool_call|>", "<|/tool_call|>"),
 )
