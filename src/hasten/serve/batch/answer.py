@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import msgspec
 
+from hasten.serve.protocols.streaming import encode
+
 __all__ = ["Tally", "line_number", "make_id", "render_answer", "render_error"]
 
 RUN_DIGITS = 16
@@ -133,9 +135,9 @@ def render_answer(id_: str, custom_id: str, status: int, request_id: str, body: 
     if b"\n" in body or b"\r" in body:  # between JSON's tokens; in its strings they are escaped
         body = msgspec.json.format(body, indent=-1)
     response = _Response(status, request_id, msgspec.Raw(body))
-    return msgspec.json.encode(_Answer(id_, custom_id, response, None)) + b"\n"
+    return encode(_Answer(id_, custom_id, response, None)) + b"\n"
 
 
 def render_error(id_: str, custom_id: str | None, code: str, message: str) -> bytes:
     """The line of a request that no endpoint saw."""
-    return msgspec.json.encode(_Answer(id_, custom_id, None, _Error(code, message))) + b"\n"
+    return encode(_Answer(id_, custom_id, None, _Error(code, message))) + b"\n"
