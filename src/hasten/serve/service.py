@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 
 from hasten.errors import AccessError, UsageError
-from hasten.serve.admission import Admission
+from hasten.serve.admission import Admission, Ticket
 from hasten.serve.cache import AnswerCache
 from hasten.serve.generation import Generation
 from hasten.serve.health import Health
@@ -67,9 +67,7 @@ class Service:
         """
         check_access(job.client, job.model)
         async with AsyncExitStack() as resources:
-            resources.enter_context(
-                self.admission.admit(job.client, job.model, job.sampling.n)
-            )
+            resources.enter_context(await self._admit(job.client, job.model, job.sampling.n))
             served = await resources.enter_async_context(
                 self.registry.use(job.model, job.keep_alive)
             )
@@ -102,7 +100,7 @@ class Service:
         """
         check_access(job.client, job.model)
         async with AsyncExitStack() as resources:
-            resources.enter_context(self.admission.admit(job.client, job.model, 1))
+            resources.enter_context(await self._admit(job.client, job.model, 1))
             served = await resources.enter_async_context(
                 self.registry.use(job.model, job.keep_alive)
             )
@@ -129,6 +127,11 @@ class Service:
     async def close(self) -> None:
         """Ends every engine."""
         await self.registry.close()
+
+    async def _admit(self, client: Client, model: str, sequences: int) -> Ticket:
+        if client.batch:
+            return await self.admission.wait_turn(client, model, sequences)
+        return self.admission.admit(client, model, sequences)
 
     def _request(self, job: Job, served: Served, prompt: Prompt) -> Request:
         limit = self.settings.limits.request_seconds
