@@ -33,7 +33,8 @@ __all__ = ["Events", "Generation", "collect", "merge"]
 class Events(Protocol):
     """An async iterator of events that can be left early."""
 
-    prompt_tokens: int
+    @property
+    def prompt_tokens(self) -> int: ...
 
     def __aiter__(self) -> Self: ...
 
@@ -269,6 +270,7 @@ class _Growing:
     calls: dict[int, CallPiece] = field(default_factory=dict)
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     end: Ended | None = None
 
     def add(self, piece: Piece) -> None:
@@ -276,6 +278,7 @@ class _Growing:
         self.reasoning.append(piece.reasoning)
         self.tokens += piece.tokens
         self.logprobs += piece.logprobs
+        self.prompt_logprobs = self.prompt_logprobs or piece.prompt_logprobs
         for call in piece.calls:
             begun = self.calls.get(call.number)
             text = call.arguments if begun is None else begun.arguments + call.arguments
@@ -293,6 +296,7 @@ class _Growing:
             tuple(self.logprobs),
             self.end.reason,
             self.end.stop,
+            self.prompt_logprobs,
         )
 
 

@@ -9,14 +9,14 @@ from functools import partial
 
 from hasten.errors import AccessError, UsageError
 from hasten.serve.admission import Admission, Ticket
-from hasten.serve.cache import AnswerCache
+from hasten.serve.cache import AnswerCache, CacheState
 from hasten.serve.generation import Generation
 from hasten.serve.health import Health
 from hasten.serve.jobs import Client, EmbedJob, Embeddings, EndReason, Job, Usage
 from hasten.serve.prompts import Prompt, prepare
 from hasten.serve.registry import ModelRegistry, Served
 from hasten.serve.settings import ServerSettings
-from hasten.serve.telemetry.metrics import Metrics
+from hasten.serve.telemetry.observer import Observer
 from hasten.types import Request
 
 __all__ = ["Service"]
@@ -30,7 +30,7 @@ class Service:
         registry: Its models.
         admission: Who may come in.
         answers: What was answered before.
-        metrics: What is counted.
+        observer: What counts, traces and logs.
 
     Attributes:
         health: Whether it can answer; set by whoever starts the server.
@@ -44,12 +44,13 @@ class Service:
         registry: ModelRegistry,
         admission: Admission,
         answers: AnswerCache,
-        metrics: Metrics,
+        observer: Observer,
     ) -> None:
         self.settings = settings
         self.registry = registry
         self.admission = admission
-        self.metrics = metrics
+        self.observer = observer
+        self.metrics = observer.metrics
         self._answers = answers
         self._numbers = itertools.count()
 
@@ -75,6 +76,7 @@ class Service:
                 raise UsageError(
                     f"{served.name} gives embeddings, not text", do="ask for embeddings of it"
                 )
+            self.observer.began(job)
             prompt = await prepare(served, job)
             state, outputs = await self._answers.submit(
                 served,
@@ -89,7 +91,7 @@ class Service:
                 outputs,
                 state,
                 resources.pop_all(),
-                partial(self._finished, job),
+                partial(self._finished, job, state),
             )
 
     async def embed(self, job: EmbedJob) -> Embeddings:
@@ -109,20 +111,36 @@ class Service:
                     f"{served.name} gives text, not embeddings",
                     do="ask a model that embeds texts",
                 )
+            self.observer.began(job)
             vectors, tokens = await served.engine.embed(
-                str(next(self._numbers)),
                 job.texts,
                 dimensions=job.dimensions,
                 truncate=job.truncate,
             )
             self.admission.used(job.client, tokens)
-            return Embeddings(
+            embeddings = Embeddings(
                 vectors=tuple(vector.astype("<f4").tobytes() for vector in vectors),
                 dimensions=int(vectors.shape[1]),
                 prompt_tokens=tokens,
                 load=served.load_seconds,
                 total=time.monotonic() - job.received,
             )
+            self.observer.embedded(job, embeddings)
+            return embeddings
+
+    async def count(self, job: Job) -> int:
+        """Tokens of a job's prompt; nothing is generated.
+
+        Raises:
+            As `generate`.
+        """
+        check_access(job.client, job.model)
+        async with AsyncExitStack() as resources:
+            resources.enter_context(self.admission.admit(job.client, job.model, 1))
+            served = await resources.enter_async_context(
+                self.registry.use(job.model, job.keep_alive)
+            )
+            return len((await prepare(served, job)).tokens)
 
     async def close(self) -> None:
         """Ends every engine."""
@@ -147,10 +165,15 @@ class Service:
         )
 
     def _finished(
-        self, job: Job, usage: Usage, reasons: list[EndReason], error: Exception | None
+        self,
+        job: Job,
+        cache: CacheState,
+        usage: Usage,
+        reasons: list[EndReason],
+        error: Exception | None,
     ) -> None:
         self.admission.used(job.client, usage.prompt_tokens + usage.output_tokens)
-        self.metrics.finished(job.model, usage, reasons, error)
+        self.observer.finished(job, usage, reasons, error, cache)
 
 
 def check_access(client: Client, model: str) -> None:

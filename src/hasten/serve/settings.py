@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,3 +101,11 @@ class ServerSettings:
     drain_seconds: float = 30.0
     log_level: str = "info"
     traces: str | None = None
+
+    @property
+    def data_directory(self) -> Path:
+        """`data`, or ``hasten`` below `XDG_DATA_HOME` or ``~/.local/share``; it may not exist."""
+        if self.data is not None:
+            return self.data
+        home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+        return Path(home) / "hasten"

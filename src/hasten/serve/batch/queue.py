@@ -7,10 +7,10 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from hasten.errors import HastenError, OverloadError, RateLimitError, UsageError
 from hasten.serve.batch.caller import LineCaller, batch_routes
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from hasten.serve.settings import ServerSettings
 
 __all__ = ["BatchQueue"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 PRIORITY = 1000
 """Added to a client's own: batches run behind every request that somebody waits for."""
@@ -92,7 +95,7 @@ class BatchQueue:
             service: What answers the lines.
         """
         try:
-            await asyncio.to_thread(self._open)
+            await _in_thread(self._open)
         except OSError as error:
             _log.warning("no files and batches: %s: %s", self._directory, error.strerror)
             return
@@ -296,3 +299,20 @@ class BatchQueue:
             retry_after=60.0,
             do="start it with a data directory of its own",
         )
+
+
+async def _in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """As `asyncio.to_thread`, but waits for the thread even if it is cancelled.
+
+    For threads that use what is closed afterwards.
+    """
+    work = asyncio.create_task(asyncio.to_thread(function, *args, **kwargs))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait({work})
+        raise
+
+
+def _is_cancelling(record: BatchRecord) -> bool:
+    return record.status == "cancelling"

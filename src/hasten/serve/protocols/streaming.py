@@ -88,7 +88,7 @@ class EventStream:
                     return text
             except StopAsyncIteration:
                 await self.aclose()
-            except Exception as error:  # noqa: BLE001 - told in the stream, then raised
+            except Exception as error:  # told in the stream, then raised
                 await self.aclose()
                 self._bug = None if isinstance(error, HastenError) else error
                 return self._renderer.failure(error)

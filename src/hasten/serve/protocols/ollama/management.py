@@ -106,8 +106,7 @@ def _overrides(request: CreateRequest) -> tuple[dict[str, Any], list[str]]:
         overrides["parameters"] = {name: value for name, value in given if value is not None}
     if request.messages:
         overrides["messages"] = [
-            {"role": message.role, "content": message.content or ""}
-            for message in request.messages
+            {"role": message.role, "content": message.content or ""} for message in request.messages
         ]
     return overrides, ignored
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from hasten.errors import NotFoundError
 from hasten.serve.endpoint import Call, Reply
-from hasten.serve.protocols.openai.sse import encode
+from hasten.serve.protocols.streaming import encode
 
 if TYPE_CHECKING:
     from hasten.serve.registry import ModelInfo
