@@ -48,6 +48,7 @@ class Client:
         tokens_per_minute: Of prompts and outputs; None sets no limit.
         models: Names of the models that it may use; None allows all.
         admin: May load, unload, pull, create and delete models.
+        batch: Nobody waits for the answer: jobs come in as there is room, rather than be refused.
     """
 
     name: str = ""
@@ -58,6 +59,7 @@ class Client:
     tokens_per_minute: int | None = None
     models: frozenset[str] | None = None
     admin: bool = True
+    batch: bool = False
 
 
 @dataclass(frozen=True, slots=True)

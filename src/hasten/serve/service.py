@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 
 from hasten.errors import AccessError, UsageError
-from hasten.serve.admission import Admission
+from hasten.serve.admission import Admission, Ticket
 from hasten.serve.generation import Generation
 from hasten.serve.health import Health
 from hasten.serve.jobs import CacheState, Client, Embeddings, EmbedJob, EndReason, Job, Usage
@@ -64,7 +64,7 @@ class Service:
         """
         check_access(job.client, job.model)
         async with AsyncExitStack() as resources:
-            resources.enter_context(self.admission.admit(job.client, job.model, job.sampling.n))
+            resources.enter_context(await self._admit(job.client, job.model, job.sampling.n))
             served = await resources.enter_async_context(
                 self.registry.use(job.model, job.keep_alive)
             )
@@ -94,7 +94,7 @@ class Service:
         """
         check_access(job.client, job.model)
         async with AsyncExitStack() as resources:
-            resources.enter_context(self.admission.admit(job.client, job.model, 1))
+            resources.enter_context(await self._admit(job.client, job.model, 1))
             served = await resources.enter_async_context(
                 self.registry.use(job.model, job.keep_alive)
             )
@@ -137,6 +137,13 @@ class Service:
     async def close(self) -> None:
         """Ends every engine."""
         await self.registry.close()
+
+    async def _admit(self, client: Client, model: str, sequences: int) -> Ticket:
+        info = self.registry.describe(model)
+        engine = info.parent or info.name  # names that share an engine share its queue
+        if client.batch:
+            return await self.admission.wait_turn(client, engine, sequences)
+        return self.admission.admit(client, engine, sequences)
 
     def _request(self, job: Job, served: Served, prompt: Prompt) -> Request:
         limit = self.settings.limits.request_seconds
