@@ -14,6 +14,7 @@ __all__ = [
     "MAX_DEPTH",
     "FieldError",
     "cache_wanted",
+    "check_count",
     "check_depth",
     "convert",
     "extra_headers",
@@ -75,9 +76,7 @@ def read(body: bytes, kind: type[_T]) -> tuple[_T, list[str]]:
     return convert(value, kind)
 
 
-def convert(
-    value: Mapping[str, Any], kind: type[_T], *, place: str = ""
-) -> tuple[_T, list[str]]:
+def convert(value: Mapping[str, Any], kind: type[_T], *, place: str = "") -> tuple[_T, list[str]]:
     """The same for an object that is decoded already, found at a place such as "options"."""
     try:
         struct = msgspec.convert(value, kind, str_keys=True)
@@ -102,6 +101,16 @@ def extra_headers(ignored: Iterable[str], cache: str = "off") -> dict[str, str]:
     if plain := sorted({name for name in ignored if _PLAIN_NAME.fullmatch(name)}):
         headers["x-hasten-ignored"] = ", ".join(plain[:_MOST_NAMES])
     return headers
+
+
+def check_count(count: int, limit: int, field: str, things: str) -> None:
+    """Refuses more of something than the server takes.
+
+    Raises:
+        FieldError: `count` is above `limit`.
+    """
+    if count > limit:
+        raise FieldError(field, f"{count} {things}", allowed=f"up to {limit}")
 
 
 def check_depth(value: object, field: str = "") -> None:

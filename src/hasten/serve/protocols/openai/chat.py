@@ -8,10 +8,10 @@ from hasten.serve.jobs import Job
 from hasten.serve.protocols.openai.answer import AnswerForm
 from hasten.serve.protocols.openai.chat_answer import ChatChunks, render_chat
 from hasten.serve.protocols.openai.conversation import read_conversation
-from hasten.serve.protocols.openai.parsing import asked_priority, check_count, read_request
+from hasten.serve.protocols.openai.parsing import asked_priority, read_request
 from hasten.serve.protocols.openai.sampling import full_sampling
 from hasten.serve.protocols.openai.schema import ChatRequest
-from hasten.serve.protocols.reading import FieldError, cache_wanted, extra_headers
+from hasten.serve.protocols.reading import FieldError, cache_wanted, check_count, extra_headers
 from hasten.serve.protocols.streaming import EventStream
 
 __all__ = ["chat", "read_chat"]

@@ -16,13 +16,12 @@ from hasten.serve.protocols.openai.completion_answer import (
 )
 from hasten.serve.protocols.openai.parsing import (
     asked_priority,
-    check_count,
     read_prompts,
     read_request,
 )
 from hasten.serve.protocols.openai.sampling import full_sampling
 from hasten.serve.protocols.openai.schema import CompletionRequest
-from hasten.serve.protocols.reading import FieldError, cache_wanted, extra_headers
+from hasten.serve.protocols.reading import FieldError, cache_wanted, check_count, extra_headers
 from hasten.serve.protocols.streaming import EventStream
 
 __all__ = ["completions", "read_completion"]

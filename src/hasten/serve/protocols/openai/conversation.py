@@ -9,7 +9,6 @@ import msgspec
 
 from hasten.models.chat import ChatTemplate
 from hasten.serve.jobs import Conversation
-from hasten.serve.protocols.openai.parsing import check_count
 from hasten.serve.protocols.openai.schema import (
     AskedMessage,
     CallText,
@@ -18,7 +17,7 @@ from hasten.serve.protocols.openai.schema import (
     MadeCall,
 )
 from hasten.serve.protocols.openai.tools import read_tools
-from hasten.serve.protocols.reading import FieldError, check_depth
+from hasten.serve.protocols.reading import FieldError, check_count, check_depth
 from hasten.serve.settings import Limits
 
 __all__ = [

@@ -9,9 +9,9 @@ import numpy as np
 
 from hasten.serve.endpoint import Call, Reply
 from hasten.serve.jobs import Embeddings, EmbedJob
-from hasten.serve.protocols.openai.parsing import check_count, read_prompts, read_request
+from hasten.serve.protocols.openai.parsing import read_prompts, read_request
 from hasten.serve.protocols.openai.schema import EmbeddingRequest
-from hasten.serve.protocols.reading import extra_headers
+from hasten.serve.protocols.reading import check_count, extra_headers
 from hasten.serve.protocols.streaming import encode
 
 __all__ = ["embeddings", "read_embedding", "render_embeddings"]

@@ -12,7 +12,7 @@ from hasten.serve.endpoint import Call
 from hasten.serve.protocols.openai.schema import ApiRequest, Generating, PromptItems
 from hasten.serve.protocols.reading import FieldError, read
 
-__all__ = ["Parsed", "asked_priority", "check_count", "read_prompts", "read_request"]
+__all__ = ["Parsed", "asked_priority", "read_prompts", "read_request"]
 
 R = TypeVar("R", bound=ApiRequest)
 
@@ -54,16 +54,6 @@ def _check_harmless(name: str, value: object, kind: type[ApiRequest]) -> None:
             allowed=" or ".join(msgspec.json.encode(one).decode() for one in harmless) or None,
             do="leave it out",
         )
-
-
-def check_count(count: int, limit: int, field: str, things: str) -> None:
-    """Refuses more of something than the server takes.
-
-    Raises:
-        FieldError: `count` is above `limit`.
-    """
-    if count > limit:
-        raise FieldError(field, f"{count} {things}", allowed=f"up to {limit}")
 
 
 def asked_priority(request: Generating, call: Call) -> int:

@@ -6,7 +6,6 @@ from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 from hasten.serve.jobs import ToolChoice
-from hasten.serve.protocols.openai.parsing import check_count
 from hasten.serve.protocols.openai.schema import (
     ChatRequest,
     Function,
@@ -14,7 +13,7 @@ from hasten.serve.protocols.openai.schema import (
     NamedTool,
     ToolChoiceObject,
 )
-from hasten.serve.protocols.reading import FieldError
+from hasten.serve.protocols.reading import FieldError, check_count
 from hasten.serve.settings import Limits
 
 __all__ = ["choose_tools", "declare_tools", "read_tools"]
