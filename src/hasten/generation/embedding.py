@@ -79,11 +79,8 @@ class Embedder(OverExecutor):
         default: Pooling = "mean" if self.whole else "last"
         self.pooling: Pooling = pooling or settings.pooling or default
         self.normalize = settings.normalize if normalize is None else normalize
-        self.dimensions = config.hidden_size if dimensions is None else dimensions
-        if not 1 <= self.dimensions <= config.hidden_size:
-            raise UsageError(
-                f"dimensions is {dimensions}", allowed=f"1 to {config.hidden_size}, the model's own"
-            )
+        self.dimensions = config.hidden_size
+        self.dimensions = self.check_dimensions(dimensions)
         options = embedder_options(model) if options is None else options
         self.max_tokens = self._choose_limit(options.max_context)
         if self.whole and options.chunk < self.max_tokens:
@@ -182,6 +179,7 @@ class Embedder(OverExecutor):
         texts: Sequence[Sequence[int] | Tokens],
         *,
         skip: int = 0,
+        dimensions: int | None = None,
         done: Callable[[int], None] | None = None,
     ) -> NDArray[np.float32]:
         """The vectors of texts that are tokens already, with those around them.
@@ -189,6 +187,7 @@ class Embedder(OverExecutor):
         Args:
             texts: Token ids of each text.
             skip: Leave so many tokens at the beginning of each out of the mean.
+            dimensions: Keep the first so many; None keeps those of the embedder.
             done: Called with the number of texts that are ready.
 
         Returns:
@@ -196,14 +195,15 @@ class Embedder(OverExecutor):
 
         Raises:
             CapacityError: A text is too long.
-            UsageError: A text without tokens, or a token that the model does not have.
+            UsageError: A text without tokens, a token that the model does not have, or more
+                dimensions than the embedder's.
         """
-        tokens = [np.asarray(ids, np.int32) for ids in texts]
-        self._check(tokens)
-        result = np.empty((len(tokens), self.dimensions), np.float32)
+        kept = self.check_dimensions(dimensions)
+        tokens = self.check_tokens(texts)
+        result = np.empty((len(tokens), kept), np.float32)
         ready = 0
         for group in self._groups(tokens):
-            for index, vector in self._run(group, tokens, skip):
+            for index, vector in self._run(group, tokens, skip, kept):
                 result[index] = vector
             ready += len(group)
             if done is not None:
@@ -219,6 +219,41 @@ class Embedder(OverExecutor):
             return 0
         tokenizer = self.model.tokenizer
         return len(tokenizer.encode(prompt, parse_special=False)) - len(tokenizer.suffix)
+
+    def check_dimensions(self, wanted: int | None) -> int:
+        """How many dimensions to keep; None keeps those of the embedder.
+
+        Raises:
+            UsageError: It has not so many.
+        """
+        if wanted is None:
+            return self.dimensions
+        if not 1 <= wanted <= self.dimensions:
+            raise UsageError(f"dimensions is {wanted}", allowed=f"1 to {self.dimensions}")
+        return wanted
+
+    def check_tokens(self, texts: Sequence[Sequence[int] | Tokens]) -> list[Tokens]:
+        """Texts that are tokens already, as `embed_tokens` takes them.
+
+        Raises:
+            CapacityError: A text is too long.
+            UsageError: A text without tokens, or a token that the model does not have.
+        """
+        vocabulary = self.model.config.vocab_size
+        checked = []
+        for number, ids in enumerate(texts):
+            tokens = np.asarray(ids)
+            if tokens.ndim != 1 or len(tokens) == 0:
+                raise UsageError(f"text {number + 1} has no tokens", allowed="at least one token")
+            if len(tokens) > self.max_tokens:
+                raise self._too_long(number, len(tokens))
+            if tokens.min() < 0 or tokens.max() >= vocabulary:
+                raise UsageError(
+                    f"text {number + 1} holds a token that is not in the vocabulary",
+                    allowed=f"0 to {vocabulary - 1}",
+                )
+            checked.append(tokens.astype(np.int32, copy=False))
+        return checked
 
     def _choose_limit(self, wanted: int | None) -> int:
         longest = self.model.config.max_position
@@ -239,19 +274,6 @@ class Embedder(OverExecutor):
             do="split it, raise max_context where the model allows it, or cut it with truncate",
         )
 
-    def _check(self, texts: list[Tokens]) -> None:
-        vocabulary = self.model.config.vocab_size
-        for number, tokens in enumerate(texts):
-            if tokens.ndim != 1 or len(tokens) == 0:
-                raise UsageError(f"text {number + 1} has no tokens", allowed="at least one token")
-            if len(tokens) > self.max_tokens:
-                raise self._too_long(number, len(tokens))
-            if tokens.min() < 0 or tokens.max() >= vocabulary:
-                raise UsageError(
-                    f"text {number + 1} holds a token that is not in the vocabulary",
-                    allowed=f"0 to {vocabulary - 1}",
-                )
-
     def _groups(self, texts: list[Tokens]) -> Iterator[list[int]]:
         """Indices of texts that run together, the longest first.
 
@@ -270,20 +292,20 @@ class Embedder(OverExecutor):
             yield group
 
     def _run(
-        self, group: list[int], texts: list[Tokens], skip: int
+        self, group: list[int], texts: list[Tokens], skip: int, dimensions: int
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Index and vector of each text of a group."""
         lengths = [len(texts[index]) for index in group]
         hidden = self._hidden([texts[index] for index in group])
         if self.pooling != "mean":
             for index, row in zip(group, hidden[-len(group) :], strict=True):
-                yield index, self._finish(row.astype(np.float64))
+                yield index, self._finish(row.astype(np.float64), dimensions)
             return
         first = 0
         for index, length in zip(group, lengths, strict=True):
             # Texts that are no longer than the prompt keep their last token.
             rows = hidden[first + min(skip, length - 1) : first + length].astype(np.float64)
-            yield index, self._finish(np.add.reduce(rows) / len(rows))
+            yield index, self._finish(np.add.reduce(rows) / len(rows), dimensions)
             first += length
 
     def _hidden(self, texts: list[Tokens]) -> NDArray[np.float32]:
@@ -315,8 +337,8 @@ class Embedder(OverExecutor):
             results.append(self._executor.run(batch))
         return results[0] if len(results) == 1 else np.concatenate(results)
 
-    def _finish(self, vector: NDArray[np.float64]) -> NDArray[np.float32]:
-        kept = vector[: self.dimensions]
+    def _finish(self, vector: NDArray[np.float64], dimensions: int) -> NDArray[np.float32]:
+        kept = vector[:dimensions]
         if self.normalize:
             # A vector of zeros has no direction and stays.
             kept = kept / max(float(np.sqrt(np.add.reduce(kept * kept))), 1e-12)

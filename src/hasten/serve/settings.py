@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,13 +19,18 @@ class Limits:
     Attributes:
         body: Bytes of a request's body, decompressed.
         upload: Bytes of an uploaded file.
+        files: Files that a tenant may keep.
+        file_bytes: Bytes of all files that a tenant may keep; results of batches count, but are
+            kept in any case.
+        batches: Batches of a tenant that wait, or are remembered.
         headers: Bytes of a request's line and headers.
         header_seconds: From the first byte of a request to the end of its headers.
         body_seconds: From there to the end of its body.
         idle_seconds: A connection without a request is closed after this.
         write_seconds: A client that takes nothing for so long is cut off.
         connections: Open at once; more are refused.
-        queue: Requests for a model beyond those that run; more are refused.
+        queue: Sequences for a model beyond those that run; more are refused.
+        in_flight: Sequences for all models together; more are refused.
         outputs: Most outputs of one request (`n`, times the prompts of a completion).
         prompts: Most prompts or texts of one request.
         messages: Most messages of a conversation.
@@ -34,6 +40,9 @@ class Limits:
 
     body: int = 16 << 20
     upload: int = 512 << 20
+    files: int = 1000
+    file_bytes: int = 8 << 30
+    batches: int = 100
     headers: int = 32 << 10
     header_seconds: float = 10.0
     body_seconds: float = 60.0
@@ -41,6 +50,7 @@ class Limits:
     write_seconds: float = 60.0
     connections: int = 1000
     queue: int = 64
+    in_flight: int = 1024
     outputs: int = 128
     prompts: int = 2048
     messages: int = 4096
@@ -91,3 +101,11 @@ class ServerSettings:
     drain_seconds: float = 30.0
     log_level: str = "info"
     traces: str | None = None
+
+    @property
+    def data_directory(self) -> Path:
+        """`data`, or ``hasten`` below `XDG_DATA_HOME` or ``~/.local/share``; it may not exist."""
+        if self.data is not None:
+            return self.data
+        home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+        return Path(home) / "hasten"

@@ -1,0 +1,44 @@
+"""GET /v1/models and GET /v1/models/{model}."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hasten.errors import NotFoundError
+from hasten.serve.endpoint import Call, Reply
+from hasten.serve.protocols.streaming import encode
+
+if TYPE_CHECKING:
+    from hasten.serve.registry import ModelInfo
+
+__all__ = ["list_models", "show_model"]
+
+
+async def list_models(call: Call) -> Reply:
+    """Names the models that the client may use."""
+    data = [_model(info) for info in call.service.registry.list() if _visible(call, info.name)]
+    return Reply(encode({"object": "list", "data": data}))
+
+
+async def show_model(call: Call) -> Reply:
+    """Describes one of them."""
+    name = call.path["model"]
+    if not _visible(call, name):
+        raise NotFoundError(f"there is no model {name!r:.256}", do="GET /v1/models names them")
+    return Reply(encode(_model(call.service.registry.describe(name))))
+
+
+def _visible(call: Call, name: str) -> bool:
+    return call.client.models is None or name in call.client.models
+
+
+def _model(info: ModelInfo) -> dict[str, Any]:
+    return {
+        "id": info.name,
+        "object": "model",
+        "created": int(info.modified),
+        "owned_by": "hasten",
+        "root": info.name,
+        "parent": info.parent,
+        "max_model_len": info.context,
+    }

@@ -1,0 +1,178 @@
+"""What answers the endpoints of every protocol: jobs in, generations and vectors out."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from contextlib import AsyncExitStack
+from functools import partial
+
+from hasten.errors import AccessError, UsageError
+from hasten.serve.admission import Admission, Ticket
+from hasten.serve.generation import Generation
+from hasten.serve.health import Health
+from hasten.serve.jobs import CacheState, Client, Embeddings, EmbedJob, EndReason, Job, Usage
+from hasten.serve.prompts import Prompt, prepare
+from hasten.serve.registry import ModelRegistry, Served
+from hasten.serve.settings import ServerSettings
+from hasten.serve.telemetry.observer import Observer
+from hasten.types import Request
+
+__all__ = ["Service"]
+
+
+class Service:
+    """Runs jobs on the models of a registry, within what admission allows.
+
+    Args:
+        settings: How the server runs.
+        registry: Its models.
+        admission: Who may come in.
+        observer: What counts, traces and logs.
+
+    Attributes:
+        health: Whether it can answer; set by whoever starts the server.
+    """
+
+    health: Health
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        registry: ModelRegistry,
+        admission: Admission,
+        observer: Observer,
+    ) -> None:
+        self.settings = settings
+        self.registry = registry
+        self.admission = admission
+        self.observer = observer
+        self.metrics = observer.metrics
+        self._numbers = itertools.count()
+
+    async def generate(self, job: Job) -> Generation:
+        """Starts a generation: when this returns, the job is valid and the engine has it.
+
+        Raises:
+            NotFoundError: No model of this name.
+            AccessError: The client may not use the model.
+            OverloadError: As much waits as may wait.
+            RateLimitError: The client has used up what it may use for now.
+            UsageError: Something about the job is not as it must be.
+            CapacityError: The prompt does not fit the context, or the model not into memory.
+            EngineLostError: The model's process cannot be started.
+        """
+        check_access(job.client, job.model)
+        async with AsyncExitStack() as resources:
+            resources.enter_context(await self._admit(job.client, job.model, job.sampling.n))
+            served = await resources.enter_async_context(
+                self.registry.use(job.model, job.keep_alive)
+            )
+            if served.kind != "generate":
+                raise UsageError(
+                    f"{served.name} gives embeddings, not text", do="ask for embeddings of it"
+                )
+            self.observer.began(job)
+            prompt = await prepare(served, job)
+            outputs = await served.engine.submit(self._request(job, served, prompt))
+            state: CacheState = "off"
+            return Generation(
+                job,
+                served,
+                prompt,
+                outputs,
+                state,
+                resources.pop_all(),
+                partial(self._finished, job, state),
+            )
+
+    async def embed(self, job: EmbedJob) -> Embeddings:
+        """The vectors of texts.
+
+        Raises:
+            As `generate`.
+        """
+        check_access(job.client, job.model)
+        async with AsyncExitStack() as resources:
+            resources.enter_context(await self._admit(job.client, job.model, 1))
+            served = await resources.enter_async_context(
+                self.registry.use(job.model, job.keep_alive)
+            )
+            if served.kind != "embed":
+                raise UsageError(
+                    f"{served.name} gives text, not embeddings",
+                    do="ask a model that embeds texts",
+                )
+            self.observer.began(job)
+            vectors, tokens = await served.engine.embed(
+                job.texts,
+                dimensions=job.dimensions,
+                truncate=job.truncate,
+            )
+            self.admission.used(job.client, tokens)
+            embeddings = Embeddings(
+                vectors=tuple(vector.astype("<f4").tobytes() for vector in vectors),
+                dimensions=int(vectors.shape[1]),
+                prompt_tokens=tokens,
+                load=served.load_seconds,
+                total=time.monotonic() - job.received,
+            )
+            self.observer.embedded(job, embeddings)
+            return embeddings
+
+    async def count(self, job: Job) -> int:
+        """Tokens of a job's prompt; nothing is generated.
+
+        Raises:
+            As `generate`.
+        """
+        check_access(job.client, job.model)
+        async with AsyncExitStack() as resources:
+            resources.enter_context(self.admission.admit(job.client, job.model, 1))
+            served = await resources.enter_async_context(
+                self.registry.use(job.model, job.keep_alive)
+            )
+            return len((await prepare(served, job)).tokens)
+
+    async def close(self) -> None:
+        """Ends every engine."""
+        await self.registry.close()
+
+    async def _admit(self, client: Client, model: str, sequences: int) -> Ticket:
+        info = self.registry.describe(model)
+        engine = info.parent or info.name  # names that share an engine share its queue
+        if client.batch:
+            return await self.admission.wait_turn(client, engine, sequences)
+        return self.admission.admit(client, engine, sequences)
+
+    def _request(self, job: Job, served: Served, prompt: Prompt) -> Request:
+        limit = self.settings.limits.request_seconds
+        seconds = limit if job.timeout is None else min(job.timeout, limit)
+        return Request(
+            str(next(self._numbers)),
+            prompt.tokens,
+            prompt.sampling,
+            job.client.priority + job.priority,
+            job.received + seconds,
+            job.client.tenant,
+            served.adapter if job.adapter is None else job.adapter,
+        )
+
+    def _finished(
+        self,
+        job: Job,
+        cache: CacheState,
+        usage: Usage,
+        reasons: list[EndReason],
+        error: Exception | None,
+    ) -> None:
+        self.admission.used(job.client, usage.prompt_tokens + usage.output_tokens)
+        self.observer.finished(job, usage, reasons, error, cache)
+
+
+def check_access(client: Client, model: str) -> None:
+    """Refuses a model that the client's key does not name."""
+    if client.models is not None and model not in client.models:
+        raise AccessError(
+            f"this API key may not use {model!r}", allowed=", ".join(sorted(client.models))
+        )

@@ -1,0 +1,3 @@
+"""What the server tells about itself: metrics, traces and logs."""
+
+__all__: list[str] = []
