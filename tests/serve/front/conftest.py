@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 
 import msgspec
@@ -191,18 +191,18 @@ class Front:
 
     def ask(self, data):
         """What one connection answers first."""
-        connection = self.connect()
-        connection.send(data)
-        return connection.response()
+        with closing(Connection(self.port)) as connection:
+            connection.send(data)
+            return connection.response()
 
     def request(self, method, path, body=b"", **headers):
         fields = {"host": "127.0.0.1"} | {k.replace("_", "-"): v for k, v in headers.items()}
         if body or method == "POST":
             fields.setdefault("content-length", str(len(body)))
         head = "".join(f"{name}: {value}\r\n" for name, value in fields.items() if value is not None)
-        connection = self.connect()
-        connection.send(f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode("latin-1") + body)
-        return connection.response(method)
+        with closing(Connection(self.port)) as connection:
+            connection.send(f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode("latin-1") + body)
+            return connection.response(method)
 
 
 @contextmanager
