@@ -11,6 +11,7 @@ from hasten.types import SamplingParams, TokenLogprobs
 __all__ = [
     "MAX_OUTPUT",
     "Answer",
+    "CacheState",
     "CallPiece",
     "Client",
     "Conversation",
@@ -30,6 +31,8 @@ MAX_OUTPUT = 1 << 24
 """`SamplingParams.max_tokens` where the client sets none: the context is the limit."""
 
 EndReason = Literal["stop", "length", "tool_calls"]
+CacheState = Literal["hit", "joined", "miss", "off"]
+"""Where an answer comes from; "off" where no cache was asked."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 
 from hasten.errors import AccessError, UsageError
 from hasten.serve.admission import Admission, Ticket
-from hasten.serve.cache import AnswerCache, CacheState
 from hasten.serve.generation import Generation
 from hasten.serve.health import Health
-from hasten.serve.jobs import Client, EmbedJob, Embeddings, EndReason, Job, Usage
+from hasten.serve.jobs import CacheState, Client, Embeddings, EmbedJob, EndReason, Job, Usage
 from hasten.serve.prompts import Prompt, prepare
 from hasten.serve.registry import ModelRegistry, Served
 from hasten.serve.settings import ServerSettings
@@ -33,7 +32,6 @@ class Service:
         settings: How the server runs.
         registry: Its models.
         admission: Who may come in.
-        answers: What was answered before.
         observer: What counts, traces and logs.
 
     Attributes:
@@ -49,7 +47,6 @@ class Service:
         settings: ServerSettings,
         registry: ModelRegistry,
         admission: Admission,
-        answers: AnswerCache,
         observer: Observer,
     ) -> None:
         self.settings = settings
@@ -57,7 +54,6 @@ class Service:
         self.admission = admission
         self.observer = observer
         self.metrics = observer.metrics
-        self._answers = answers
         self._numbers = itertools.count()
 
     async def generate(self, job: Job) -> Generation:
@@ -84,12 +80,8 @@ class Service:
                 )
             self.observer.began(job)
             prompt = await prepare(served, job)
-            state, outputs = await self._answers.submit(
-                served,
-                self._request(job, served, prompt),
-                tenant=job.client.tenant,
-                wanted=job.cache,
-            )
+            outputs = await served.engine.submit(self._request(job, served, prompt))
+            state: CacheState = "off"
             return Generation(
                 job,
                 served,

@@ -18,6 +18,8 @@ from hasten.serve.endpoint import Reply
 from hasten.serve.jobs import Client
 from hasten.serve.protocols.openai import DIALECT, ROUTES
 from hasten.serve.settings import Limits, ServerSettings
+from hasten.serve.telemetry.metrics import Metrics
+from hasten.serve.telemetry.observer import Observer
 
 KEYS = {
     sha256(name.encode()).hexdigest(): Client(name=name, tenant=f"tenant of {name}", admin=False)
@@ -33,7 +35,7 @@ async def server(directory, endpoint=None, keys=KEYS, **limits):
     chat = replace(table(endpoint or echo())[CHAT], dialect=DIALECT)
     queue = BatchQueue(directory, settings, [*routes, chat])
     service = SimpleNamespace(batches=queue, settings=settings)
-    app = App(service, [*routes, chat], settings)
+    app = App(service, [*routes, chat], settings, Observer(Metrics()))
     await queue.start(service)
     clients = []
 

@@ -215,6 +215,11 @@ def run_front(routes=ROUTES, limits=None, **settings):
         yield Front(server, service, clients)
 
 
+@pytest.fixture(scope="session", name="run_front")
+def _run_front():
+    return run_front
+
+
 @pytest.fixture
 def front():
     """Starts servers: `front(limits={...}, **settings)`."""

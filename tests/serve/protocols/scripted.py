@@ -9,7 +9,7 @@ import numpy as np
 from hasten.errors import NotFoundError
 from hasten.serve.endpoint import Call, Reply
 from hasten.serve.jobs import Client, Embeddings, Ended, Piece, Timing, Usage
-from hasten.serve.registry import ModelInfo
+from hasten.serve.registry import ModelInfo, PullProgress
 from hasten.serve.settings import ServerSettings
 from hasten.serve.status import status_of
 
@@ -110,6 +110,12 @@ class ScriptedRegistry:
             if isinstance(step, Exception):
                 raise step
             yield step
+
+    async def create(self, name, **given):
+        self.done.append(("create", name, given))
+        self.describe(given["source"] or "tiny")
+        yield PullProgress("reading")
+        yield PullProgress("success")
 
 
 class ScriptedService:

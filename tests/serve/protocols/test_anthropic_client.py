@@ -166,7 +166,9 @@ def test_what_is_asked_for(ask):
     assert sampling.structure == Structure("json_schema", '{"type":"object"}')
     assert job.prompt.messages[0] == {"role": "system", "content": "be\nbrief"}
     assert job.prompt.extra == {
-        **{"enable_thinking": True, "thinking_budget": 2048, "reasoning_effort": "high"},
+        "enable_thinking": True,
+        "thinking_budget": 2048,
+        "reasoning_effort": "high",
     }
     assert job.prompt.tools[0]["function"]["parameters"] == TOOL["input_schema"]
     assert job.prompt.tool_choice == ToolChoice("required", "weather", parallel=False)
@@ -208,7 +210,9 @@ def test_a_conversation_with_tools(ask):
             "content": [
                 {"type": "tool_result", "tool_use_id": "c1", "content": "rain"},
                 {
-                    **{"type": "tool_result", "tool_use_id": "c2", "is_error": True},
+                    "type": "tool_result",
+                    "tool_use_id": "c2",
+                    "is_error": True,
                     "content": [{"type": "text", "text": "no clock"}],
                 },
                 {"type": "text", "text": "well?"},
@@ -221,14 +225,18 @@ def test_a_conversation_with_tools(ask):
     assert service.jobs[0].prompt.messages == [
         {"role": "user", "content": "weather?"},
         {
-            **{"role": "assistant", "content": "I ask.", "reasoning_content": "hm"},
+            "role": "assistant",
+            "content": "I ask.",
+            "reasoning_content": "hm",
             "tool_calls": [
                 {
-                    **{"id": "c1", "type": "function"},
+                    "id": "c1",
+                    "type": "function",
                     "function": {"name": "weather", "arguments": {"city": "Oslo"}},
                 },
                 {
-                    **{"id": "c2", "type": "function"},
+                    "id": "c2",
+                    "type": "function",
                     "function": {"name": "time", "arguments": {}},
                 },
             ],
@@ -323,7 +331,9 @@ def test_counting(ask):
 def test_what_has_no_effect_is_named(ask):
     service = ScriptedService(*said("Hi"))
     raw = ask(service).with_raw_response.create(
-        **{"model": "tiny", "max_tokens": 9, "messages": QUESTION},
+        model="tiny",
+        max_tokens=9,
+        messages=QUESTION,
         thinking={"type": "adaptive", "display": "omitted"},
         extra_body={"wish": 1},
     )

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hasten.errors import (
     CapacityError,
@@ -25,7 +25,8 @@ from hasten.models.source import SMALL_FILES, weight_files
 from hasten.serve.registry.names import ModelName
 
 if TYPE_CHECKING:
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub.hf_api import RepoSibling
+    from huggingface_hub.utils.tqdm import tqdm
 
 __all__ = ["Download", "HubFile", "HubStore", "PullProgress"]
 
@@ -228,9 +229,7 @@ class HubStore:
             HubFile(
                 file,
                 found[file].size or 0,
-                f"sha256:{found[file].lfs.sha256}"
-                if found[file].lfs
-                else f"git:{found[file].blob_id}",
+                _digest(found[file]),
             )
             for file in (*small, *weights)
         )
@@ -257,16 +256,16 @@ class _Meter:
         self.completed = 0
         self.stop = Event()
 
-    def bar(self) -> type[tqdm[Any]]:
+    def bar(self) -> type[tqdm]:
         """What huggingface_hub takes for a progress bar; it shows nothing."""
-        from huggingface_hub.utils import tqdm
+        from huggingface_hub.utils.tqdm import tqdm
 
         meter = self
 
-        class Bar(tqdm):  # type: ignore[type-arg, misc]
-            def __init__(self, *arguments: object, **options: Any) -> None:
-                super().__init__(*arguments, **options | {"disable": True})
-                self._counted = int(options.get("initial") or 0)
+        class Bar(tqdm):
+            def __init__(self, *, initial: int = 0, **options: object) -> None:
+                super().__init__(**options | {"disable": True})  # type: ignore[no-untyped-call]
+                self._counted = initial
 
             def update(self, n: float | None = 1) -> None:
                 if meter.stop.is_set():
@@ -316,6 +315,10 @@ def _explained(what: str, error: Exception) -> HastenError:
         f"{what} could not be downloaded ({lines[0] if lines else type(error).__name__})",
         do="check the server's network, or start the server with a path to the model",
     )
+
+
+def _digest(file: RepoSibling) -> str:
+    return f"git:{file.blob_id}" if file.lfs is None else f"sha256:{file.lfs.sha256}"
 
 
 def _sha256(path: Path) -> str:

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import math
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from hasten.errors import ModelFileError
 from hasten.models.model import Model
+from hasten.serve.formats import find_format
 
-__all__ = ["Digests", "Facts", "Kind", "ModelInfo", "State", "capabilities", "read_facts"]
+if TYPE_CHECKING:
+    from hasten.serve.registry.catalog import Entry
+    from hasten.serve.registry.pool import Loaded
+
+__all__ = ["Digests", "Facts", "Kind", "ModelInfo", "State", "describe", "read_facts"]
 
 Kind = Literal["generate", "embed"]
 State = Literal["known", "loading", "ready", "restarting", "unloading", "failed"]
-
-_TOOLS = re.compile(r"\btools\b")
-_THINKING = re.compile(r"<think>|\benable_thinking\b|\breasoning_content\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class Facts:
         embedding_length: Width of its hidden states.
         template: Source of its chat template; None without one.
         gives: What it can do by its last layer: text, or only vectors.
+        skills: What its chat template shows besides: "tools", "thinking".
     """
 
     path: str
@@ -50,6 +52,7 @@ class Facts:
     embedding_length: int
     template: str | None
     gives: Kind
+    skills: tuple[str, ...]
 
     @property
     def size(self) -> int:
@@ -119,6 +122,8 @@ def read_facts(model: Model) -> Facts:
     for tensor in model.weights.values():
         values[tensor.encoding] += math.prod(tensor.shape)
     template = model.chat_template
+    form = find_format(template)
+    skills = [("tools", form.tools), ("thinking", form.reasoning)]
     return Facts(
         path=str(model.path),
         files=_stamps(model),
@@ -130,18 +135,47 @@ def read_facts(model: Model) -> Facts:
         embedding_length=model.config.hidden_size,
         template=None if template is None else template.source,
         gives="embed" if model.config.output == "hidden" else "generate",
+        skills=tuple(name for name, there in skills if there),
     )
 
 
-def capabilities(kind: Kind, template: str | None) -> tuple[str, ...]:
-    """What a model can do, in Ollama's words; tools and thinking by its chat template."""
-    if kind == "embed":
-        return ("embedding",)
-    found = ["completion"]
-    if template is not None:
-        found += ["tools"] if _TOOLS.search(template) else []
-        found += ["thinking"] if _THINKING.search(template) else []
-    return tuple(found)
+def describe(
+    entry: Entry, facts: Facts, digest: str | None, state: State, loaded: Loaded | None
+) -> ModelInfo:
+    """What there is to tell of a name.
+
+    Args:
+        entry: What it stands for.
+        facts: What the files of that say.
+        digest: Of these files, if it is known.
+        state: Of the engine.
+        loaded: The engine, if there is one.
+    """
+    generates = entry.spec.kind == "generate"
+    engine = None if loaded is None else loaded.engine.info
+    return ModelInfo(
+        name=entry.name,
+        kind=entry.spec.kind,
+        path=facts.path,
+        size=facts.size,
+        digest=digest,
+        modified=entry.modified,
+        family=facts.family,
+        parameters=facts.parameters,
+        quantization=facts.quantization,
+        format=facts.format,
+        context=facts.context if engine is None else engine.context,
+        max_position=facts.context,
+        embedding_length=facts.embedding_length,
+        template=facts.template,
+        capabilities=("completion", *facts.skills) if generates else ("embedding",),
+        state=state,
+        memory=0 if loaded is None else loaded.memory,
+        expires=None if loaded is None else loaded.expires,
+        parent=entry.parent,
+        adapter=entry.adapter,
+        overrides=entry.overrides,
+    )
 
 
 class Digests:

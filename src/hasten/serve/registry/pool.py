@@ -54,6 +54,7 @@ class Loaded:
         place: Where it belongs.
         engine: The process.
         model: Its configuration, tokenizer and chat template; its weights are not read here.
+        memory: Bytes that the process takes.
         users: How many use it.
         idle: Set while nobody does.
         last_used: In seconds of `time.monotonic`.
@@ -67,6 +68,7 @@ class Loaded:
     place: Place
     engine: EngineProcess
     model: Model
+    memory: int
     users: int = 0
     idle: Event = field(default_factory=Event)
     last_used: float = field(default_factory=monotonic)
@@ -211,10 +213,6 @@ class EnginePool:
         place = self._places.get(_key(spec))
         return None if place is None else place.loaded
 
-    def memory(self, loaded: Loaded) -> int:
-        """Bytes that an engine takes."""
-        return self._budget.held(loaded.place)
-
     def engines(self) -> Sequence[Loaded]:
         """All that are loaded."""
         return tuple(self._live)
@@ -313,7 +311,7 @@ class EnginePool:
             raise
         if engine.info is not None:
             self._budget.hold(place, PROCESS_BYTES + sum(engine.info.memory.values()))
-        loaded = Loaded(place, engine, model, spelling=spelling)
+        loaded = Loaded(place, engine, model, self._budget.held(place), spelling=spelling)
         loaded.idle.set()
         return loaded
 
@@ -325,7 +323,7 @@ class EnginePool:
                 for one in self._live
                 if not one.users and (one.leaving is not None or not one.place.waiting)
             ]
-            room = self._budget.free + sum(self._budget.held(one.place) for one in idle)
+            room = self._budget.free + sum(one.memory for one in idle)
             if room < need.fixed + need.least:
                 missing = need.fixed + need.least
                 raise OverloadError(

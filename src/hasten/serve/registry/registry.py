@@ -6,9 +6,9 @@ import asyncio
 import logging
 import time
 from asyncio import Task
-from collections.abc import AsyncIterator, Collection, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Coroutine, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -21,66 +21,23 @@ from hasten.errors import (
     UsageError,
 )
 from hasten.models.loading import load_model
-from hasten.models.model import Model
 from hasten.models.source import PACKAGED
 from hasten.serve.engine_process import EngineProcess, EngineSpec
 from hasten.serve.registry.blobs import BlobStore
 from hasten.serve.registry.catalog import Catalog, Entry
 from hasten.serve.registry.files import ModelFiles
 from hasten.serve.registry.hub import PullProgress
-from hasten.serve.registry.info import Digests, Facts, Kind, ModelInfo, capabilities, read_facts
+from hasten.serve.registry.info import Digests, Facts, ModelInfo, describe, read_facts
 from hasten.serve.registry.memory import server_budget
 from hasten.serve.registry.names import ModelName
-from hasten.serve.registry.pool import EnginePool, Loaded, StartEngine
+from hasten.serve.registry.pool import EnginePool, StartEngine
+from hasten.serve.registry.served import Served
 from hasten.serve.settings import ServerSettings
 
-__all__ = ["ModelRegistry", "Served"]
+__all__ = ["ModelRegistry"]
 
 _LOG = logging.getLogger(__name__)
 _Infos = list[ModelInfo]  # inside the class, `list` is a method
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """A loaded model, as long as `ModelRegistry.use` lasts.
-
-    Attributes:
-        name: In its one spelling.
-        adapter: The LoRA adapter that the name means; None for the model itself.
-        kind: Whether it gives text or vectors.
-        engine: What runs it.
-        model: Its configuration, tokenizer and chat template; read without the weights.
-        load_seconds: What this use waited for it.
-        overrides: What was given to `ModelRegistry.create`.
-    """
-
-    name: str
-    adapter: str | None
-    kind: Kind
-    engine: EngineProcess
-    model: Model
-    load_seconds: float
-    overrides: Mapping[str, Any]
-    _loaded: Loaded
-    _digests: Digests
-
-    def spell(self, token: int) -> bytes:
-        """The bytes that a token adds to a text; the name of a special one.
-
-        Raises:
-            UnsupportedModelError: The tokenizer has a decoder that cannot be followed so.
-        """
-        return self._loaded.spell(token)
-
-    async def digest(self) -> str:
-        """SHA-256 of the model's files, in hexadecimal; they are read once for each load.
-
-        Raises:
-            ModelFileError: A file cannot be read any more.
-        """
-        if self._loaded.digest is None:
-            self._loaded.digest = await self._digests.of(self.model)
-        return self._loaded.digest
 
 
 class ModelRegistry:
@@ -258,7 +215,7 @@ class ModelRegistry:
         await self._catalog.remove(entry)
         self._clean_up(entry.spec)
 
-    async def pull(self, name: str) -> AsyncIterator[PullProgress]:
+    async def pull(self, name: str) -> AsyncGenerator[PullProgress]:
         """Downloads a model from the Hub and makes it known; leaving early ends the download.
 
         Of several GGUF files the tag chooses one, as in "org/name:Q4_K_M".
@@ -298,7 +255,7 @@ class ModelRegistry:
         source: str | None = None,
         files: Mapping[str, str] | None = None,
         overrides: Mapping[str, Any] | None = None,
-    ) -> AsyncIterator[PullProgress]:
+    ) -> AsyncGenerator[PullProgress]:
         """Makes a model of another one, or of uploaded files.
 
         Args:
@@ -360,7 +317,7 @@ class ModelRegistry:
         return [self._describe(one) for one in map(self._first_name, specs) if one is not None]
 
     def engines(self) -> dict[str, EngineProcess | None]:
-        """The engines of loaded models by name, and None for models that `start` has yet to load."""
+        """The engines of loaded models by name; None for those that `start` has yet to load."""
         missing: dict[str, EngineProcess | None] = {entry.name: None for entry in self._at_start}
         return missing | {one.place.name: one.engine for one in self._pool.engines()}
 
@@ -378,32 +335,8 @@ class ModelRegistry:
         spec = entry.spec
         if spec.model not in self._facts:
             self._facts[spec.model] = read_facts(load_model(spec.model))
-        facts = self._facts[spec.model]
-        loaded = self._pool.loaded(spec)
-        engine = None if loaded is None else loaded.engine.info
-        return ModelInfo(
-            name=entry.name,
-            kind=spec.kind,
-            path=facts.path,
-            size=facts.size,
-            digest=self._digests.known(facts),
-            modified=entry.modified,
-            family=facts.family,
-            parameters=facts.parameters,
-            quantization=facts.quantization,
-            format=facts.format,
-            context=facts.context if engine is None else engine.context,
-            max_position=facts.context,
-            embedding_length=facts.embedding_length,
-            template=facts.template,
-            capabilities=capabilities(spec.kind, facts.template),
-            state=self._pool.state(spec),
-            memory=0 if loaded is None else self._pool.memory(loaded),
-            expires=None if loaded is None else loaded.expires,
-            parent=entry.parent,
-            adapter=entry.adapter,
-            overrides=entry.overrides,
-        )
+        facts, loaded = self._facts[spec.model], self._pool.loaded(spec)
+        return describe(entry, facts, self._digests.known(facts), self._pool.state(spec), loaded)
 
     def _first_name(self, spec: EngineSpec) -> Entry | None:
         """What an engine is called where several names share it."""
