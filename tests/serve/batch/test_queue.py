@@ -35,7 +35,7 @@ async def server(directory, endpoint=None, keys=KEYS, **limits):
     chat = replace(table(endpoint or echo())[CHAT], dialect=DIALECT)
     queue = BatchQueue(directory, settings, [*routes, chat])
     service = SimpleNamespace(batches=queue, settings=settings)
-    app = App(service, [*routes, chat], settings, Observer(Metrics()))
+    app = App(service, {"openai": [*routes, chat]}, settings, Observer(Metrics()))
     await queue.start(service)
     clients = []
 
