@@ -146,7 +146,7 @@ def test_a_missing_file_of_keys(tmp_path):
         read_keys(tmp_path / "none.json")
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.1", "example.org", ""])  # noqa: S104
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.1", "example.org", ""])
 def test_a_server_for_others_needs_keys(host):
     with pytest.raises(UsageError, match="--no-auth"):
         refuse_open(ServerSettings(host=host), accepted=False)
