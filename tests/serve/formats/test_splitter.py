@@ -36,7 +36,7 @@ soups = st.lists(st.sampled_from(MARKS), max_size=24).map("".join)
 
 @pytest.mark.parametrize("thoughts", THOUGHTS)
 @pytest.mark.parametrize("syntax", [None, *SYNTAXES])
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(soups, st.booleans(), st.data())
 def test_any_cut_gives_the_same_parts(syntax, thoughts, text, thinking, data):
     arguments = (SYNTAXES.get(syntax), THOUGHTS[thoughts])
@@ -47,7 +47,7 @@ def test_any_cut_gives_the_same_parts(syntax, thoughts, text, thinking, data):
 
 
 @pytest.mark.parametrize("syntax", [None, *SYNTAXES])
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(soups)
 def test_text_without_calls_and_reasoning_is_content_to_the_letter(syntax, text):
     content, _, calls = split(text, SYNTAXES.get(syntax))
@@ -66,7 +66,7 @@ NAMES = st.sampled_from(["weather", "f", "get-it.now", "a_b"])
 
 
 @pytest.mark.parametrize("syntax", sorted(set(SYNTAXES) - {"qwen-coder", "llama"}))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(
     words,
     words,
@@ -87,7 +87,7 @@ def test_what_is_written_is_read(syntax, reasoning, content, calls, data):
 keys = st.text("abc_é ", min_size=1, max_size=6).filter(lambda key: key == key.strip())
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(st.dictionaries(keys, strings | values.filter(lambda v: not isinstance(v, str))), st.data())
 def test_parameters_in_tags(arguments, data):
     """Texts as they are, other values as JSON."""
