@@ -37,8 +37,10 @@ class Question(msgspec.Struct):
 class FakeService:
     """Keeps what its endpoints saw."""
 
-    def __init__(self):
+    def __init__(self, settings):
+        self.settings = settings
         self.metrics = Metrics()
+        self.observer = Observer(self.metrics)
         self.admission = self
         self.calls = []
         self.events = []
@@ -209,10 +211,9 @@ class Front:
 
 @contextmanager
 def run_front(routes=ROUTES, limits=None, **settings):
-    service = FakeService()
     made = ServerSettings(port=0, limits=replace(Limits(), **(limits or {})), **settings)
-    service.settings = made
-    server = Server(App(service, routes, made, Observer(service.metrics)))
+    service = FakeService(made)
+    server = Server(App(service, routes))
     with ExitStack() as clients, server.in_thread():
         yield Front(server, service, clients)
 
@@ -220,6 +221,11 @@ def run_front(routes=ROUTES, limits=None, **settings):
 @pytest.fixture(scope="session", name="run_front")
 def _run_front():
     return run_front
+
+
+@pytest.fixture(scope="session")
+def fake_service():
+    return FakeService
 
 
 @pytest.fixture
