@@ -15,6 +15,7 @@ from hasten.serve.health import Health
 from hasten.serve.jobs import CacheState, Client, Embeddings, EmbedJob, EndReason, Job, Usage
 from hasten.serve.prompts import Prompt, prepare
 from hasten.serve.registry import ModelRegistry, Served
+from hasten.serve.response_store import ResponseStore
 from hasten.serve.settings import ServerSettings
 from hasten.serve.telemetry.observer import Observer
 from hasten.types import Request
@@ -35,6 +36,7 @@ class Service:
         observer: What counts, traces and logs.
 
     Attributes:
+        responses: Those that clients may come back to.
         health: Whether it can answer; set by whoever starts the server.
         batches: Files and batches; set likewise.
     """
@@ -54,6 +56,7 @@ class Service:
         self.admission = admission
         self.observer = observer
         self.metrics = observer.metrics
+        self.responses = ResponseStore()
         self._numbers = itertools.count()
 
     async def generate(self, job: Job) -> Generation:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from hasten.serve.endpoint import Call
 from hasten.serve.jobs import Client, Embeddings, Ended, Piece, Timing, Usage
 from hasten.serve.protocols.openai import ROUTES
+from hasten.serve.response_store import ResponseStore
 from hasten.serve.settings import ServerSettings
 
 USAGE = Usage(7, 3, 5, 2, Timing(0.5, 0.0, 0.1, 0.1, 0.3, 0.2))
@@ -55,6 +56,7 @@ class FakeService:
     generations: list = field(default_factory=list)
     registry: object = None
     vectors: Embeddings | None = None
+    responses: ResponseStore = field(default_factory=ResponseStore)
 
     async def generate(self, job):
         script = self.script[len(self.jobs) % len(self.script)] if self.script else []
@@ -63,6 +65,10 @@ class FakeService:
             raise script
         self.generations.append(Scripted(job, script))
         return self.generations[-1]
+
+    async def count(self, job):
+        self.jobs.append(job)
+        return USAGE.prompt_tokens
 
     async def embed(self, job):
         self.jobs.append(job)

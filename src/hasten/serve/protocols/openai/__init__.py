@@ -20,6 +20,14 @@ from hasten.serve.protocols.openai.files import (
     show_file,
 )
 from hasten.serve.protocols.openai.models import list_models, show_model
+from hasten.serve.protocols.openai.responses import (
+    count_input,
+    create_response,
+    delete_response,
+    list_input,
+    show_response,
+)
+from hasten.serve.protocols.openai.responses_schema import ResponsesRequest
 from hasten.serve.protocols.openai.schema import ChatRequest, CompletionRequest, EmbeddingRequest
 
 __all__ = ["DIALECT", "ROUTES"]
@@ -55,6 +63,33 @@ _MODELS = [
     Route("GET", "/v1/models/{model:path}", show_model, DIALECT, "Describe a model"),
 ]
 
+_RESPONSES = [
+    Route(
+        "POST",
+        "/v1/responses",
+        create_response,
+        DIALECT,
+        "Respond to an input",
+        request=ResponsesRequest,
+    ),
+    Route(
+        "POST",
+        "/v1/responses/input_tokens",
+        count_input,
+        DIALECT,
+        "Count the tokens of an input",
+        request=ResponsesRequest,
+    ),
+    Route("GET", "/v1/responses/{response}", show_response, DIALECT, "Show a response"),
+    Route("DELETE", "/v1/responses/{response}", delete_response, DIALECT, "Forget a response"),
+    Route(
+        "GET",
+        "/v1/responses/{response}/input_items",
+        list_input,
+        DIALECT,
+        "List the input of a response",
+    ),
+]
 _FILES = [
     Route("POST", "/v1/files", create_file, DIALECT, "Upload a file", streams_body=True),
     Route("GET", "/v1/files", list_files, DIALECT, "Name the files"),
@@ -69,5 +104,5 @@ _BATCHES = [
     Route("POST", "/v1/batches/{batch}/cancel", cancel_batch, DIALECT, "End a batch"),
 ]
 
-ROUTES: list[Route] = [*_GENERATION, *_MODELS, *_FILES, *_BATCHES]
+ROUTES: list[Route] = [*_GENERATION, *_RESPONSES, *_MODELS, *_FILES, *_BATCHES]
 """The places of the protocol."""

@@ -27,6 +27,9 @@ __all__ = [
     "template_values",
 ]
 
+_TEXTS = frozenset(
+    {"text", "input_text", "output_text", "reasoning_text", "summary_text", "refusal"}
+)
 _ARGUMENTS = msgspec.json.Decoder(dict[str, Any])
 
 
@@ -126,7 +129,7 @@ def join_parts(parts: Sequence[ContentPart], field: str) -> str:
     texts = []
     for number, part in enumerate(parts):
         text = part.refusal if part.type == "refusal" else part.text
-        if part.type not in ("text", "input_text", "output_text", "refusal"):
+        if part.type not in _TEXTS:
             raise FieldError(
                 f"{field}[{number}].type",
                 f"{part.type!r:.60} is not supported: this server's models read text only",

@@ -88,9 +88,13 @@ def full_sampling(
 
 
 def format_structure(
-    asked: ResponseFormat | None, field: str = "response_format"
+    asked: ResponseFormat | None, field: str = "response_format.json_schema.schema"
 ) -> Structure | None:
     """What `response_format` demands; None for free text.
+
+    Args:
+        asked: Its value.
+        field: The path of the schema.
 
     Raises:
         FieldError: The schema is missing, or too large.
@@ -100,8 +104,8 @@ def format_structure(
     if asked.type == "json_object":
         return _ANY_OBJECT
     if asked.json_schema is None or asked.json_schema.schema_ is None:
-        raise FieldError(f"{field}.json_schema.schema", "it is missing", allowed="a JSON schema")
-    return _schema(asked.json_schema.schema_, f"{field}.json_schema.schema")
+        raise FieldError(field, "it is missing", allowed="a JSON schema")
+    return _schema(asked.json_schema.schema_, field)
 
 
 def _structured_outputs(asked: StructuredOutputs | None, field: str) -> Structure | None:

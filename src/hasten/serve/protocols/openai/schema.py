@@ -55,6 +55,7 @@ StopText = Annotated[str, Meta(min_length=1, max_length=1024)]
 StructureText = Annotated[str, Meta(max_length=1 << 16)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 LogprobCount = Annotated[int, Meta(ge=0, le=20)]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 Object = dict[str, Any]
 PromptItems = list[str | int | list[Token]]
 """Texts, tokens, or lists of tokens; `parsing.read_prompts` tells them apart."""
@@ -267,7 +268,7 @@ class ChatRequest(SamplingRequest, kw_only=True):
     max_completion_tokens: Positive | None = None
     logprobs: bool | None = None
     top_logprobs: LogprobCount | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    reasoning_effort: Effort | None = None
     # vLLM's
     chat_template_kwargs: Object | None = None
     documents: list[Object] | None = None

@@ -16,7 +16,7 @@ from hasten.serve.protocols.openai.schema import (
 from hasten.serve.protocols.reading import FieldError, check_count
 from hasten.serve.settings import Limits
 
-__all__ = ["choose_tools", "declare_tools", "read_tools"]
+__all__ = ["Tools", "choose_tools", "declare_tools", "read_tools"]
 
 Tools = list[dict[str, Any]]
 
