@@ -63,6 +63,7 @@ class SamplingParams:
             reports none.
         prompt_logprobs: The same for the prompt's tokens.
         structure: What the output must look like; None leaves it free.
+        keep_special: Special tokens leave their text in the output, but for those that end it.
     """
 
     max_tokens: int = 256
@@ -82,6 +83,7 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     structure: Structure | None = None
+    keep_special: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,5 +41,5 @@ class Tokenizer:
     def encode(self, text, **_options):
         return [PIECES.index(letter.encode()) for letter in text if letter.encode() in PIECES]
 
-    def detokenizer(self):
+    def detokenizer(self, **_options):
         return Detokenizer()

@@ -112,8 +112,10 @@ class Intake:
 
     def _decoder(self, sampling: SamplingParams) -> TextDecoder | None:
         if self._structures is not None and sampling.structure is not None:
-            return self._structures.decoder()
-        return None if self._tokenizer is None else self._tokenizer.detokenizer()
+            return self._structures.decoder(skip_special=not sampling.keep_special)
+        if self._tokenizer is None:
+            return None
+        return self._tokenizer.detokenizer(skip_special=not sampling.keep_special)
 
 
 def find_tokenizer(model: Model) -> Tokenizer | None:

@@ -13,9 +13,11 @@ __all__ = [
     "DEFAULT_CONTEXT",
     "KV_BLOCK",
     "CacheSize",
+    "block_bytes",
     "blocks_for",
     "check_memory",
     "choose_cache_size",
+    "choose_context",
     "kv_bytes_per_block",
 ]
 
@@ -54,7 +56,7 @@ def check_memory(config: ModelConfig, kv: str, blocks: int, weights: int) -> Non
     Raises:
         CapacityError: Both together exceed the memory that this process may use.
     """
-    cache = blocks * _block_bytes(config, kv)
+    cache = blocks * block_bytes(config, kv)
     limit = memory_limit()
     if weights + cache > limit:
         raise CapacityError(
@@ -90,8 +92,8 @@ def choose_cache_size(config: ModelConfig, options: EngineOptions, weights: int)
         CapacityError: Weights and cache exceed the memory, or the longest sequence the cache.
     """
     kv = "f32" if options.executor == "reference" else options.kv
-    size = _block_bytes(config, kv)
-    context = _choose_context(config, options)
+    size = block_bytes(config, kv)
+    context = choose_context(config, options)
     left = memory_limit() - weights
     if options.kv_memory is None:
         most = blocks_for(context) * options.max_sequences
@@ -109,12 +111,18 @@ def choose_cache_size(config: ModelConfig, options: EngineOptions, weights: int)
     return CacheSize(blocks, min(context, blocks * KV_BLOCK))
 
 
-def _block_bytes(config: ModelConfig, kv: str) -> int:
+def block_bytes(config: ModelConfig, kv: str) -> int:
+    """Bytes of one block as the native executor lays it out."""
     padded = -(-config.head_dim // _DIM_STEP) * _DIM_STEP
     return kv_bytes_per_block(kv, config.kv_layers, config.num_kv_heads, padded)
 
 
-def _choose_context(config: ModelConfig, options: EngineOptions) -> int:
+def choose_context(config: ModelConfig, options: EngineOptions) -> int:
+    """Positions of the longest sequence, where there is memory for it.
+
+    Raises:
+        UsageError: `max_context` is beyond the model's own limit.
+    """
     longest = config.longest
     if options.max_context is None:
         return min(config.max_position, DEFAULT_CONTEXT)

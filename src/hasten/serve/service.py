@@ -6,18 +6,21 @@ import itertools
 import time
 from contextlib import AsyncExitStack
 from functools import partial
+from typing import TYPE_CHECKING
 
 from hasten.errors import AccessError, UsageError
-from hasten.serve.admission import Admission
-from hasten.serve.cache import AnswerCache
+from hasten.serve.admission import Admission, Ticket
 from hasten.serve.generation import Generation
 from hasten.serve.health import Health
-from hasten.serve.jobs import Client, EmbedJob, Embeddings, EndReason, Job, Usage
+from hasten.serve.jobs import CacheState, Client, Embeddings, EmbedJob, EndReason, Job, Usage
 from hasten.serve.prompts import Prompt, prepare
 from hasten.serve.registry import ModelRegistry, Served
 from hasten.serve.settings import ServerSettings
-from hasten.serve.telemetry.metrics import Metrics
+from hasten.serve.telemetry.observer import Observer
 from hasten.types import Request
+
+if TYPE_CHECKING:
+    from hasten.serve.batch.queue import BatchQueue
 
 __all__ = ["Service"]
 
@@ -29,28 +32,28 @@ class Service:
         settings: How the server runs.
         registry: Its models.
         admission: Who may come in.
-        answers: What was answered before.
-        metrics: What is counted.
+        observer: What counts, traces and logs.
 
     Attributes:
         health: Whether it can answer; set by whoever starts the server.
+        batches: Files and batches; set likewise.
     """
 
     health: Health
+    batches: BatchQueue
 
     def __init__(
         self,
         settings: ServerSettings,
         registry: ModelRegistry,
         admission: Admission,
-        answers: AnswerCache,
-        metrics: Metrics,
+        observer: Observer,
     ) -> None:
         self.settings = settings
         self.registry = registry
         self.admission = admission
-        self.metrics = metrics
-        self._answers = answers
+        self.observer = observer
+        self.metrics = observer.metrics
         self._numbers = itertools.count()
 
     async def generate(self, job: Job) -> Generation:
@@ -67,9 +70,7 @@ class Service:
         """
         check_access(job.client, job.model)
         async with AsyncExitStack() as resources:
-            resources.enter_context(
-                self.admission.admit(job.client, job.model, job.sampling.n)
-            )
+            resources.enter_context(await self._admit(job.client, job.model, job.sampling.n))
             served = await resources.enter_async_context(
                 self.registry.use(job.model, job.keep_alive)
             )
@@ -77,13 +78,10 @@ class Service:
                 raise UsageError(
                     f"{served.name} gives embeddings, not text", do="ask for embeddings of it"
                 )
+            self.observer.began(job)
             prompt = await prepare(served, job)
-            state, outputs = await self._answers.submit(
-                served,
-                self._request(job, served, prompt),
-                tenant=job.client.tenant,
-                wanted=job.cache,
-            )
+            outputs = await served.engine.submit(self._request(job, served, prompt))
+            state: CacheState = "off"
             return Generation(
                 job,
                 served,
@@ -91,7 +89,7 @@ class Service:
                 outputs,
                 state,
                 resources.pop_all(),
-                partial(self._finished, job),
+                partial(self._finished, job, state),
             )
 
     async def embed(self, job: EmbedJob) -> Embeddings:
@@ -102,7 +100,7 @@ class Service:
         """
         check_access(job.client, job.model)
         async with AsyncExitStack() as resources:
-            resources.enter_context(self.admission.admit(job.client, job.model, 1))
+            resources.enter_context(await self._admit(job.client, job.model, 1))
             served = await resources.enter_async_context(
                 self.registry.use(job.model, job.keep_alive)
             )
@@ -111,23 +109,47 @@ class Service:
                     f"{served.name} gives text, not embeddings",
                     do="ask a model that embeds texts",
                 )
+            self.observer.began(job)
             vectors, tokens = await served.engine.embed(
                 job.texts,
                 dimensions=job.dimensions,
                 truncate=job.truncate,
             )
             self.admission.used(job.client, tokens)
-            return Embeddings(
+            embeddings = Embeddings(
                 vectors=tuple(vector.astype("<f4").tobytes() for vector in vectors),
                 dimensions=int(vectors.shape[1]),
                 prompt_tokens=tokens,
                 load=served.load_seconds,
                 total=time.monotonic() - job.received,
             )
+            self.observer.embedded(job, embeddings)
+            return embeddings
+
+    async def count(self, job: Job) -> int:
+        """Tokens of a job's prompt; nothing is generated.
+
+        Raises:
+            As `generate`.
+        """
+        check_access(job.client, job.model)
+        async with AsyncExitStack() as resources:
+            resources.enter_context(await self._admit(job.client, job.model, 1))
+            served = await resources.enter_async_context(
+                self.registry.use(job.model, job.keep_alive)
+            )
+            return len((await prepare(served, job)).tokens)
 
     async def close(self) -> None:
         """Ends every engine."""
         await self.registry.close()
+
+    async def _admit(self, client: Client, model: str, sequences: int) -> Ticket:
+        info = self.registry.describe(model)
+        engine = info.parent or info.name  # names that share an engine share its queue
+        if client.batch:
+            return await self.admission.wait_turn(client, engine, sequences)
+        return self.admission.admit(client, engine, sequences)
 
     def _request(self, job: Job, served: Served, prompt: Prompt) -> Request:
         limit = self.settings.limits.request_seconds
@@ -143,10 +165,15 @@ class Service:
         )
 
     def _finished(
-        self, job: Job, usage: Usage, reasons: list[EndReason], error: Exception | None
+        self,
+        job: Job,
+        cache: CacheState,
+        usage: Usage,
+        reasons: list[EndReason],
+        error: Exception | None,
     ) -> None:
         self.admission.used(job.client, usage.prompt_tokens + usage.output_tokens)
-        self.metrics.finished(job.model, usage, reasons, error)
+        self.observer.finished(job, usage, reasons, error, cache)
 
 
 def check_access(client: Client, model: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,10 @@ class Limits:
     Attributes:
         body: Bytes of a request's body, decompressed.
         upload: Bytes of an uploaded file.
+        files: Files that a tenant may keep.
+        file_bytes: Bytes of all files that a tenant may keep; results of batches count, but are
+            kept in any case.
+        batches: Batches of a tenant that wait, or are remembered.
         headers: Bytes of a request's line and headers.
         header_seconds: From the first byte of a request to the end of its headers.
         body_seconds: From there to the end of its body.
@@ -35,6 +40,9 @@ class Limits:
 
     body: int = 16 << 20
     upload: int = 512 << 20
+    files: int = 1000
+    file_bytes: int = 8 << 30
+    batches: int = 100
     headers: int = 32 << 10
     header_seconds: float = 10.0
     body_seconds: float = 60.0
@@ -93,3 +101,11 @@ class ServerSettings:
     drain_seconds: float = 30.0
     log_level: str = "info"
     traces: str | None = None
+
+    @property
+    def data_directory(self) -> Path:
+        """`data`, or ``hasten`` below `XDG_DATA_HOME` or ``~/.local/share``; it may not exist."""
+        if self.data is not None:
+            return self.data
+        home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+        return Path(home) / "hasten"

@@ -10,7 +10,16 @@ import msgspec
 
 from hasten.errors import UsageError
 
-__all__ = ["MAX_DEPTH", "cache_wanted", "convert", "extra_headers", "read"]
+__all__ = [
+    "MAX_DEPTH",
+    "FieldError",
+    "cache_wanted",
+    "check_count",
+    "check_depth",
+    "convert",
+    "extra_headers",
+    "read",
+]
 
 MAX_DEPTH = 64
 """How deep the values of a request may be nested."""
@@ -20,6 +29,24 @@ _T = TypeVar("_T", bound=msgspec.Struct)
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 _MOST_NAMES = 32
 _PLACE = re.compile(r" - at (?:`key` in )?`\$\.?([^`]*)`$")
+_MISSING = re.compile(r"missing required field `([^`]*)`$")
+
+
+class FieldError(UsageError):
+    """A field of the request is not what it must be.
+
+    Args:
+        field: Its path, as in "messages[0].content"; empty for the body as a whole.
+        what: What was wrong with it, with the value that was found.
+        allowed: What would have been accepted.
+        do: What to do about it.
+    """
+
+    def __init__(
+        self, field: str, what: str, *, allowed: str | None = None, do: str | None = None
+    ) -> None:
+        super().__init__(f"{field}: {what}" if field else what, allowed=allowed, do=do)
+        self.field = field
 
 
 def read(body: bytes, kind: type[_T]) -> tuple[_T, list[str]]:
@@ -45,18 +72,16 @@ def read(body: bytes, kind: type[_T]) -> tuple[_T, list[str]]:
         raise UsageError(f"the body is no JSON that can be read: {error}") from error
     if not isinstance(value, dict):
         raise UsageError("the body is no JSON object", allowed="a JSON object")
-    _check_depth(value)
+    check_depth(value)
     return convert(value, kind)
 
 
-def convert(
-    value: Mapping[str, Any], kind: type[_T], *, place: str = ""
-) -> tuple[_T, list[str]]:
+def convert(value: Mapping[str, Any], kind: type[_T], *, place: str = "") -> tuple[_T, list[str]]:
     """The same for an object that is decoded already, found at a place such as "options"."""
     try:
-        struct = msgspec.convert(value, kind)
+        struct = msgspec.convert(value, kind, str_keys=True)
     except ValueError as error:
-        raise _located(str(error), place) from error
+        raise _located(str(error), place) from None
     known = {field.encode_name for field in msgspec.structs.fields(kind)}
     return struct, [name for name in value if name not in known]
 
@@ -78,14 +103,22 @@ def extra_headers(ignored: Iterable[str], cache: str = "off") -> dict[str, str]:
     return headers
 
 
-def _located(message: str, place: str) -> UsageError:
-    match = _PLACE.search(message)
-    path = ".".join(filter(None, (place, match[1] if match else "")))
-    reason = message[: match.start()] if match else message
-    return UsageError(f"{path}: {reason}" if path else reason)
+def check_count(count: int, limit: int, field: str, things: str) -> None:
+    """Refuses more of something than the server takes.
+
+    Raises:
+        FieldError: `count` is above `limit`.
+    """
+    if count > limit:
+        raise FieldError(field, f"{count} {things}", allowed=f"up to {limit}")
 
 
-def _check_depth(value: object) -> None:
+def check_depth(value: object, field: str = "") -> None:
+    """Refuses a value that is nested deeper than `MAX_DEPTH`.
+
+    Raises:
+        FieldError: It is; names the field.
+    """
     layer = [value]
     for _ in range(MAX_DEPTH):
         layer = [
@@ -93,11 +126,20 @@ def _check_depth(value: object) -> None:
             for outer in layer
             if isinstance(outer, dict | list)
             for item in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(item, dict | list)
         ]
         if not layer:
             return
-    raise _too_deep()
+    raise _too_deep(field)
 
 
-def _too_deep() -> UsageError:
-    return UsageError("the body is nested too deep", allowed=f"values {MAX_DEPTH} deep")
+def _located(message: str, place: str) -> FieldError:
+    match = _PLACE.search(message)
+    reason = message[: match.start()] if match else message
+    missing = _MISSING.search(reason)
+    names = (place, match[1] if match else "", missing[1] if missing else "")
+    return FieldError(".".join(filter(None, names)), "it is missing" if missing else reason)
+
+
+def _too_deep(field: str = "") -> FieldError:
+    return FieldError(field, "it is nested too deep", allowed=f"values {MAX_DEPTH} deep")

@@ -29,6 +29,7 @@ _ROUTED = ("hasten.serve", "uvicorn", "asyncio")
 _ACCESS = logging.getLogger("hasten.serve.access")
 _OWN = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "color_message"}
 """Attributes of any record; uvicorn adds the last one for terminals."""
+_encode = json.JSONEncoder(default=str).encode
 _LONGEST = 256
 """Characters of a path or an error that are logged."""
 
@@ -55,7 +56,7 @@ class JsonFormatter(logging.Formatter):
         } | _fields(record)
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        return _encode(line)
 
 
 class ConsoleFormatter(logging.Formatter):

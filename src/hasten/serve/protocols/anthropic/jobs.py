@@ -12,7 +12,7 @@ from hasten.serve.protocols.anthropic.schema import (
     EnabledThinking,
     MessageRequest,
 )
-from hasten.serve.protocols.reading import cache_wanted
+from hasten.serve.protocols.reading import cache_wanted, check_count
 from hasten.serve.protocols.streaming import encode
 from hasten.types import SamplingParams, Structure
 
@@ -56,6 +56,9 @@ def unheeded(request: CountRequest) -> list[str]:
 
 
 def _job(call: Call, request: CountRequest, sampling: SamplingParams) -> Job:
+    limits = call.service.settings.limits
+    check_count(len(request.messages), limits.messages, "messages", "messages")
+    check_count(len(request.tools or ()), limits.tools, "tools", "tools")
     return Job(
         id=call.id,
         model=request.model,

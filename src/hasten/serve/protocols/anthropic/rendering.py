@@ -14,7 +14,7 @@ from hasten.serve.protocols.streaming import encode
 __all__ = ["MessageWriter"]
 
 _SIGNATURE = "unsigned"
-"""Clients send a signature back with reasoning; nobody here checks it, and some miss an empty one."""
+"""Comes back with the reasoning, and nobody here checks it; an empty one some clients miss."""
 
 _Open = Literal["thinking", "text"] | int | None
 """The block that grows: reasoning, text, or the number of a tool call."""

@@ -6,8 +6,8 @@ from importlib.metadata import version as installed_version
 from typing import TYPE_CHECKING, Any
 
 from hasten.serve.endpoint import Call, Reply
-from hasten.serve.protocols.ollama.models import find_model, named_model, tagged
 from hasten.serve.protocols.ollama.modelfile import modelfile, parameter_lines
+from hasten.serve.protocols.ollama.models import find_model, named_model, tagged
 from hasten.serve.protocols.ollama.schema import ShowRequest
 from hasten.serve.protocols.ollama.times import NEVER, instant
 from hasten.serve.protocols.reading import extra_headers, read
@@ -33,13 +33,15 @@ async def tags(call: Call) -> Reply:
     """Every model, the latest changed first."""
     models = _visible(call, call.service.registry.list())
     models.sort(key=lambda info: info.modified, reverse=True)
-    return Reply(encode({"models": [_listed(info) for info in models]}))
+    listed = [{**_listed(info), "digest": await _digest(call, info)} for info in models]
+    return Reply(encode({"models": listed}))
 
 
 async def ps(call: Call) -> Reply:
     """The models that are loaded."""
     models = _visible(call, call.service.registry.running())
-    return Reply(encode({"models": [_running(info) for info in models]}))
+    listed = [{**_running(info), "digest": await _digest(call, info)} for info in models]
+    return Reply(encode({"models": listed}))
 
 
 async def show(call: Call) -> Reply:
@@ -54,13 +56,17 @@ def _visible(call: Call, models: list[ModelInfo]) -> list[ModelInfo]:
     return [info for info in models if allowed is None or info.name in allowed]
 
 
+async def _digest(call: Call, info: ModelInfo) -> str:
+    """Read from the files where nobody has yet: clients show its first digits."""
+    return info.digest or await call.service.registry.digest(info.name)
+
+
 def _listed(info: ModelInfo) -> dict[str, Any]:
     return {
         "name": tagged(info.name),
         "model": tagged(info.name),
         "modified_at": instant(info.modified),
         "size": info.size,
-        "digest": info.digest or "",
         "details": _details(info),
     }
 
@@ -71,7 +77,6 @@ def _running(info: ModelInfo) -> dict[str, Any]:
         "model": tagged(info.name),
         "size": info.memory,
         "size_vram": 0,
-        "digest": info.digest or "",
         "details": _details(info),
         "expires_at": NEVER if info.expires is None else instant(info.expires),
         "context_length": info.context,

@@ -10,7 +10,7 @@ from hasten.serve.protocols.ollama.jobs import kept_alive
 from hasten.serve.protocols.ollama.models import find_model
 from hasten.serve.protocols.ollama.rendering import nanoseconds
 from hasten.serve.protocols.ollama.schema import EmbeddingsRequest, EmbedRequest
-from hasten.serve.protocols.reading import extra_headers, read
+from hasten.serve.protocols.reading import check_count, extra_headers, read
 from hasten.serve.protocols.streaming import encode
 
 __all__ = ["embed", "embeddings"]
@@ -26,6 +26,7 @@ async def embed(call: Call) -> Reply:
     if not texts or texts == [""]:
         await call.service.registry.load(info.name, keep_alive)
         return Reply(encode({"model": request.model, "embeddings": []}), headers=headers)
+    check_count(len(texts), call.service.settings.limits.prompts, "input", "texts")
     made = await call.service.embed(
         EmbedJob(
             id=call.id,

@@ -22,7 +22,7 @@ from hasten.serve.protocols.ollama.schema import (
     Tool,
     ToolCall,
 )
-from hasten.serve.protocols.reading import cache_wanted
+from hasten.serve.protocols.reading import cache_wanted, check_count
 
 if TYPE_CHECKING:
     from hasten.serve.registry import ModelInfo
@@ -91,6 +91,9 @@ def chat_job(call: Call, request: ChatRequest, info: ModelInfo) -> Asked:
     Raises:
         UsageError: The request asks for what cannot be done.
     """
+    limits = call.service.settings.limits
+    check_count(len(request.messages or ()), limits.messages, "messages", "messages")
+    check_count(len(request.tools or ()), limits.tools, "tools", "tools")
     messages = [_message(one, place) for place, one in enumerate(request.messages or ())]
     system = info.overrides.get("system")
     begins = bool(messages) and messages[0]["role"] == "system"

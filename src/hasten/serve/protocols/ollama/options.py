@@ -15,10 +15,7 @@ from hasten.types import SamplingParams, Structure
 
 __all__ = ["read_keep_alive", "read_options", "read_sampling", "read_structure"]
 
-_SECONDS = {
-    **{"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3},
-    **{"s": 1.0, "m": 60.0, "h": 3600.0},
-}
+_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1, "m": 60, "h": 3600}
 _PART = r"(\d{1,18}(?:\.\d{0,18})?|\.\d{1,18})(ns|us|µs|μs|ms|s|m|h)"
 _DURATION = re.compile(rf"([-+]?)((?:{_PART}){{1,8}})", re.ASCII)
 _NUMBER = re.compile(r"[-+]?\d{1,18}(?:\.\d{0,18})?", re.ASCII)

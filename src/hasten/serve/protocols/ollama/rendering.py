@@ -61,9 +61,7 @@ class Writer:
         """The answer in one object."""
         self._reason = "length" if answer.reason == "length" else "stop"
         calls = [*self._calls.add(answer.calls), *self._calls.finish()]
-        return encode(
-            self._last(answer.content, answer.reasoning, calls, answer.logprobs, usage)
-        )
+        return encode(self._last(answer.content, answer.reasoning, calls, answer.logprobs, usage))
 
     def _line(
         self,
@@ -106,9 +104,7 @@ class Writer:
             "eval_duration": nanoseconds(timing.decode),
         }
 
-    def _said(
-        self, content: str, reasoning: str, calls: list[dict[str, Any]]
-    ) -> dict[str, Any]:
+    def _said(self, content: str, reasoning: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
         raise NotImplementedError
 
     def _told(self, logprobs: Sequence[TokenLogprobs]) -> list[dict[str, Any]]:
@@ -132,9 +128,7 @@ class Writer:
 class GenerateWriter(Writer):
     """For /api/generate."""
 
-    def _said(
-        self, content: str, reasoning: str, calls: list[dict[str, Any]]
-    ) -> dict[str, Any]:
+    def _said(self, content: str, reasoning: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
         said: dict[str, Any] = {"response": content}
         if reasoning:
             said["thinking"] = reasoning
@@ -146,9 +140,7 @@ class GenerateWriter(Writer):
 class ChatWriter(Writer):
     """For /api/chat."""
 
-    def _said(
-        self, content: str, reasoning: str, calls: list[dict[str, Any]]
-    ) -> dict[str, Any]:
+    def _said(self, content: str, reasoning: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": content}
         if reasoning:
             message["thinking"] = reasoning

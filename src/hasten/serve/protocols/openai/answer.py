@@ -8,9 +8,12 @@ from typing import Any
 
 from hasten.serve.jobs import EndReason, Usage
 from hasten.serve.protocols.openai.errors import stream_error
-from hasten.serve.protocols.openai.sse import DONE, encode
+from hasten.serve.protocols.streaming import encode
 
-__all__ = ["AnswerForm", "ChunkFrame", "usage_object"]
+__all__ = ["DONE", "AnswerForm", "ChunkFrame", "usage_object"]
+
+DONE = b"data: [DONE]\n\n"
+"""The last event of a stream."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,26 +8,18 @@ from hasten.serve.jobs import Job
 from hasten.serve.protocols.openai.answer import AnswerForm
 from hasten.serve.protocols.openai.chat_answer import ChatChunks, render_chat
 from hasten.serve.protocols.openai.conversation import read_conversation
-from hasten.serve.protocols.openai.errors import FieldError
-from hasten.serve.protocols.openai.parsing import (
-    RequestDecoder,
-    asked_priority,
-    cache_wanted,
-    check_count,
-    extra_headers,
-)
+from hasten.serve.protocols.openai.parsing import asked_priority, read_request
 from hasten.serve.protocols.openai.sampling import full_sampling
 from hasten.serve.protocols.openai.schema import ChatRequest
-from hasten.serve.protocols.openai.sse import EventStream
+from hasten.serve.protocols.reading import FieldError, cache_wanted, check_count, extra_headers
+from hasten.serve.protocols.streaming import EventStream
 
 __all__ = ["chat", "read_chat"]
-
-_DECODER = RequestDecoder(ChatRequest)
 
 
 async def chat(call: Call) -> Reply:
     """Continues a conversation."""
-    parsed = _DECODER.decode(call.body)
+    parsed = read_request(call.body, ChatRequest)
     request = parsed.request
     generation = await call.service.generate(read_chat(request, call))
     options = request.stream_options
@@ -39,7 +31,7 @@ async def chat(call: Call) -> Reply:
         spell=generation.spell if request.logprobs else None,
         include_usage=bool(options and options.include_usage),
         continuous_usage=bool(options and options.continuous_usage_stats),
-        prompt_tokens=len(generation.prompt),
+        prompt_tokens=generation.prompt_tokens,
         functions=request.functions is not None,
     )
     headers = extra_headers(parsed.ignored, generation.cache)
@@ -74,5 +66,5 @@ def read_chat(request: ChatRequest, call: Call) -> Job:
         received=call.received,
         timeout=request.timeout,
         priority=asked_priority(request, call),
-        cache=cache_wanted(call),
+        cache=cache_wanted(call.headers),
     )

@@ -8,7 +8,7 @@ from typing import Any
 from hasten.serve.jobs import Answer, CallPiece, Ended, Event, Piece, Usage
 from hasten.serve.protocols.openai.answer import AnswerForm, ChunkFrame, usage_object
 from hasten.serve.protocols.openai.logprobs import chat_logprobs
-from hasten.serve.protocols.openai.sse import encode
+from hasten.serve.protocols.streaming import encode
 
 __all__ = ["ChatChunks", "render_chat"]
 

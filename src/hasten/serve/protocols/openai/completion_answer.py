@@ -9,7 +9,7 @@ from typing import Any
 from hasten.serve.jobs import Answer, Ended, Event, Piece, Usage
 from hasten.serve.protocols.openai.answer import AnswerForm, ChunkFrame, usage_object
 from hasten.serve.protocols.openai.logprobs import LegacyLogprobs
-from hasten.serve.protocols.openai.sse import encode
+from hasten.serve.protocols.streaming import encode
 
 __all__ = ["CompletionChunks", "Echo", "render_completion"]
 

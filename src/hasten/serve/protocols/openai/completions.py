@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from hasten.serve.endpoint import Call, Reply
@@ -13,38 +14,32 @@ from hasten.serve.protocols.openai.completion_answer import (
     Echo,
     render_completion,
 )
-from hasten.serve.protocols.openai.errors import FieldError
 from hasten.serve.protocols.openai.parsing import (
-    RequestDecoder,
     asked_priority,
-    cache_wanted,
-    check_count,
-    extra_headers,
     read_prompts,
+    read_request,
 )
 from hasten.serve.protocols.openai.sampling import full_sampling
 from hasten.serve.protocols.openai.schema import CompletionRequest
-from hasten.serve.protocols.openai.sse import EventStream
+from hasten.serve.protocols.reading import FieldError, cache_wanted, check_count, extra_headers
+from hasten.serve.protocols.streaming import EventStream
 
 __all__ = ["completions", "read_completion"]
 
-_DECODER = RequestDecoder(CompletionRequest)
 _DEFAULT_TOKENS = 16
 """OpenAI's, for completions alone."""
 
 
 async def completions(call: Call) -> Reply:
     """Continues texts."""
-    parsed = _DECODER.decode(call.body)
+    parsed = read_request(call.body, CompletionRequest)
     request = parsed.request
     jobs = read_completion(request, call)
     generations = await _generate_all(call, jobs)
     echoes = []
     if request.echo:
         silent = request.max_tokens == 0
-        echoes = [
-            Echo(_prompt_text(g, job), silent) for g, job in zip(generations, jobs, strict=True)
-        ]
+        echoes = [Echo(_prompt_text(generation), silent) for generation in generations]
     options = request.stream_options
     first = generations[0]
     form = AnswerForm(
@@ -55,12 +50,12 @@ async def completions(call: Call) -> Reply:
         spell=None if request.logprobs is None else first.spell,
         include_usage=bool(options and options.include_usage),
         continuous_usage=bool(options and options.continuous_usage_stats),
-        prompt_tokens=sum(len(generation.prompt) for generation in generations),
+        prompt_tokens=sum(generation.prompt_tokens for generation in generations),
     )
     cache = first.cache if len(generations) == 1 else "off"
     headers = extra_headers(parsed.ignored, cache)
-    generation = first if len(generations) == 1 else merge(generations)
     outputs = request.n or 1
+    generation = merge(generations, outputs)
     if request.stream:
         stream = EventStream(generation, CompletionChunks(form, echoes, outputs))
         return Reply(stream, content_type="text/event-stream", headers=headers)
@@ -75,7 +70,7 @@ def read_completion(request: CompletionRequest, call: Call) -> list[Job]:
         HastenError: The request asks for what is not supported, not allowed, or too much.
     """
     limits = call.service.settings.limits
-    prompts = read_prompts(request.prompt, "prompt")
+    prompts: Sequence[str | tuple[int, ...]] = read_prompts(request.prompt, "prompt")
     outputs = request.n or 1
     check_count(len(prompts), limits.prompts, "prompt", "prompts")
     check_count(outputs * len(prompts), limits.outputs, "n", "outputs of all prompts")
@@ -103,7 +98,7 @@ def read_completion(request: CompletionRequest, call: Call) -> list[Job]:
             received=call.received,
             timeout=request.timeout,
             priority=asked_priority(request, call),
-            cache=cache_wanted(call),
+            cache=cache_wanted(call.headers),
             split=False,
         )
         for number, prompt in enumerate(prompts)
@@ -115,7 +110,8 @@ async def _generate_all(call: Call, jobs: list[Job]) -> list[Generation]:
     generations: list[Generation] = []
     try:
         for job in jobs:
-            generations.append(await call.service.generate(job))
+            generation = await call.service.generate(job)
+            generations.append(generation)
     except BaseException:
         for generation in generations:
             await generation.aclose()
@@ -123,7 +119,7 @@ async def _generate_all(call: Call, jobs: list[Job]) -> list[Generation]:
     return generations
 
 
-def _prompt_text(generation: Generation, job: Job) -> str:
-    if isinstance(job.prompt, str):
-        return job.prompt
+def _prompt_text(generation: Generation) -> str:
+    if generation.prompt_text:
+        return generation.prompt_text
     return b"".join(map(generation.spell, generation.prompt)).decode("utf-8", "replace")

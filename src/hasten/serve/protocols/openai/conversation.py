@@ -9,8 +9,6 @@ import msgspec
 
 from hasten.models.chat import ChatTemplate
 from hasten.serve.jobs import Conversation
-from hasten.serve.protocols.openai.errors import FieldError
-from hasten.serve.protocols.openai.parsing import check_count, check_depth
 from hasten.serve.protocols.openai.schema import (
     AskedMessage,
     CallText,
@@ -19,6 +17,7 @@ from hasten.serve.protocols.openai.schema import (
     MadeCall,
 )
 from hasten.serve.protocols.openai.tools import read_tools
+from hasten.serve.protocols.reading import FieldError, check_count, check_depth
 from hasten.serve.settings import Limits
 
 __all__ = [
@@ -53,7 +52,6 @@ def read_conversation(request: ChatRequest, limits: Limits) -> Conversation:
         )
     extra = template_values(request.reasoning_effort, request.chat_template_kwargs)
     if request.documents is not None:
-        check_depth(request.documents, "documents")
         extra.setdefault("documents", request.documents)
     return Conversation(messages, tools, choice, extra, continues)
 
@@ -78,7 +76,6 @@ def template_values(effort: str | None, asked: Mapping[str, Any] | None) -> dict
                 "chat templates are not given this",
                 allowed=", ".join(sorted(ChatTemplate.ALLOWED)),
             )
-        check_depth(value, field)
         values[name] = value
     return values
 

@@ -8,26 +8,21 @@ from base64 import b64encode
 import numpy as np
 
 from hasten.serve.endpoint import Call, Reply
-from hasten.serve.jobs import EmbedJob, Embeddings
-from hasten.serve.protocols.openai.parsing import (
-    RequestDecoder,
-    check_count,
-    extra_headers,
-    read_prompts,
-)
+from hasten.serve.jobs import Embeddings, EmbedJob
+from hasten.serve.protocols.openai.parsing import read_prompts, read_request
 from hasten.serve.protocols.openai.schema import EmbeddingRequest
-from hasten.serve.protocols.openai.sse import encode
+from hasten.serve.protocols.reading import check_count, extra_headers
+from hasten.serve.protocols.streaming import encode
 
 __all__ = ["embeddings", "read_embedding", "render_embeddings"]
 
-_DECODER = RequestDecoder(EmbeddingRequest)
 _AT_ONCE = 64
 """Vectors that are written before other requests get their turn."""
 
 
 async def embeddings(call: Call) -> Reply:
     """Gives texts as vectors."""
-    parsed = _DECODER.decode(call.body)
+    parsed = read_request(call.body, EmbeddingRequest)
     request = parsed.request
     made = await call.service.embed(read_embedding(request, call))
     body = await render_embeddings(made, request.model, base64=request.encoding_format == "base64")

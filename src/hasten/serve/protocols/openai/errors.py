@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from hasten import errors
-from hasten.serve.protocols.openai.sse import encode
+from hasten.serve.protocols.reading import FieldError
+from hasten.serve.protocols.streaming import encode
 from hasten.serve.status import status_of
 
 __all__ = [
     "DIALECT",
-    "FieldError",
     "OpenAIDialect",
     "error_object",
     "explain",
@@ -29,31 +29,6 @@ _CODES: dict[type[Exception], str] = {
     errors.EngineLostError: "engine_lost",
     errors.DeadlineError: "timeout",
 }
-
-
-class FieldError(errors.UsageError):
-    """A field of the request is not what it should be.
-
-    Args:
-        field: Its path, as in "messages[0].content"; None for the body as a whole.
-        what: What was wrong with it, with the value that was found.
-        allowed: What would have been accepted.
-        do: What to do about it.
-        code: A name for programs.
-    """
-
-    def __init__(
-        self,
-        field: str | None,
-        what: str,
-        *,
-        allowed: str | None = None,
-        do: str | None = None,
-        code: str | None = None,
-    ) -> None:
-        super().__init__(what if field is None else f"{field}: {what}", allowed=allowed, do=do)
-        self.field = field
-        self.code = code
 
 
 class OpenAIDialect:
@@ -78,12 +53,11 @@ def error_object(
         request_id: Named where the error itself must not be told.
     """
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    field = error.field if isinstance(error, FieldError) else None
     return {
         "error": {
             "message": explain(error, request_id),
             "type": kind,
-            "param": field,
+            "param": error.field or None if isinstance(error, FieldError) else None,
             "code": _code(error),
         }
     }
@@ -102,6 +76,4 @@ def stream_error(error: Exception, request_id: str) -> bytes:
 
 
 def _code(error: Exception) -> str | None:
-    if isinstance(error, FieldError):
-        return error.code
     return next((_CODES[kind] for kind in type(error).__mro__ if kind in _CODES), None)

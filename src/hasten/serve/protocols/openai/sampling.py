@@ -10,14 +10,13 @@ import msgspec
 
 from hasten.generation.bounds import MAX_STRUCTURE_CHARACTERS
 from hasten.serve.jobs import MAX_OUTPUT
-from hasten.serve.protocols.openai.errors import FieldError
-from hasten.serve.protocols.openai.parsing import check_depth
 from hasten.serve.protocols.openai.schema import (
     Generating,
     ResponseFormat,
     SamplingRequest,
     StructuredOutputs,
 )
+from hasten.serve.protocols.reading import FieldError
 from hasten.types import SamplingParams, Structure
 
 __all__ = ["base_sampling", "format_structure", "full_sampling"]
@@ -123,12 +122,11 @@ def _one_of(asked: list[Structure | None]) -> Structure | None:
     structures = [structure for structure in asked if structure is not None]
     if len(structures) > 1:
         kinds = ", ".join(structure.kind for structure in structures)
-        raise FieldError(None, f"several structures for one output: {kinds}", allowed="one")
+        raise FieldError("", f"several structures for one output: {kinds}", allowed="one")
     return structures[0] if structures else None
 
 
 def _schema(asked: str | bool | dict[str, Any], field: str) -> Structure:
-    check_depth(asked, field)
     text = asked if isinstance(asked, str) else msgspec.json.encode(asked).decode()
     return _bounded(Structure("json_schema", text), field)
 

@@ -6,8 +6,6 @@ from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 from hasten.serve.jobs import ToolChoice
-from hasten.serve.protocols.openai.errors import FieldError
-from hasten.serve.protocols.openai.parsing import check_count, check_depth
 from hasten.serve.protocols.openai.schema import (
     ChatRequest,
     Function,
@@ -15,6 +13,7 @@ from hasten.serve.protocols.openai.schema import (
     NamedTool,
     ToolChoiceObject,
 )
+from hasten.serve.protocols.reading import FieldError, check_count
 from hasten.serve.settings import Limits
 
 __all__ = ["choose_tools", "declare_tools", "read_tools"]
@@ -31,28 +30,26 @@ def read_tools(request: ChatRequest, limits: Limits) -> tuple[Tools, ToolChoice]
     parallel = request.parallel_tool_calls is not False
     if request.functions is None:
         functions = [
-            (_function(tool.type, tool.function, f"tools[{number}]"), f"tools[{number}].function")
+            _function(tool.type, tool.function, f"tools[{number}]")
             for number, tool in enumerate(request.tools or ())
         ]
         return _choose(declare_tools(functions, limits), request.tool_choice, parallel=parallel)
     if request.tools is not None:
         raise FieldError("functions", "tools are given too", do="give tools only")
-    functions = [(f, f"functions[{number}]") for number, f in enumerate(request.functions)]
     asked = request.function_call
     choice = ToolChoiceObject(function=asked) if isinstance(asked, FunctionName) else asked
-    return _choose(declare_tools(functions, limits), choice, parallel=False)
+    return _choose(declare_tools(request.functions, limits), choice, parallel=False)
 
 
-def declare_tools(functions: Sequence[tuple[Function, str]], limits: Limits) -> Tools:
-    """Functions, each with the path of its field, as chat templates take them.
+def declare_tools(functions: Sequence[Function], limits: Limits) -> Tools:
+    """Functions as chat templates take them.
 
     Raises:
-        FieldError: They are too many, or parameters are nested too deep.
+        FieldError: They are too many.
     """
     check_count(len(functions), limits.tools, "tools", "tools")
     tools = []
-    for function, field in functions:
-        check_depth(function.parameters, f"{field}.parameters")
+    for function in functions:
         declared = {
             "name": function.name,
             "description": function.description or "",
