@@ -141,10 +141,9 @@ class HubStore:
                     yield PullProgress(status, file.digest, done, file.size)
             task.result()
         finally:
+            # A thread cannot be ended; it ends by itself with the next bytes that come.
             meter.stop.set()
-            if not task.done():
-                await asyncio.wait({task})
-                task.exception()
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     async def verify(self, download: Download) -> None:
         """Compares what is here with the digests that the Hub tells.
@@ -188,14 +187,14 @@ class HubStore:
         """
         folder = self._repository(repository)
         kept = set()
-        for path in (folder / "snapshots").rglob("*"):
-            if path.is_dir() and not path.is_symlink():
-                continue
-            snapshot = folder / "snapshots" / path.relative_to(folder / "snapshots").parts[0]
-            if snapshot in used or path in used:
-                kept.add(path.readlink().name if path.is_symlink() else path.name)
-            else:
+        for snapshot in list((folder / "snapshots").glob("*")):
+            files = {path for path in snapshot.rglob("*") if not path.is_dir()}
+            wanted = files if snapshot in used else files.intersection(used)
+            for path in files - wanted:
                 path.unlink()
+            if not wanted:
+                shutil.rmtree(snapshot)
+            kept |= {path.readlink().name for path in wanted if path.is_symlink()}
         if not kept:
             shutil.rmtree(folder, ignore_errors=True)
             return

@@ -116,12 +116,13 @@ class ModelRegistry:
                 if entry.given:
                     raise
                 _LOG.warning("the model %s is not listed: %s", entry.name, error)
+        await self._pool.expect([entry.spec for entry in self._at_start])
         held = []
         try:
             while self._at_start:
-                entry, left = self._at_start[0], len(self._at_start)
+                entry = self._at_start[0]
                 try:
-                    held.append(await self._pool.acquire(entry.name, entry.spec, left))
+                    held.append(await self._pool.acquire(entry.name, entry.spec))
                 except OverloadError as error:
                     _LOG.warning("%s is loaded when it is asked for: %s", entry.name, error)
                 del self._at_start[0]
