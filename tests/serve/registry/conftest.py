@@ -10,9 +10,10 @@ from hasten.serve.engine_process import EngineSpec
 from hasten.serve.registry import ModelRegistry
 from hasten.serve.settings import ServerSettings
 
-sys.path.insert(0, str(Path(__file__).parent))
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parents[1] / "models")]
 
-from registry_fakes import OPTIONS, Floor
+from registry_fakes import OPTIONS, Floor  # noqa: E402
 
 
 @pytest.fixture

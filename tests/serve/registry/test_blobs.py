@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from hasten.errors import NotFoundError, TooLargeError, UsageError
+from hasten.errors import HastenError, NotFoundError, TooLargeError, UsageError
 from hasten.serve.registry.blobs import BlobStore
 
 CONTENT = b"some bytes" * 1000
@@ -123,3 +123,10 @@ def test_old_blobs_that_nothing_was_made_of_go(store, tmp_path):
             os.utime(path, (yesterday, yesterday))
     store.prune()
     assert {path.read_bytes() for path in (tmp_path / "blobs").iterdir()} == {b"used", b"fresh"}
+
+
+def test_a_disk_that_takes_nothing_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    store = BlobStore(tmp_path / "file" / "blobs", limit=1 << 20)
+    with pytest.raises(HastenError, match="cannot be written"):
+        asyncio.run(store.store(digest_of(CONTENT), pieces(CONTENT)))

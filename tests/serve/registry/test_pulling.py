@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from fake_hub import FakeHub, sha256
 from registry_fakes import serving, until
+from tiny_models import write_gguf
 
 from hasten.errors import HastenError, NotFoundError, UnsupportedModelError, UsageError
 
@@ -18,8 +19,6 @@ def files(tiny_model):
 
 @pytest.fixture(scope="module")
 def gguf_file(tmp_path_factory):
-    from tiny_models import write_gguf
-
     path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
     write_gguf(path)
     return path.read_bytes()
@@ -208,6 +207,18 @@ def test_what_the_hub_has_not_is_not_found(registry, hub, name):
 
     with hub.running() as url:
         asyncio.run(go(url))
+
+
+def test_files_that_lead_elsewhere_are_left_alone(registry, hub, files, tmp_path):
+    hub.publish(NAME, {**files, "../../../../evil.json": b"{}", "/evil.json": b"{}"})
+
+    async def go(url):
+        async with serving(registry(hub=url)) as models:
+            await pulled(models, NAME)
+
+    with hub.running() as url:
+        asyncio.run(go(url))
+    assert not any("evil" in path for _, path in hub.asked)
 
 
 def test_without_a_network_the_error_says_so(registry):
