@@ -30,6 +30,7 @@ class Entry(NamedTuple):
 
 COMMANDS = {
     "run": Entry("hasten.cli.run", "Answer one prompt, or chat when none is given."),
+    "serve": Entry("hasten.cli.serve", "Serve models to clients of OpenAI, Ollama and Anthropic."),
     "embed": Entry("hasten.cli.embed", "Turn texts into vectors."),
     "bench": Entry("hasten.cli.bench", "Measure latency, throughput and memory of a model."),
     "eval": Entry("hasten.cli.eval", "Measure how far a model is from its reference."),

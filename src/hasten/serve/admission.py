@@ -127,7 +127,7 @@ class Admission:
         self._refused = refused
         self._clock = clock
         self._models: dict[str, _Model] = {}
-        self._accounts: dict[Client, _Account] = {}
+        self._accounts: dict[tuple[object, ...], _Account] = {}
         self._direct = 0
         self._pace = Pace()
         self._tickets = 0
@@ -314,9 +314,10 @@ class Admission:
         limits = (client.concurrency, client.requests_per_minute, client.tokens_per_minute)
         if limits == (None, None, None):
             return None
-        if client not in self._accounts:
-            self._accounts[client] = _Account(client)
-        return self._accounts[client]
+        key = (client.name, client.tenant, *limits)  # that of the key's batches, too
+        if key not in self._accounts:
+            self._accounts[key] = _Account(client)
+        return self._accounts[key]
 
     def _bound(self, model: str, sequences: int) -> int:
         """Sequences of requests that a model may have in flight."""

@@ -150,9 +150,11 @@ def refuse_open(settings: ServerSettings, *, accepted: bool) -> None:
 def is_loopback(host: str) -> bool:
     """Whether an address can be reached from this machine alone."""
     try:
-        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+        address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         return host == "localhost"
+    inner = getattr(address, "ipv4_mapped", None)  # what an IPv6 socket calls IPv4
+    return (inner or address).is_loopback
 
 
 class Authenticator:
@@ -220,7 +222,7 @@ def _key_of(headers: Mapping[str, str]) -> str:
         scheme, _, key = authorization.partition(" ")
         if scheme.lower() != "bearer":
             raise AuthenticationError(
-                f"the scheme {scheme[:20]!r} is not known",
+                "the Authorization header does not begin with Bearer",  # perhaps with the key
                 do="send the header 'Authorization: Bearer KEY'",
             )
     if not key.strip():

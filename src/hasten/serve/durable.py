@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 
-__all__ = ["sync_directory", "write_atomically"]
+__all__ = ["lock_directory", "sync_directory", "write_atomically"]
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -34,3 +35,18 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def lock_directory(path: Path) -> int:
+    """Takes a directory for this process, until the descriptor that this returns is closed.
+
+    Raises:
+        OSError: If another process has it, or it cannot be written.
+    """
+    descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor

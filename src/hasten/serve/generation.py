@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol, Self
 
 from hasten.errors import DeadlineError, GenerationError
-from hasten.serve.cache import CacheState
 from hasten.serve.formats import Part, Splitter
 from hasten.serve.jobs import (
     Answer,
+    CacheState,
     CallPiece,
     Ended,
     EndReason,
@@ -34,7 +34,9 @@ class Events(Protocol):
     """An async iterator of events that can be left early."""
 
     @property
-    def prompt_tokens(self) -> int: ...
+    def prompt_tokens(self) -> int:
+        """Length of the prompt, or of all prompts together."""
+        ...
 
     def __aiter__(self) -> Self: ...
 
@@ -160,8 +162,9 @@ class Generation:
         self._tally.add(output, in_reasoning=stream.in_reasoning)
         yield piece
         if output.finish_reason is not None:
-            called = output.finish_reason == "stop" and stream.calls > 0
-            reason: EndReason = "tool_calls" if called else output.finish_reason
+            reason: EndReason = "length" if output.finish_reason == "length" else "stop"
+            if reason == "stop" and stream.calls > 0:
+                reason = "tool_calls"
             self._reasons.append(reason)
             yield Ended(output.index, reason, output.stop)
 
@@ -369,9 +372,10 @@ class _Merged:
     async def _pump(self, generation: Events, first: int) -> None:
         try:
             async for event in generation:
-                if not isinstance(event, Usage):
-                    event = replace(event, index=event.index + first)
-                await self._queue.put(event)
+                if isinstance(event, Usage):
+                    await self._queue.put(event)
+                else:
+                    await self._queue.put(replace(event, index=event.index + first))
         except Exception as error:  # told to whoever reads; the tasks have no other reader
             await self._queue.put(error)
 

@@ -278,7 +278,7 @@ class HttpProtocol(HttpToolsProtocol):
         version = self.parser.get_http_version()
         if version not in ("1.0", "1.1"):
             raise HttpError(505, f"HTTP/{version} is not spoken here", allowed="HTTP/1.1")
-        if not self.url.startswith(b"/"):
+        if not self.url.startswith(b"/") or b"#" in self.url:
             raise HttpError(400, "the target of a request is a path that begins with /")
         if self.parser.should_upgrade():
             raise HttpError(400, "no other protocol is spoken here", do="leave out Upgrade")

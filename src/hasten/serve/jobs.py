@@ -11,6 +11,7 @@ from hasten.types import SamplingParams, TokenLogprobs
 __all__ = [
     "MAX_OUTPUT",
     "Answer",
+    "CacheState",
     "CallPiece",
     "Client",
     "Conversation",
@@ -30,6 +31,8 @@ MAX_OUTPUT = 1 << 24
 """`SamplingParams.max_tokens` where the client sets none: the context is the limit."""
 
 EndReason = Literal["stop", "length", "tool_calls"]
+CacheState = Literal["hit", "joined", "miss", "off"]
+"""Where an answer comes from; "off" where no cache was asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,7 @@ class Client:
         tokens_per_minute: Of prompts and outputs; None sets no limit.
         models: Names of the models that it may use; None allows all.
         admin: May load, unload, pull, create and delete models.
+        batch: Nobody waits for the answer: jobs come in as there is room, rather than be refused.
     """
 
     name: str = ""
@@ -55,6 +59,7 @@ class Client:
     tokens_per_minute: int | None = None
     models: frozenset[str] | None = None
     admin: bool = True
+    batch: bool = False
 
 
 @dataclass(frozen=True, slots=True)

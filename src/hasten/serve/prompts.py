@@ -1,4 +1,4 @@
-"""From what a client asked to what the engine reads: text, tokens, and how to take the output apart."""
+"""From what a client asked to what the engine reads, and how its output is taken apart."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Prompt:
         tokens: Of the prompt.
         sampling: The job's, with what its tools demand of the output.
         text: The prompt's text; empty where the client gave tokens.
-        conversation: As the format prepared it; None for other prompts.
+        conversation: What the text was made of; None for other prompts.
         format: How tool calls and reasoning are told from the answer's text; None where the text
             stays as it is.
     """
@@ -74,11 +74,10 @@ def _converse(served: Served, job: Job, conversation: Conversation) -> Prompt:
         )
     if not conversation.messages:
         raise UsageError("there are no messages", allowed="at least one")
-    chosen = find_format(template)
-    conversation = chosen.prepare(conversation)
-    text = _render(template, conversation)
+    chosen = find_format(template, served.model.tokenizer)
+    text = _render(template, chosen.prepare(conversation))
     sampling = job.sampling
-    demanded = chosen.structure(conversation)
+    demanded = chosen.structure(conversation, text)
     if demanded is not None:
         if sampling.structure is not None:
             raise UsageError(

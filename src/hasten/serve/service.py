@@ -6,18 +6,21 @@ import itertools
 import time
 from contextlib import AsyncExitStack
 from functools import partial
+from typing import TYPE_CHECKING
 
 from hasten.errors import AccessError, UsageError
-from hasten.serve.admission import Admission
-from hasten.serve.cache import AnswerCache, CacheState
+from hasten.serve.admission import Admission, Ticket
 from hasten.serve.generation import Generation
 from hasten.serve.health import Health
-from hasten.serve.jobs import Client, EmbedJob, Embeddings, EndReason, Job, Usage
+from hasten.serve.jobs import CacheState, Client, Embeddings, EmbedJob, EndReason, Job, Usage
 from hasten.serve.prompts import Prompt, prepare
 from hasten.serve.registry import ModelRegistry, Served
 from hasten.serve.settings import ServerSettings
 from hasten.serve.telemetry.observer import Observer
 from hasten.types import Request
+
+if TYPE_CHECKING:
+    from hasten.serve.batch.queue import BatchQueue
 
 __all__ = ["Service"]
 
@@ -29,21 +32,21 @@ class Service:
         settings: How the server runs.
         registry: Its models.
         admission: Who may come in.
-        answers: What was answered before.
         observer: What counts, traces and logs.
 
     Attributes:
         health: Whether it can answer; set by whoever starts the server.
+        batches: Files and batches; set likewise.
     """
 
     health: Health
+    batches: BatchQueue
 
     def __init__(
         self,
         settings: ServerSettings,
         registry: ModelRegistry,
         admission: Admission,
-        answers: AnswerCache,
         observer: Observer,
     ) -> None:
         self.settings = settings
@@ -51,7 +54,6 @@ class Service:
         self.admission = admission
         self.observer = observer
         self.metrics = observer.metrics
-        self._answers = answers
         self._numbers = itertools.count()
 
     async def generate(self, job: Job) -> Generation:
@@ -68,7 +70,7 @@ class Service:
         """
         check_access(job.client, job.model)
         async with AsyncExitStack() as resources:
-            resources.enter_context(self.admission.admit(job.client, job.model, job.sampling.n))
+            resources.enter_context(await self._admit(job.client, job.model, job.sampling.n))
             served = await resources.enter_async_context(
                 self.registry.use(job.model, job.keep_alive)
             )
@@ -78,12 +80,8 @@ class Service:
                 )
             self.observer.began(job)
             prompt = await prepare(served, job)
-            state, outputs = await self._answers.submit(
-                served,
-                self._request(job, served, prompt),
-                tenant=job.client.tenant,
-                wanted=job.cache,
-            )
+            outputs = await served.engine.submit(self._request(job, served, prompt))
+            state: CacheState = "off"
             return Generation(
                 job,
                 served,
@@ -102,7 +100,7 @@ class Service:
         """
         check_access(job.client, job.model)
         async with AsyncExitStack() as resources:
-            resources.enter_context(self.admission.admit(job.client, job.model, 1))
+            resources.enter_context(await self._admit(job.client, job.model, 1))
             served = await resources.enter_async_context(
                 self.registry.use(job.model, job.keep_alive)
             )
@@ -136,7 +134,7 @@ class Service:
         """
         check_access(job.client, job.model)
         async with AsyncExitStack() as resources:
-            resources.enter_context(self.admission.admit(job.client, job.model, 1))
+            resources.enter_context(await self._admit(job.client, job.model, 1))
             served = await resources.enter_async_context(
                 self.registry.use(job.model, job.keep_alive)
             )
@@ -145,6 +143,13 @@ class Service:
     async def close(self) -> None:
         """Ends every engine."""
         await self.registry.close()
+
+    async def _admit(self, client: Client, model: str, sequences: int) -> Ticket:
+        info = self.registry.describe(model)
+        engine = info.parent or info.name  # names that share an engine share its queue
+        if client.batch:
+            return await self.admission.wait_turn(client, engine, sequences)
+        return self.admission.admit(client, engine, sequences)
 
     def _request(self, job: Job, served: Served, prompt: Prompt) -> Request:
         limit = self.settings.limits.request_seconds

@@ -19,6 +19,10 @@ class Limits:
     Attributes:
         body: Bytes of a request's body, decompressed.
         upload: Bytes of an uploaded file.
+        files: Files that a tenant may keep.
+        file_bytes: Bytes of all files that a tenant may keep; results of batches count, but are
+            kept in any case.
+        batches: Batches of a tenant that wait, or are remembered.
         headers: Bytes of a request's line and headers.
         header_seconds: From the first byte of a request to the end of its headers.
         body_seconds: From there to the end of its body.
@@ -36,6 +40,9 @@ class Limits:
 
     body: int = 16 << 20
     upload: int = 512 << 20
+    files: int = 1000
+    file_bytes: int = 8 << 30
+    batches: int = 100
     headers: int = 32 << 10
     header_seconds: float = 10.0
     body_seconds: float = 60.0

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 from msgspec import Raw, Struct
+from msgspec.msgpack import Decoder, Encoder
 
 from hasten import errors
 from hasten.errors import HastenError, OverloadError
@@ -298,10 +299,12 @@ class Pong(_Message):
 
 FromWorker = Ready | Fault | Accepted | Refused | Step | Embedded | Pong
 
-_ENCODER = msgspec.msgpack.Encoder()
-_TO_WORKER = msgspec.msgpack.Decoder(ToWorker)
-_FROM_WORKER = msgspec.msgpack.Decoder(FromWorker)
-_REQUEST = msgspec.msgpack.Decoder(Request)
+T = TypeVar("T")
+
+_ENCODER = Encoder()
+_TO_WORKER: Decoder[ToWorker] = Decoder(ToWorker)
+_FROM_WORKER: Decoder[FromWorker] = Decoder(FromWorker)
+_REQUEST = Decoder(Request)
 
 
 def encode(message: ToWorker | FromWorker) -> bytes:
@@ -310,12 +313,9 @@ def encode(message: ToWorker | FromWorker) -> bytes:
     Raises:
         WireError: It is larger than `MAX_FRAME`, or holds what MessagePack cannot.
     """
-    try:
-        data = _ENCODER.encode(message)
-    except (OverflowError, TypeError, UnicodeEncodeError) as error:
-        raise WireError(str(error)) from error
+    data = _pack(message)
     if len(data) > MAX_FRAME:
-        raise WireError(f"the message has {len(data)} bytes; {MAX_FRAME} are allowed")
+        raise WireError(f"a message of {len(data)} bytes; {MAX_FRAME} are allowed")
     return len(data).to_bytes(_LENGTH, "little") + data
 
 
@@ -326,10 +326,7 @@ def encode_request(request: Request) -> Raw:
         WireError: It holds what MessagePack cannot: integers of more than 64 bits, half of a
             surrogate pair.
     """
-    try:
-        return Raw(_ENCODER.encode(request))
-    except (OverflowError, TypeError, UnicodeEncodeError) as error:
-        raise WireError(str(error)) from error
+    return Raw(_pack(request))
 
 
 def decode_to_worker(frame: bytes) -> ToWorker:
@@ -338,11 +335,7 @@ def decode_to_worker(frame: bytes) -> ToWorker:
     Raises:
         WireError: It is none.
     """
-    try:
-        message: ToWorker = _TO_WORKER.decode(frame)
-    except (msgspec.DecodeError, RecursionError, MemoryError) as error:
-        raise WireError(str(error)) from error
-    return message
+    return _unpack(_TO_WORKER, frame)
 
 
 def decode_from_worker(frame: bytes) -> FromWorker:
@@ -351,11 +344,7 @@ def decode_from_worker(frame: bytes) -> FromWorker:
     Raises:
         WireError: It is none.
     """
-    try:
-        message: FromWorker = _FROM_WORKER.decode(frame)
-    except (msgspec.DecodeError, RecursionError, MemoryError) as error:
-        raise WireError(str(error)) from error
-    return message
+    return _unpack(_FROM_WORKER, frame)
 
 
 def decode_request(data: Raw) -> Request:
@@ -364,9 +353,20 @@ def decode_request(data: Raw) -> Request:
     Raises:
         WireError: It is none; the message says where.
     """
+    return _unpack(_REQUEST, data)
+
+
+def _pack(value: object) -> bytes:
     try:
-        return _REQUEST.decode(data)
-    except (msgspec.DecodeError, RecursionError, MemoryError) as error:
+        return _ENCODER.encode(value)
+    except (OverflowError, TypeError, UnicodeEncodeError) as error:
+        raise WireError(str(error)) from error
+
+
+def _unpack(decoder: Decoder[T], data: bytes | Raw) -> T:
+    try:
+        return decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, MemoryError) as error:
         raise WireError(str(error)) from error
 
 

@@ -113,10 +113,9 @@ def test_an_empty_output_belongs_to_nobody(done, tmp_path):
 
 
 def test_one_run_at_a_time(done, tmp_path):
-    source, output = done
-    with Journal(output):
-        with pytest.raises(UsageError, match="another run is writing"):
-            Journal(output)
+    _, output = done
+    with Journal(output), pytest.raises(UsageError, match="another run is writing"):
+        Journal(output)
     Journal(output).close()
 
 

@@ -1,6 +1,7 @@
 """The loop: every line once, whatever endpoints do."""
 
 import asyncio
+import contextlib
 import json
 import random
 import resource
@@ -364,10 +365,8 @@ def test_any_history_of_stops_ends_complete(tmp_path_factory, stops, cut, texts)
                 raise KeyboardInterrupt
             return Reply(answer_to(call.body))
 
-        try:
+        with contextlib.suppress(KeyboardInterrupt):
             run_batch(source, output, endpoint, width=3)
-        except KeyboardInterrupt:
-            pass
         content = output.read_bytes()
         output.write_bytes(content[: max(0, len(content) - cut)])
     run_batch(source, output, width=3)

@@ -4,7 +4,7 @@ import os
 
 import pytest
 from batch_fakes import line
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hasten.errors import UsageError
@@ -15,14 +15,9 @@ LIMIT = 40
 
 def reference(content: bytes):
     """The lines of a file, the obvious way."""
-    found = []
-    for number, text in enumerate(content.split(b"\n"), 1):
-        if number == 1:
-            text = text.removeprefix(b"\xef\xbb\xbf")
-        text = text.rstrip(b"\r")
-        if text.strip():
-            found.append((number, text))
-    return found
+    texts = [text.rstrip(b"\r") for text in content.split(b"\n")]
+    texts[0] = texts[0].removeprefix(b"\xef\xbb\xbf")
+    return [(number, text) for number, text in enumerate(texts, 1) if text.strip()]
 
 
 PIECES = st.sampled_from(
@@ -30,19 +25,14 @@ PIECES = st.sampled_from(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.lists(PIECES).map(b"".join))
-def test_lines_are_those_of_the_obvious_way(content):
-    path = f"/dev/shm/lines-{os.getpid()}"  # noqa: S108  # hypothesis and tmp_path do not mix
-    try:
-        with open(path, "wb") as file:
-            file.write(content)
-        from pathlib import Path
-
-        with Source(Path(path), LIMIT) as source:
-            got = [(one.number, one.text) for one in source.lines()]
-            again = [(one.number, one.text) for one in source.lines()]
-    finally:
-        os.unlink(path)
+def test_lines_are_those_of_the_obvious_way(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("lines") / "in.jsonl"
+    path.write_bytes(content)
+    with Source(path, LIMIT) as source:
+        got = [(one.number, one.text) for one in source.lines()]
+        again = [(one.number, one.text) for one in source.lines()]
     wanted = [(n, text if len(text) <= LIMIT else None) for n, text in reference(content)]
     assert got == again == wanted
 

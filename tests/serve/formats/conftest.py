@@ -4,5 +4,5 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-for place in (HERE.parent.parent / "models", HERE):
+for place in (HERE.parents[1] / "models", HERE.parents[1] / "generation", HERE):
     sys.path.insert(0, str(place))

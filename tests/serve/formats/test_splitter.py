@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from splitting import SYNTAXES, THOUGHTS, cuts, joined, run, split
 
+from hasten.serve.formats import Splitter
+
 HERMES = SYNTAXES["hermes"]
 TAGS = THOUGHTS["tags"]
 BERN = '{"city": "Bern"}'
@@ -34,7 +36,7 @@ soups = st.lists(st.sampled_from(MARKS), max_size=24).map("".join)
 
 @pytest.mark.parametrize("thoughts", THOUGHTS)
 @pytest.mark.parametrize("syntax", [None, *SYNTAXES])
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(soups, st.booleans(), st.data())
 def test_any_cut_gives_the_same_parts(syntax, thoughts, text, thinking, data):
     arguments = (SYNTAXES.get(syntax), THOUGHTS[thoughts])
@@ -45,7 +47,7 @@ def test_any_cut_gives_the_same_parts(syntax, thoughts, text, thinking, data):
 
 
 @pytest.mark.parametrize("syntax", [None, *SYNTAXES])
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(soups)
 def test_text_without_calls_and_reasoning_is_content_to_the_letter(syntax, text):
     content, _, calls = split(text, SYNTAXES.get(syntax))
@@ -64,7 +66,7 @@ NAMES = st.sampled_from(["weather", "f", "get-it.now", "a_b"])
 
 
 @pytest.mark.parametrize("syntax", sorted(set(SYNTAXES) - {"qwen-coder", "llama"}))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(
     words,
     words,
@@ -85,7 +87,7 @@ def test_what_is_written_is_read(syntax, reasoning, content, calls, data):
 keys = st.text("abc_é ", min_size=1, max_size=6).filter(lambda key: key == key.strip())
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(st.dictionaries(keys, strings | values.filter(lambda v: not isinstance(v, str))), st.data())
 def test_parameters_in_tags(arguments, data):
     """Texts as they are, other values as JSON."""
@@ -106,6 +108,17 @@ def test_parameters_in_tags(arguments, data):
     assert [(name, json.loads(text)) for name, text in found[2]] == [("f", arguments)]
 
 
+TAGGED = """\
+<tool_call>
+<function=weather>
+<parameter=city>
+Bern
+</parameter>
+<parameter=days>
+3
+</parameter>
+</function>
+</tool_call>"""
 READ = {
     "hermes": [
         (f"Let me see.\n{CALL}", "Let me see.", [("weather", BERN)]),
@@ -116,8 +129,8 @@ READ = {
         ('<tool_call>{"name": "f", "arguments": null}</tool_call>', "", [("f", "{}")]),
         ('<tool_call>{"name":"f","arguments":"{\\"a\\": 1}"}</tool_call>', "", [("f", '{"a": 1}')]),
         ('<tool_call>{"id": 7, "name": "f", "arguments": {}, "x": [1]}</tool_call>!', "!", "f"),
-        (f'<tool_call>[{{"name":"f","arguments":{{}}}},{{"name":"weather","arguments":{BERN}}}]'
-         "</tool_call>", "", [("f", "{}"), ("weather", BERN)]),
+        (f'<tool_call>[{{"name":"f"}},{{"name":"weather","arguments":{BERN}}}]</tool_call>', "",
+         [("f", "{}"), ("weather", BERN)]),
         ('<tool_call>{"name": "f", "arguments": {"a": "}</tool_call>{"}}', "",
          [("f", '{"a": "}</tool_call>{"}')]),
         ('<tool_call>{"name": "f", "arguments": {}', "", [("f", "{}")]),
@@ -151,8 +164,7 @@ READ = {
         ("[TOOL_CALLS] none", "[TOOL_CALLS] none", []),
     ],
     "qwen-coder": [
-        ("<tool_call>\n<function=weather>\n<parameter=city>\nBern\n</parameter>\n<parameter=days>\n3"
-         "\n</parameter>\n</function>\n</tool_call>", "", [("weather", '{"city": "Bern", "days": 3}')]),
+        (TAGGED, "", [("weather", '{"city": "Bern", "days": 3}')]),
         ("<function=weather><parameter=city>\"a\\\nb</parameter></function> ok", "ok",
          [("weather", '{"city": "\\"a\\\\\\nb"}')]),
         ("<tool_call><function=f></function></tool_call>", "", [("f", "{}")]),
@@ -243,8 +255,6 @@ def test_texts_in_tags_come_as_they_are_written():
 
 
 def steps(pieces, syntax):
-    from hasten.serve.formats import Splitter
-
     splitter = Splitter(
         syntax, None, {"weather": {"properties": {"city": {"type": "string"}}}}, str
     )
@@ -283,8 +293,6 @@ def test_calls_after_reasoning_and_none_in_it():
 
 
 def test_it_says_whether_it_reasons():
-    from hasten.serve.formats import Splitter
-
     splitter = Splitter(None, TAGS, {}, str)
     seen = []
     for piece in ["<thi", "nk>", "a", "</thi", "nk>", "b"]:
@@ -296,8 +304,6 @@ def test_it_says_whether_it_reasons():
 
 def test_without_marks_text_comes_at_once():
     """But for white space at its end and what may begin a mark."""
-    from hasten.serve.formats import Splitter
-
     splitter = Splitter(HERMES, TAGS, {}, str)
     texts = [
         "".join(p.text for p in splitter.push(x)) for x in ("Hi", " ", "th", "ere <", "t", "x")
@@ -306,21 +312,24 @@ def test_without_marks_text_comes_at_once():
 
 
 MEGABYTE = 1 << 20
-HOSTILE = {
-    "hermes": ["<tool_call>", "<tool_call>{", '<tool_call>{"a":', "<", "<tool_cal", CALL, "</think>",
-               '<tool_call>{"name":"f","x":"', '<tool_call>{"name":"f","arguments":{"a":"', " ", "\\"],
-    "granite": ["<|tool_call|>[", '<|tool_call|>[{"name":"f"},', "<|tool_call|>[["],
-    "phi": ["functools", "functools[", "<|/tool_call|>"],
-    "llama": ["{", '{"name":"f","parameters":{}};', "<|python_tag|>{"],
-    "mistral": ["[TOOL_CALLS]", "[TOOL_CALLS]a", "[TOOL_CALLS]a[ARGS]", "[", "[TOOL_CALLS]a[ARGS]{}"],
-    "qwen-coder": ["<function=", "<function=f>", "<function=f><parameter=", "</parameter>", "\n",
-                   "<function=f><parameter=a>", "<function=f><parameter=a>\n1\n</parameter>"],
-}  # fmt: skip
+HOSTILE = [
+    ("hermes", "<tool_call>"),
+    ("hermes", "<tool_cal"),
+    ("hermes", '<tool_call>{"a":'),
+    ("hermes", '<tool_call>{"name":"f","x":"'),
+    ("hermes", CALL),
+    ("hermes", " "),
+    ("granite", '<|tool_call|>[{"name":"f"},'),
+    ("llama", '{"name":"f","parameters":{}};'),
+    ("mistral", "[TOOL_CALLS]a[ARGS]"),
+    ("mistral", "["),
+    ("phi", "functools["),
+    ("qwen-coder", "<function=f><parameter="),
+    ("qwen-coder", "<function=f><parameter=a>\n1\n</parameter>"),
+]
 
 
-@pytest.mark.parametrize(
-    ("syntax", "unit"), [(name, unit) for name, units in HOSTILE.items() for unit in units]
-)
+@pytest.mark.parametrize(("syntax", "unit"), HOSTILE)
 def test_a_hostile_megabyte_takes_linear_time(syntax, unit):
     """A generous bound: what grows with the square takes hours."""
     text = (unit * (MEGABYTE // len(unit) + 1))[:MEGABYTE]

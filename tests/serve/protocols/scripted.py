@@ -9,7 +9,7 @@ import numpy as np
 from hasten.errors import NotFoundError
 from hasten.serve.endpoint import Call, Reply
 from hasten.serve.jobs import Client, Embeddings, Ended, Piece, Timing, Usage
-from hasten.serve.registry import ModelInfo
+from hasten.serve.registry import ModelInfo, PullProgress
 from hasten.serve.settings import ServerSettings
 from hasten.serve.status import status_of
 
@@ -111,6 +111,12 @@ class ScriptedRegistry:
                 raise step
             yield step
 
+    async def create(self, name, **given):
+        self.done.append(("create", name, given))
+        self.describe(given["source"] or "tiny")
+        yield PullProgress("reading")
+        yield PullProgress("success")
+
 
 class ScriptedService:
     def __init__(self, *events, models=None):
@@ -160,7 +166,7 @@ def find_route(routes, method, path):
     for route in routes:
         pattern, given = route.path.split("/"), path.split("/")
         pairs = list(zip(pattern, given, strict=False))
-        names = {p[1:-1]: g for p, g in pairs if p.startswith("{")}
+        names = {p[1:-1].partition(":")[0]: g for p, g in pairs if p.startswith("{")}
         plain = all(p == g for p, g in pairs if not p.startswith("{"))
         if route.method == method and plain and len(pattern) == len(given):
             return route, names

@@ -11,7 +11,7 @@ from scripted import USAGE, ScriptedService, handler, model, said
 from hasten.errors import DeadlineError, HastenError, OverloadError
 from hasten.serve.jobs import MAX_OUTPUT, CallPiece, Conversation, Ended, Piece
 from hasten.serve.protocols.ollama import ROUTES
-from hasten.serve.registry import PullProgress
+from hasten.serve.registry import BlobStore, PullProgress
 from hasten.types import Structure, TokenLogprobs
 
 
@@ -70,9 +70,17 @@ def test_defaults_are_those_of_ollama():
 def test_options():
     service = ScriptedService(*said("Hi"))
     options = {
-        **{"num_predict": 9, "temperature": 0, "top_k": 3.0, "top_p": 0.5, "min_p": 0.1},
-        **{"seed": 4, "stop": ["x", "y"], "repeat_penalty": 1.2, "presence_penalty": 1},
-        **{"frequency_penalty": -1, "num_ctx": 512},
+        "num_predict": 9,
+        "temperature": 0,
+        "top_k": 3.0,
+        "top_p": 0.5,
+        "min_p": 0.1,
+        "seed": 4,
+        "stop": ["x", "y"],
+        "repeat_penalty": 1.2,
+        "presence_penalty": 1,
+        "frequency_penalty": -1,
+        "num_ctx": 512,
     }
     client(service).generate("tiny", "hello", options=options, keep_alive="5m")
     job = service.jobs[0]
@@ -171,7 +179,7 @@ def test_logprobs(stream):
     events = [Piece(content="a", tokens=(1,), logprobs=(told,)), Ended(0, "stop"), USAGE]
     service = ScriptedService(*events)
     answer = client(service).generate("tiny", "x", logprobs=True, top_logprobs=2, stream=stream)
-    (first, *_) = list(answer)[0].logprobs if stream else answer.logprobs
+    (first, *_) = next(iter(answer)).logprobs if stream else answer.logprobs
     assert (first.token, first.logprob) == ("a", -0.5)
     assert [one.token for one in first.top_logprobs] == ["a", "\ufffd"]
     assert service.jobs[0].sampling.logprobs == 2
@@ -214,7 +222,11 @@ def test_what_cannot_be_done_is_refused(asked):
 def test_what_has_no_effect_is_named():
     service = ScriptedService(*said("Hi"))
     body = {
-        **{"model": "tiny", "messages": QUESTION, "wish": 1, "evil\r\nname": 2, "stream": False},
+        "model": "tiny",
+        "messages": QUESTION,
+        "wish": 1,
+        "evil\r\nname": 2,
+        "stream": False,
         "options": {"num_ctx": 4096, "mirostat": 1, "repeat_penalty": 1.1, "repeat_last_n": 64},
     }
     response = client(service)._client.post("/api/chat", json=body)
@@ -352,9 +364,9 @@ def test_a_pull_that_fails():
         with pytest.raises(ollama.ResponseError, match="no network") as caught:
             list(reached.pull("org/name", stream=stream))
         assert caught.value.status_code == 500
-    service.registry.steps = [PullProgress("pulling"), HastenError("the network went")]
+    service.registry.steps = [PullProgress("pulling"), PullProgress("on"), HastenError("it went")]
     steps = reached.pull("org/name", stream=True)
-    assert next(steps).status == "pulling"
+    assert [next(steps).status, next(steps).status] == ["pulling", "on"]
     with pytest.raises(ollama.ResponseError, match="went"):
         next(steps)
 
@@ -370,6 +382,68 @@ def test_push_copy_delete():
     with pytest.raises(ollama.ResponseError) as caught:
         reached.delete("missing")
     assert caught.value.status_code == 404
+
+
+def test_create():
+    service = ScriptedService()
+    settings = {"temperature": 0.5, "mirostat": 1, "stop": None}
+    steps = client(service).create(
+        "pirate",
+        from_="tiny",
+        system="Arr",
+        license=["a", "b"],
+        parameters=settings,
+        messages=[{"role": "user", "content": "x"}],
+        stream=True,
+    )
+    assert [step.status for step in steps] == ["reading", "success"]
+    overrides = {
+        "system": "Arr",
+        "license": "a\nb",
+        "parameters": {"temperature": 0.5, "mirostat": 1},
+        "messages": [{"role": "user", "content": "x"}],
+    }
+    given = {"source": "tiny", "files": {}, "overrides": overrides}
+    assert service.registry.done == [("create", "pirate", given)]
+    with pytest.raises(ollama.ResponseError) as caught:
+        list(client(service).create("pirate", from_="missing", stream=True))
+    assert caught.value.status_code == 404
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        *({}, {"from_": "tiny", "files": {"a": "b"}}, {"from_": "tiny", "quantize": "q4_0"}),
+        *(
+            {"from_": "tiny", "template": "{{ .Prompt }}"},
+            {"from_": "tiny", "adapters": {"a": "b"}},
+        ),
+        {"from_": "tiny", "parameters": {"top_k": "many"}},
+    ],
+)
+def test_what_cannot_be_created(asked):
+    service = ScriptedService()
+    with pytest.raises(ollama.ResponseError) as caught:
+        client(service).create("pirate", **asked)
+    assert caught.value.status_code == 400
+    assert not service.registry.done
+
+
+def test_blobs(tmp_path):
+    service = ScriptedService()
+    service.registry.blobs = BlobStore(tmp_path / "blobs", 100)
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"weights")
+    reached = client(service)
+    digest = reached.create_blob(file)
+    assert service.registry.blobs.has(digest)
+    assert reached.create_blob(file) == digest
+    http = reached._client
+    assert http.head(f"/api/blobs/{digest}").status_code == 200
+    absent = digest[:-1] + ("0" if digest[-1] != "0" else "1")
+    assert http.head(f"/api/blobs/{absent}").status_code == 404
+    assert http.post(f"/api/blobs/{absent}", content=b"other").status_code == 400
+    assert http.head("/api/blobs/etc").status_code == 400
 
 
 def test_what_probes_look_for():

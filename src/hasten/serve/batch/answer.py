@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 
-__all__ = ["Tally", "line_number", "make_id", "render_answer", "render_error"]
+from hasten.serve.protocols.streaming import encode
+
+__all__ = ["RUN_DIGITS", "Seen", "Tally", "make_id", "render_answer", "render_error"]
 
 RUN_DIGITS = 16
 _ID = re.compile(rf"batch_req_([0-9a-f]{{{RUN_DIGITS}}})_([1-9][0-9]{{0,17}})")
@@ -57,6 +60,20 @@ _ANSWER = msgspec.json.Decoder(_Answer)
 _BODY = msgspec.json.Decoder(_Body)
 
 
+class Seen(NamedTuple):
+    """What an answer says of itself.
+
+    Attributes:
+        run: The run that it belongs to.
+        number: Of its line of the input.
+        failed: Whether it is an error.
+    """
+
+    run: str
+    number: int
+    failed: bool
+
+
 @dataclass(slots=True)
 class Tally:
     """What the answered lines of a batch amount to.
@@ -77,22 +94,25 @@ class Tally:
     output_tokens: int = 0
     reasoning_tokens: int = 0
 
-    def count(self, line: bytes) -> str:
-        """Adds an answered line and returns its id.
+    def count(self, line: bytes) -> Seen:
+        """Adds an answer, and says which.
 
         Raises:
-            ValueError: If it is no such line; nothing is added.
+            ValueError: If it is none; nothing is added.
         """
         try:
             answer = _ANSWER.decode(line)
         except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
             raise ValueError(f"no answer of a batch: {error}") from error
+        match = _ID.fullmatch(answer.id)
+        if match is None:
+            raise ValueError(f"no id of an answer: {answer.id!r}")
+        failed = answer.response is None or answer.response.status_code >= 400
         self.answered += 1
-        if answer.response is None or answer.response.status_code >= 400:
-            self.failed += 1
-        else:
+        self.failed += failed
+        if answer.response is not None and not failed:
             self._add_usage(answer.response.body)
-        return answer.id
+        return Seen(match[1], int(match[2]), failed)
 
     def _add_usage(self, body: msgspec.Raw) -> None:
         try:
@@ -114,12 +134,6 @@ def make_id(run: str, number: int) -> str:
     return f"batch_req_{run}_{number}"
 
 
-def line_number(id_: str, run: str) -> int | None:
-    """The number of the line that an id belongs to; None if it is not of this run."""
-    match = _ID.fullmatch(id_)
-    return int(match[2]) if match is not None and match[1] == run else None
-
-
 def render_answer(id_: str, custom_id: str, status: int, request_id: str, body: bytes) -> bytes:
     """The line of a request that an endpoint answered.
 
@@ -133,9 +147,9 @@ def render_answer(id_: str, custom_id: str, status: int, request_id: str, body: 
     if b"\n" in body or b"\r" in body:  # between JSON's tokens; in its strings they are escaped
         body = msgspec.json.format(body, indent=-1)
     response = _Response(status, request_id, msgspec.Raw(body))
-    return msgspec.json.encode(_Answer(id_, custom_id, response, None)) + b"\n"
+    return encode(_Answer(id_, custom_id, response, None)) + b"\n"
 
 
 def render_error(id_: str, custom_id: str | None, code: str, message: str) -> bytes:
     """The line of a request that no endpoint saw."""
-    return msgspec.json.encode(_Answer(id_, custom_id, None, _Error(code, message))) + b"\n"
+    return encode(_Answer(id_, custom_id, None, _Error(code, message))) + b"\n"

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -32,7 +32,7 @@ _MAX_NAMES = 100
 _log = logging.getLogger(__name__)
 
 
-def batch_routes(routes: list[Route]) -> dict[str, Route]:
+def batch_routes(routes: Iterable[Route]) -> dict[str, Route]:
     """Those of a protocol's routes that a batch may use, by path."""
     return {one.path: one for one in routes if one.method == "POST" and one.path in URLS}
 

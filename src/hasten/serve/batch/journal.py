@@ -20,7 +20,7 @@ from types import TracebackType
 import msgspec
 
 from hasten.errors import UsageError
-from hasten.serve.batch.answer import RUN_DIGITS, Tally, line_number
+from hasten.serve.batch.answer import RUN_DIGITS, Tally
 from hasten.serve.batch.lineset import LineSet
 from hasten.serve.batch.source import Scan
 from hasten.serve.durable import sync_directory, write_atomically
@@ -229,10 +229,10 @@ class Journal:
                 if not line.endswith(b"\n") or b"\0" in line:
                     break
                 try:
-                    number = line_number(self.tally.count(line), self.run)
+                    seen = self.tally.count(line)
                 except ValueError:
-                    number = None
-                if number is None or not self.answered.add(number):
+                    seen = None
+                if seen is None or seen.run != self.run or not self.answered.add(seen.number):
                     raise self._refusal(f"has a line {count} that is none of this batch's answers")
                 self._size += len(line)
         os.ftruncate(self._descriptor, self._size)

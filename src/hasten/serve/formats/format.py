@@ -173,6 +173,9 @@ class OutputFormat:
         thought = grammar.rule(f"{grammar.until(self.thoughts.closes[0])} /\\s{{0,4}}/")
         if self._opened(conversation, prompt):
             return [thought]
+        extra = conversation.extra
+        if not next((extra[name] for name in _THINKING if name in extra), self.thoughts.usual):
+            return []
         return [f"({grammar.text(self.thoughts.opens[0])} {thought})?"]
 
 

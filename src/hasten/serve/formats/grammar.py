@@ -39,6 +39,12 @@ class Grammar:
         self._rules.append(f"{name}{options}: {body}")
         return name
 
+    def several(self, term: str, separator: str, most: int) -> str:
+        """A term once, or up to so many times with a separator between."""
+        if most == 1:
+            return term
+        return f"{term} ({json.dumps(separator)} {term}){{0,{most - 1}}}"
+
     def until(self, mark: str) -> str:
         """A term for any text up to a mark, and the mark."""
         number = self._special.get(mark)

@@ -58,17 +58,14 @@ class JsonCalls(CallSyntax):
         """See `CallSyntax.demand`."""
         calls = [self._one(grammar, name, schema) for name, schema in tools.items()]
         call = grammar.rule(" | ".join(calls))
-        more = several and self.several
+        most = MOST_CALLS if several and self.several else 1
         if self.listed:
-            rest = f' (", " {call}){{0,{MOST_CALLS - 1}}}' if more else ""
-            call = grammar.rule(f'"[" {call}{rest} "]"')
+            call = grammar.rule(f'"[" {grammar.several(call, ", ", most)} "]"')
         around = [grammar.text(self.around)] if self.around else []
         opens = [grammar.text(self.open)] if self.open else []
         closes = [] if self.close is None else [grammar.text(self.close.texts[0])]
         whole = grammar.rule(" ".join([*opens, *around, call, *around, *closes]))
-        if more and not self.listed:
-            return f'{whole} ("\\n" {whole}){{0,{MOST_CALLS - 1}}}'
-        return whole
+        return whole if self.listed else grammar.several(whole, "\n", most)
 
     def write(self, calls: Sequence[Mapping[str, Any]]) -> str:
         """See `CallSyntax.write`."""

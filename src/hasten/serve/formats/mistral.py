@@ -24,7 +24,7 @@ __all__ = ["MistralCalls"]
 
 _CALLS, _ID, _ARGUMENTS = "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"
 _AFTER_NAME, _AFTER_ID = Marks(_ID, _ARGUMENTS), Marks(_ARGUMENTS)
-_NAME = re.compile(r"[\w.:-]")
+_NAME = re.compile(r"[^\[{\s]")
 _LONGEST_NAME = 256
 
 
@@ -70,7 +70,7 @@ class MistralCalls(CallSyntax):
         call = grammar.rule(" | ".join(calls))
         most = MOST_CALLS if several else 1
         if self.listed:
-            return f'{mark} " "? "[" {call} (", " {call}){{0,{most - 1}}} "]"'
+            return f'{mark} " "? "[" {grammar.several(call, ", ", most)} "]"'
         return f"{call}{{1,{most}}}"
 
     def write(self, calls: Sequence[Mapping[str, Any]]) -> str:

@@ -83,7 +83,7 @@ class QwenCoderCalls(CallSyntax):
             for name, schema in tools.items()
         ]
         call = grammar.rule(" | ".join(calls))
-        return f'{call} ("\\n" {call}){{0,{MOST_CALLS - 1 if several else 0}}}'
+        return grammar.several(call, "\n", MOST_CALLS if several else 1)
 
     def write(self, calls: Sequence[Mapping[str, Any]]) -> str:
         """See `CallSyntax.write`."""
@@ -190,6 +190,12 @@ def _types(schema: Mapping[str, Any]) -> frozenset[str]:
     return frozenset()
 
 
+def _texts(schema: Mapping[str, Any]) -> list[str]:
+    """The texts that a schema names one by one."""
+    values = schema.get("enum")
+    return [v for v in values if isinstance(v, str)] if isinstance(values, list) else []
+
+
 def _demand_parameters(grammar: Grammar, schema: Mapping[str, Any]) -> str:
     """The rules of parameters, in the order in which the schema names them."""
     shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
@@ -199,7 +205,7 @@ def _demand_parameters(grammar: Grammar, schema: Mapping[str, Any]) -> str:
         own = _property(schema, key)
         term = grammar.text(f"{_PARAMETER}{key}>\n")
         end = f"\n{_PARAMETER_END}\n"
-        texts = own.get("enum")
+        texts = _texts(own)
         if _types(own) != {"string"}:
             term += f" {grammar.json({**own, **shared})} {grammar.text(end)}"
         elif texts:

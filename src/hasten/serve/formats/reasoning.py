@@ -15,11 +15,13 @@ class Thoughts:
         opens: One of these begins it.
         closes: One of these ends it.
         answer: What may stand around the answer then; two texts, or none.
+        usual: Models reason unless they are told not to.
     """
 
     opens: tuple[str, ...]
     closes: tuple[str, ...]
     answer: tuple[str, str] | None = None
+    usual: bool = True
 
     @property
     def special(self) -> tuple[str, ...]:
@@ -41,4 +43,5 @@ MISTRAL_THOUGHTS = Thoughts(("[THINK]",), ("[/THINK]",))
 GRANITE_THOUGHTS = Thoughts(
     ("Here is my thought process:", "Here's my thought process:"),
     ("Here is my response:", "Here's my response:"),
+    usual=False,
 )

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hasten.errors import UsageError
 from hasten.serve.formats.grammar import Grammar
 from hasten.serve.formats.parts import Sink
 from hasten.serve.formats.reader import Marks, Reader, Steps
@@ -15,6 +16,8 @@ __all__ = ["MOST_CALLS", "CallSyntax", "Tools", "dump", "parameters_of"]
 
 MOST_CALLS = 16
 """In an answer that must call: a model that can end only by its own choice may never end."""
+
+_KINDS: Mapping[str, type] = {"properties": dict, "required": list}
 
 Tools = Mapping[str, Mapping[str, Any]]
 """The schema of each tool's parameters, by the tool's name."""
@@ -74,11 +77,21 @@ class CallSyntax(ABC):
 
 
 def parameters_of(tool: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The schema of a tool's parameters; one without any takes none."""
-    schema = tool["function"].get("parameters")
-    if not schema:
-        return {"type": "object", "properties": {}}
-    return dict(schema)
+    """The schema of a tool's parameters; one without any takes none.
+
+    Raises:
+        UsageError: It is not a schema of an object.
+    """
+    schema = tool["function"].get("parameters") or {"properties": {}}
+    fine = isinstance(schema, Mapping) and all(
+        isinstance(schema.get(key, kind()), kind) for key, kind in _KINDS.items()
+    )
+    if not fine:
+        raise UsageError(
+            f"the parameters of the tool {tool['function']['name']!r:.80} are {schema!r:.80}",
+            allowed="a JSON schema of an object",
+        )
+    return schema
 
 
 def dump(value: object) -> str:

@@ -1,16 +1,19 @@
-"""A generation as the bytes of a response, while it runs."""
+"""A generation, or other work, as the bytes of a response while it runs."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Protocol, Self
+from typing import Generic, Protocol, Self, TypeVar
 
 import msgspec
 
 from hasten.errors import HastenError
-from hasten.serve.jobs import Event
 
 __all__ = ["EventRenderer", "EventStream", "Events", "encode"]
+
+_Event_co = TypeVar("_Event_co", covariant=True)
+_Event_contra = TypeVar("_Event_contra", contravariant=True)
+_Event = TypeVar("_Event")
 
 _ENCODER = msgspec.json.Encoder()
 
@@ -28,24 +31,24 @@ def encode(value: object) -> bytes:
     return text.replace(b"\xe2\x80\xa8", b"\\u2028").replace(b"\xe2\x80\xa9", b"\\u2029")
 
 
-class Events(Protocol):
-    """A generation, as far as a stream needs it."""
+class Events(Protocol[_Event_co]):
+    """What happens: a generation, or anything else that goes on for a while."""
 
-    def __aiter__(self) -> AsyncIterator[Event]: ...
+    def __aiter__(self) -> AsyncIterator[_Event_co]: ...
 
     async def aclose(self) -> None:
         """Cancels what is not done."""
         ...
 
 
-class EventRenderer(Protocol):
+class EventRenderer(Protocol[_Event_contra]):
     """Turns events into the text of a stream; keeps what earlier events said."""
 
     def begin(self) -> bytes:
         """What comes before anything happened; may be nothing."""
         ...
 
-    def event(self, event: Event) -> bytes:
+    def event(self, event: _Event_contra) -> bytes:
         """What an event says; may be nothing."""
         ...
 
@@ -54,7 +57,7 @@ class EventRenderer(Protocol):
         ...
 
 
-class EventStream:
+class EventStream(Generic[_Event]):
     """The body of a streamed reply.
 
     Not an async generator, for closing one that was never started would not close the generation.
@@ -62,13 +65,13 @@ class EventStream:
     them, for the log.
 
     Args:
-        generation: What happens; closed with the stream.
+        events: What happens; closed with the stream.
         renderer: Turns it into text.
     """
 
-    def __init__(self, generation: Events, renderer: EventRenderer) -> None:
-        self._generation = generation
-        self._events = aiter(generation)
+    def __init__(self, events: Events[_Event], renderer: EventRenderer[_Event]) -> None:
+        self._source = events
+        self._events = aiter(events)
         self._renderer = renderer
         self._begun = False
         self._over = False
@@ -100,4 +103,4 @@ class EventStream:
     async def aclose(self) -> None:
         """Ends the stream and cancels the work behind it; may be called again."""
         self._over = True
-        await self._generation.aclose()
+        await self._source.aclose()

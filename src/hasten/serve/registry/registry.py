@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from asyncio import Task
-from collections.abc import AsyncIterator, Collection, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -219,7 +219,7 @@ class ModelRegistry:
         for spec in specs:
             self._clean_up(spec)
 
-    async def pull(self, name: str) -> AsyncIterator[PullProgress]:
+    async def pull(self, name: str) -> AsyncGenerator[PullProgress]:
         """Downloads a model from the Hub and makes it known; leaving early ends the download.
 
         Of several GGUF files the tag chooses one, as in "org/name:Q4_K_M".
@@ -259,7 +259,7 @@ class ModelRegistry:
         source: str | None = None,
         files: Mapping[str, str] | None = None,
         overrides: Mapping[str, Any] | None = None,
-    ) -> AsyncIterator[PullProgress]:
+    ) -> AsyncGenerator[PullProgress]:
         """Makes a model of another one, or of uploaded files.
 
         Args:

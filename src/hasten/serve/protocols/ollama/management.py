@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from typing import TYPE_CHECKING, Any
 
-from hasten.errors import HastenError, UsageError
+from hasten.errors import UsageError
 from hasten.serve.endpoint import Call, Reply
 from hasten.serve.protocols.ollama.dialect import error_line
 from hasten.serve.protocols.ollama.generation import NDJSON
@@ -18,12 +18,15 @@ from hasten.serve.protocols.ollama.schema import (
     TransferRequest,
 )
 from hasten.serve.protocols.reading import extra_headers, read
-from hasten.serve.protocols.streaming import encode
+from hasten.serve.protocols.streaming import EventStream, encode
 
 if TYPE_CHECKING:
     from hasten.serve.registry import PullProgress
 
 __all__ = ["copy", "create", "delete", "pull", "push"]
+
+_TO_BEGIN = 2
+"""Steps of which the first says what is looked up, and the second that it was found."""
 
 
 async def pull(call: Call) -> Reply:
@@ -112,62 +115,45 @@ def _overrides(request: CreateRequest) -> tuple[dict[str, Any], list[str]]:
 
 
 async def _progress(
-    call: Call, stream: bool | None, progress: AsyncIterator[PullProgress], ignored: list[str]
+    call: Call, stream: bool | None, progress: AsyncGenerator[PullProgress], ignored: list[str]
 ) -> Reply:
-    """Waits for the first step, so that what cannot begin is an error and no stream."""
+    """Waits for the first steps, so that what cannot begin is an error and no stream."""
     headers = extra_headers(ignored)
-    first = await anext(progress, None)
+    begun = [step async for step in _first(progress, _TO_BEGIN)]
     if stream is not False:
-        lines = _ProgressStream(first, progress, call.id)
+        lines = EventStream(progress, _ProgressWriter(begun, call.id))
         return Reply(lines, content_type=NDJSON, headers=headers)
     async for _ in progress:
         pass
     return Reply(encode({"status": "success"}), headers=headers)
 
 
-class _ProgressStream:
-    """Lines of progress, and at last success; leaving it early gives up."""
-
-    def __init__(
-        self, first: PullProgress | None, progress: AsyncIterator[PullProgress], request_id: str
-    ) -> None:
-        self._next = first
-        self._progress = progress
-        self._request_id = request_id
-        self._over = False
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> bytes:
-        if self._over:
-            raise StopAsyncIteration
-        step, self._next = self._next, None
-        try:
-            step = step or await anext(self._progress, None)
-        except HastenError as error:
-            await self.aclose()
-            return error_line(error, self._request_id)
+async def _first(progress: AsyncGenerator[PullProgress], count: int) -> AsyncIterator[PullProgress]:
+    for _ in range(count):
+        step = await anext(progress, None)
         if step is None:
-            self._over = True
-            return encode({"status": "success"}) + b"\n"
-        if step.status == "success":
-            self._over = True
-        return encode(_step(step)) + b"\n"
-
-    async def aclose(self) -> None:
-        """Ends what is not done."""
-        self._over = True
-        close = getattr(self._progress, "aclose", None)
-        if close is not None:
-            await close()
+            return
+        yield step
 
 
-def _step(step: PullProgress) -> dict[str, Any]:
-    told = {
-        "status": step.status,
-        "digest": step.digest,
-        "total": step.total,
-        "completed": step.completed,
-    }
-    return {name: value for name, value in told.items() if value is not None}
+class _ProgressWriter:
+    """Writes the steps of a pull or a creation; the last of them says "success"."""
+
+    def __init__(self, begun: Sequence[PullProgress], request_id: str) -> None:
+        self._begun = begun
+        self._request_id = request_id
+
+    def begin(self) -> bytes:
+        return b"".join(map(self.event, self._begun))
+
+    def event(self, event: PullProgress) -> bytes:
+        told = {
+            "status": event.status,
+            "digest": event.digest,
+            "total": event.total,
+            "completed": event.completed,
+        }
+        return encode({name: value for name, value in told.items() if value is not None}) + b"\n"
+
+    def failure(self, error: Exception) -> bytes:
+        return error_line(error, self._request_id)

@@ -1,0 +1,56 @@
+"""Builds a service from settings: registry, admission, observation and health, joined once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from hasten.serve.admission import Admission
+from hasten.serve.health import Health
+from hasten.serve.registry import ModelRegistry
+from hasten.serve.service import Service
+from hasten.serve.settings import ServerSettings
+from hasten.serve.telemetry.metrics import Metrics
+from hasten.serve.telemetry.observer import Observer
+from hasten.serve.telemetry.tracing import open_tracer
+from hasten.serve.wire import EngineSpec
+from hasten.types import EngineOptions
+
+__all__ = ["build_service"]
+
+
+def build_service(
+    settings: ServerSettings,
+    specs: Mapping[str, EngineSpec],
+    *,
+    connections: Callable[[], int] = lambda: 0,
+) -> Service:
+    """A service that knows models and has loaded none; call it in a running event loop.
+
+    Args:
+        settings: How the server runs.
+        specs: What `ModelRegistry.start` loads, by the name that clients use.
+        connections: How many are open, for the metrics.
+
+    Raises:
+        UsageError: Two models of one name, or a name that is none.
+        MissingDependencyError: Settings ask for what is not installed.
+    """
+    registry = ModelRegistry(settings)
+    for name, spec in specs.items():
+        registry.add(name, spec)
+
+    def capacity(name: str) -> int:
+        engine = registry.engines().get(name)
+        options = None if engine is None else engine.spec.options
+        return (options or EngineOptions()).max_sequences
+
+    metrics = Metrics(
+        lambda: {name: one for name, one in registry.engines().items() if one is not None},
+        in_flight=lambda: admission.in_flight(),  # noqa: PLW0108 - it is made below
+        connections=connections,
+    )
+    admission = Admission(settings.limits, capacity, refused=metrics.refused)
+    observer = Observer(metrics, open_tracer(settings.traces))
+    service = Service(settings, registry, admission, observer)
+    service.health = Health(registry.engines, lambda: admission.draining)
+    return service
