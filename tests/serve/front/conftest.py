@@ -199,7 +199,9 @@ class Front:
         fields = {"host": "127.0.0.1"} | {k.replace("_", "-"): v for k, v in headers.items()}
         if body or method == "POST":
             fields.setdefault("content-length", str(len(body)))
-        head = "".join(f"{name}: {value}\r\n" for name, value in fields.items() if value is not None)
+        head = "".join(
+            f"{name}: {value}\r\n" for name, value in fields.items() if value is not None
+        )
         connection = self.connect()
         connection.send(f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode("latin-1") + body)
         return connection.response(method)

@@ -54,7 +54,9 @@ def test_expect_continue(shared):
     assert connection.response()[0] == 100
     connection.send(b"ab")
     assert connection.response()[0] == 200
-    assert shared.request("POST", "/v1/nothing", expect="100-continue", content_length="2")[0] == 404
+    assert (
+        shared.request("POST", "/v1/nothing", expect="100-continue", content_length="2")[0] == 404
+    )
 
 
 def test_request_ids(shared):
@@ -199,9 +201,9 @@ def test_packed_bodies(shared, encoding):
 
 
 def test_a_packed_upload(shared):
-    assert shared.request("POST", "/v1/files", gzip.compress(b"x" * 70_000), content_encoding="gzip")[
-        2
-    ] == (b"70000")
+    assert shared.request(
+        "POST", "/v1/files", gzip.compress(b"x" * 70_000), content_encoding="gzip"
+    )[2] == (b"70000")
 
 
 def test_a_bomb_is_small_when_it_is_refused(front):

@@ -50,7 +50,8 @@ BROKEN = {
     "no length": POST + b"Content-Length:\r\n\r\n",
     "huge length": POST + b"Content-Length: 99999999999999999999999\r\n\r\n",
     "length of 19 digits": POST + b"Content-Length: 1000000000000000000\r\n\r\n",
-    "two codings": POST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "two codings": POST
+    + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     "chunked twice": POST + b"Transfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
     "coding before chunked": POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
     "coding after chunked": POST + b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
@@ -119,7 +120,8 @@ def test_java_offers_http_2(shared):
     """As its client does with every request; the body must not get lost over it."""
     connection = shared.connect()
     head = (
-        b"POST /v1/echo HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\n" + HOST
+        b"POST /v1/echo HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\n"
+        + HOST
         + b"Content-Length: 5\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\n"
         b"Upgrade: h2c\r\n\r\n"
     )
@@ -144,7 +146,18 @@ def test_java_offers_http_2(shared):
         CHUNKED + b"0\r\n" + b"X: y\r\n" * 10_000,
         CHUNKED + b"3;" + b"x" * 400_000,
     ],
-    ids=["value", "name", "many", "flood", "path", "query", "lines", "trailer", "trailers", "chunk"],
+    ids=[
+        "value",
+        "name",
+        "many",
+        "flood",
+        "path",
+        "query",
+        "lines",
+        "trailer",
+        "trailers",
+        "chunk",
+    ],
 )
 @pytest.mark.parametrize("size", [1000, 1 << 20])
 def test_heads_are_bounded(shared, head, size):
