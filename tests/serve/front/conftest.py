@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import time
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import msgspec
@@ -37,10 +37,8 @@ class Question(msgspec.Struct):
 class FakeService:
     """Keeps what its endpoints saw."""
 
-    def __init__(self, settings):
-        self.settings = settings
+    def __init__(self):
         self.metrics = Metrics()
-        self.observer = Observer(self.metrics)
         self.admission = self
         self.calls = []
         self.events = []
@@ -193,9 +191,9 @@ class Front:
 
     def ask(self, data):
         """What one connection answers first."""
-        with closing(Connection(self.port)) as connection:
-            connection.send(data)
-            return connection.response()
+        connection = self.connect()
+        connection.send(data)
+        return connection.response()
 
     def request(self, method, path, body=b"", **headers):
         fields = {"host": "127.0.0.1"} | {k.replace("_", "-"): v for k, v in headers.items()}
@@ -204,16 +202,17 @@ class Front:
         head = "".join(
             f"{name}: {value}\r\n" for name, value in fields.items() if value is not None
         )
-        with closing(Connection(self.port)) as connection:
-            connection.send(f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode("latin-1") + body)
-            return connection.response(method)
+        connection = self.connect()
+        connection.send(f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode("latin-1") + body)
+        return connection.response(method)
 
 
 @contextmanager
 def run_front(routes=ROUTES, limits=None, **settings):
+    service = FakeService()
     made = ServerSettings(port=0, limits=replace(Limits(), **(limits or {})), **settings)
-    service = FakeService(made)
-    server = Server(App(service, routes))
+    service.settings = made
+    server = Server(App(service, routes, made, Observer(service.metrics)))
     with ExitStack() as clients, server.in_thread():
         yield Front(server, service, clients)
 
@@ -221,11 +220,6 @@ def run_front(routes=ROUTES, limits=None, **settings):
 @pytest.fixture(scope="session", name="run_front")
 def _run_front():
     return run_front
-
-
-@pytest.fixture(scope="session")
-def fake_service():
-    return FakeService
 
 
 @pytest.fixture
