@@ -21,7 +21,7 @@ from hasten.generation import Engine
 from hasten.generation.embedding import Embedder
 from hasten.models import load_model
 from hasten.serve.engine_process import EngineProcess, EngineSpec
-from hasten.types import EngineOptions, Request, SamplingParams, Structure
+from hasten.types import EngineOptions, Request, Structure
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "models"))

@@ -81,11 +81,11 @@ def call_of(service, body, *, client=None, headers=None, path=None):
     )
 
 
-def ask(service, path, body=None, *, method="POST", **options):
+def ask(service, place, body=None, *, method="POST", **options):
     """The reply of an endpoint: its status and body, the text of streams joined."""
 
     async def answer():
-        route = next(r for r in ROUTES if (r.method, r.path) == (method, path))
+        route = next(r for r in ROUTES if (r.method, r.path) == (method, place))
         reply = await route.endpoint(call_of(service, body if body is not None else b"", **options))
         if not isinstance(reply.body, bytes):
             chunks = [chunk async for chunk in reply.body]
