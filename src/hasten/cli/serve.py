@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,14 +11,13 @@ import click
 
 from hasten.cli.console import remark
 from hasten.cli.options import ByteSize, EngineChoice, FiniteFloat, apply_options, engine_choice
+from hasten.cli.specs import read_spec, split_named
 
 if TYPE_CHECKING:
     from hasten.serve.settings import ServerSettings
     from hasten.serve.wire import EngineSpec
 
 __all__ = ["command"]
-
-_NAMED = re.compile(r"([A-Za-z0-9][\w.-]*(?:/[\w.-]+)?(?::[\w.-]+)?)=(.+)", re.ASCII)
 
 _ACCESS = (
     click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on."),
@@ -175,38 +173,15 @@ def _specs(
 ) -> dict[str, EngineSpec]:
     specs: dict[str, EngineSpec] = {}
     for text in models:
-        name, spec = _spec(text, choice)
+        name, spec = read_spec(text, choice)
         if name in specs:
             raise click.UsageError(f"Two models are called {name!r}; give one as NAME=MODEL.")
         specs[name] = spec
     if adapters:
         first = next(iter(specs))
-        found = dict(_split(text, "--lora") for text in adapters)
+        found = dict(split_named(text, "--lora") for text in adapters)
         specs[first] = replace(specs[first], adapters=found)
     return specs
-
-
-def _spec(text: str, choice: EngineChoice) -> tuple[str, EngineSpec]:
-    from hasten.generation.embedding import embedder_options
-    from hasten.models import load_model
-    from hasten.serve.wire import EngineSpec
-
-    named = None if Path(text).exists() else _NAMED.fullmatch(text)
-    source = text if named is None else named[2]
-    model = load_model(source)
-    name = re.sub(r"[^\w./:-]", "-", model.name) if named is None else named[1]
-    given = {key: value for key, value in choice.given.items() if value is not None}
-    if model.config.output != "hidden":
-        return name, EngineSpec(source, options=choice.for_model(model) if given else None)
-    both = {key: given[key] for key in ("weights", "threads", "isa", "executor") if key in given}
-    return name, EngineSpec(source, "embed", embedder_options(model, **both) if both else None)
-
-
-def _split(text: str, option: str) -> tuple[str, str]:
-    found = _NAMED.fullmatch(text)
-    if found is None:
-        raise click.UsageError(f"{option} is {text!r}; allowed: NAME=PATH.")
-    return found[1], found[2]
 
 
 def _run(settings: ServerSettings, specs: dict[str, EngineSpec]) -> None:
@@ -220,6 +195,7 @@ def _run(settings: ServerSettings, specs: dict[str, EngineSpec]) -> None:
         server = Server(App(service, all_routes(), settings, service.observer))
         try:
             await service.registry.start()
+            await service.batches.start(service)
             await server.start()
             server.stop_on_signals()
             remark(_greeting(server.url, next(iter(specs))))
