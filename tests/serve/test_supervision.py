@@ -191,7 +191,7 @@ def test_a_worker_whose_steps_do_not_end(false_worker):
     false_worker("accepts")
 
     async def scenario():
-        async with started(EngineSpec("none"), hang=0.4, stall=0.8) as engine:
+        async with started(EngineSpec("none"), hang=1.0, stall=1.0) as engine:
             await asyncio.sleep(1.5)  # nothing to do: nothing is wrong
             assert engine.restarts == 0
             stream = await engine.submit(request())

@@ -51,6 +51,9 @@ __all__ = ["Link"]
 _PINGS = 4
 """In the time after which a worker counts as hung."""
 
+_LAUNCH = 10 * _PINGS
+"""Pings without an answer that a worker may have at its start."""
+
 _REAP_PAUSE = 0.002
 """Seconds between two looks at a process that is about to end."""
 
@@ -298,19 +301,24 @@ class Link(asyncio.Protocol):
         """Kills a worker that hangs.
 
         Silence is counted in pings without an answer rather than taken from a clock, for it may be
-        this process that stood still.
+        this process that stood still. Before its first answer a worker imports what it needs, and
+        gets longer.
         """
         silent = stalled = 0
+        patience = _LAUNCH
         pause = hang_seconds / _PINGS
         while self.connected:
             before, self._heard = self._pong, False
             self._transport.write(encode(Ping()))
             await asyncio.sleep(pause)
-            silent = 0 if self._heard else silent + 1
+            if self._heard:
+                silent, patience = 0, _PINGS
+            else:
+                silent += 1
             still = self._pong.working and self._pong.steps == before.steps
             stalled = stalled + 1 if still else 0
-            if silent >= _PINGS:
-                self._kill(f"it answered nothing for {hang_seconds:g} s")
+            if silent >= patience:
+                self._kill(f"it answered nothing for {silent * pause:g} s")
             elif stalled * pause >= stall_seconds:
                 self._kill(f"it had work and ended no step for {stall_seconds:g} s")
 
