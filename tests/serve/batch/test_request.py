@@ -7,7 +7,7 @@ from batch_fakes import CHAT, line
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hasten.serve.batch.answer import Tally, make_id, render_answer, render_error
+from hasten.serve.batch.answer import Tally, render_answer, render_error
 from hasten.serve.batch.lineset import LineSet
 from hasten.serve.batch.request import LineError, custom_id, parse
 
