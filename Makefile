@@ -64,8 +64,9 @@ soak: $(VENV)/hasten ## Random traffic for SECONDS: no wrong token, no lost bloc
 	mkdir -p build
 	$(PY) benchmarks/soak.py --model $(MODEL) --seconds $(or $(SECONDS),1800) --json build/soak.json
 
-fuzz: $(VENV)/hasten ## Try many more broken model files than the tests do
-	HASTEN_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(PY) -m pytest tests/models/test_reader_fuzz.py
+fuzz: $(VENV)/hasten ## Try many more broken model files and requests than the tests do
+	HASTEN_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(PY) -m pytest tests/models/test_reader_fuzz.py \
+		tests/serve/front/test_fuzz.py
 
 sanitize: $(VENV)/hasten ## Run the kernels' tests under the address, undefined and thread sanitizers
 	$(PY) $(PIP) --no-build-isolation --no-deps --target build/sanitized --upgrade . \

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
+import resource
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,125 +17,211 @@ from hasten.cli.console import remark
 from hasten.cli.options import ByteSize, EngineChoice, FiniteFloat, apply_options, engine_choice
 
 if TYPE_CHECKING:
+    from hasten.serve.registry import ModelRegistry
+    from hasten.serve.server import Server
     from hasten.serve.settings import ServerSettings
     from hasten.serve.wire import EngineSpec
 
 __all__ = ["command"]
 
 _NAMED = re.compile(r"([A-Za-z0-9][\w.-]*(?:/[\w.-]+)?(?::[\w.-]+)?)=(.+)", re.ASCII)
+_EMBEDDER_TOO = ("weights", "threads", "isa", "executor")
 
+
+class SectionOption(click.Option):
+    """An option that help shows under a heading of its own.
+
+    Args:
+        section: The heading.
+    """
+
+    def __init__(self, *args: Any, section: str, **kwargs: Any) -> None:  # noqa: ANN401
+        super().__init__(*args, **kwargs)
+        self.section = section
+
+
+class SectionedCommand(click.Command):
+    """A command whose help shows options by section; those without one come last."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the options."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if isinstance(parameter, click.Option) and record is not None:
+                section = getattr(parameter, "section", "How models run")
+                sections.setdefault(section, []).append(record)
+        for section, records in sections.items():
+            with formatter.section(section):
+                formatter.write_dl(records)
+
+
+def _in_section(section: str) -> Any:  # noqa: ANN401
+    return functools.partial(click.option, cls=SectionOption, section=section)
+
+
+def _file(*, directory: bool = False) -> click.Path:
+    return click.Path(path_type=Path, dir_okay=directory, file_okay=not directory)
+
+
+_access = _in_section("Who may ask")
 _ACCESS = (
-    click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on."),
-    click.option(
+    _access("--host", default="127.0.0.1", show_default=True, help="Address to listen on."),
+    _access(
         "--port",
         type=click.IntRange(0, 65535),
         default=8000,
         show_default=True,
         help="TCP port; 0 takes a free one.",
     ),
-    click.option(
+    _access(
         "--api-key",
         "api_keys",
+        metavar="KEY",
         multiple=True,
         envvar="HASTEN_API_KEY",
-        help="A key that clients must send; may be repeated. Better given as HASTEN_API_KEY.",
+        help="A key that clients must send; may be repeated. Others on this machine can read it "
+        "here, so better put it into HASTEN_API_KEY.",
     ),
-    click.option(
+    _access(
         "--keys",
         "key_file",
         metavar="FILE",
-        type=click.Path(path_type=Path, dir_okay=False),
-        help="JSON file with keys and what each may use; see docs/serve.md.",
+        type=_file(),
+        help="Keys and what each may use: a JSON list of objects with name, key or sha256, and "
+        "perhaps tenant, priority, concurrency, requests_per_minute, tokens_per_minute, models, "
+        "admin.",
     ),
-    click.option("--no-auth", is_flag=True, help="Listen beyond loopback without keys."),
-    click.option(
-        "--allow-host", "hosts", multiple=True, help="A further name that clients may ask by."
+    _access("--no-auth", is_flag=True, help="Let everybody ask who reaches --host."),
+    _access(
+        "--allow-host",
+        "hosts",
+        metavar="NAME",
+        multiple=True,
+        help="A name that clients call this server by, besides its address; * is any.",
     ),
-    click.option(
-        "--allow-origin", "origins", multiple=True, help="Origin of web pages that may ask."
+    _access(
+        "--allow-origin",
+        "origins",
+        metavar="ORIGIN",
+        multiple=True,
+        help="Web pages that may ask, as in https://example.org; * is any.",
     ),
-    click.option(
+    _access(
         "--tls-certificate",
         "certificate",
-        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE",
+        type=_file(),
         help="PEM file with the certificate chain.",
     ),
-    click.option(
-        "--tls-key",
-        "private_key",
-        type=click.Path(path_type=Path, dir_okay=False),
-        help="PEM file with its private key.",
+    _access(
+        "--tls-key", "private_key", metavar="FILE", type=_file(), help="PEM file with its key."
     ),
 )
-_RUNNING = (
-    click.option(
+
+_limit = _in_section("How much at once")
+_LIMITS = (
+    _limit(
         "--queue",
         type=click.IntRange(0, 1_000_000),
         default=64,
         show_default=True,
         help="Sequences that may wait for a model beyond those that run; more are refused.",
     ),
-    click.option(
+    _limit(
         "--timeout",
+        "request_seconds",
         type=FiniteFloat(0.001, 86_400),
         default=600.0,
         show_default=True,
         help="Most seconds of a request.",
     ),
-    click.option(
-        "--keep-alive",
-        type=FiniteFloat(0, 1e9),
-        help="Seconds for which a model without requests stays loaded  [default: for ever]",
+    _limit(
+        "--max-connections",
+        "connections",
+        type=click.IntRange(1, 1_000_000),
+        default=1000,
+        show_default=True,
+        help="Connections at once; more are refused.",
     ),
-    click.option(
+    _limit(
+        "--max-body",
+        "body",
+        type=ByteSize(),
+        default=16 << 20,
+        help="Longest body of a request, unpacked  [default: 16MiB]",
+    ),
+    _limit(
+        "--max-upload",
+        "upload",
+        type=ByteSize(),
+        default=512 << 20,
+        help="Longest uploaded file  [default: 512MiB]",
+    ),
+    _limit(
         "--memory",
         type=ByteSize(),
         help="Most memory of all loaded models  [default: what this machine allows]",
     ),
-    click.option(
-        "--data",
-        type=click.Path(path_type=Path, file_okay=False),
-        help="Directory for pulled and uploaded files  [default: the user's own]",
-    ),
-    click.option(
-        "--drain",
-        "drain_seconds",
-        type=FiniteFloat(0, 86_400),
-        default=30.0,
-        show_default=True,
-        help="Seconds that requests in flight may go on after SIGTERM or Ctrl-C.",
-    ),
-    click.option(
+)
+
+_running = _in_section("How the server runs")
+_RUNNING = (
+    _running(
         "--lora",
         "adapters",
         metavar="NAME=PATH",
         multiple=True,
         help="A LoRA adapter of the first MODEL, served as a model of its own name.",
     ),
-    click.option(
+    _running(
+        "--keep-alive",
+        type=FiniteFloat(0, 1e9),
+        help="Seconds for which a model without requests stays loaded  [default: for ever]",
+    ),
+    _running(
+        "--data",
+        metavar="DIRECTORY",
+        type=_file(directory=True),
+        help="For pulled and uploaded files  [default: the user's own]",
+    ),
+    _running(
+        "--drain",
+        "drain_seconds",
+        type=FiniteFloat(0, 86_400),
+        default=30.0,
+        show_default=True,
+        help="Seconds that requests in flight may go on after SIGTERM or Ctrl-C; a second one "
+        "ends them at once.",
+    ),
+    _running(
         "--log-level",
         type=click.Choice(["debug", "info", "warning", "error"]),
         default="info",
         show_default=True,
         help="What is logged to stderr; JSON unless that is a terminal.",
     ),
-    click.option(
+    _running(
         "--traces", metavar="URL", help="An OpenTelemetry collector (OTLP over HTTP) for traces."
     ),
 )
 
 
+def _serve_options(command: Any) -> Any:  # noqa: ANN401
+    return apply_options(command, (*_ACCESS, *_LIMITS, *_RUNNING))
+
+
 @click.command(
+    cls=SectionedCommand,
     epilog="Examples:\n\n"
     "\b\n"
     "  hasten serve smollm2\n"
     "  hasten serve chat=./artefact embed=minilm --port 8080\n"
-    "  HASTEN_API_KEY=secret hasten serve model.gguf --host 0.0.0.0\n"
-    "  hasten serve smollm2 --max-sequences 32 --queue 128 --lora poet=./adapter"
+    "  HASTEN_API_KEY=secret hasten serve model.gguf --host 0.0.0.0 --allow-host my.example\n"
+    "  hasten serve smollm2 --max-sequences 32 --queue 128 --lora poet=./adapter",
 )
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
-@(lambda command: apply_options(command, _ACCESS))
-@(lambda command: apply_options(command, _RUNNING))
+@_serve_options
 @engine_choice
 def command(
     models: tuple[str, ...],
@@ -140,12 +229,10 @@ def command(
     adapters: tuple[str, ...],
     api_keys: tuple[str, ...],
     key_file: Path | None,
+    no_auth: bool,
     hosts: tuple[str, ...],
     origins: tuple[str, ...],
-    no_auth: bool,
-    queue: int,
-    timeout: float,
-    **given: object,
+    **given: Any,  # noqa: ANN401 - fields of ServerSettings and Limits, checked by click
 ) -> None:
     """Serve each MODEL to clients of OpenAI, Ollama and Anthropic.
 
@@ -156,13 +243,15 @@ def command(
     from hasten.serve.settings import Limits, ServerSettings
     from hasten.serve.telemetry.logs import logging_to
 
+    limited = ("queue", "request_seconds", "connections", "body", "upload")
+    limits = {name: given.pop(name) for name in limited}
     keys = client_keys(api_keys) | (read_keys(key_file) if key_file is not None else {})
     settings = ServerSettings(
         keys=keys,
         hosts=frozenset(hosts),
         origins=frozenset(origins),
-        limits=replace(Limits(), queue=queue, request_seconds=timeout),
-        **given,  # type: ignore[arg-type]  # click has checked them
+        limits=replace(Limits(), **limits),
+        **given,
     )
     refuse_open(settings, accepted=no_auth)
     specs = _specs(models, adapters, engine)
@@ -171,7 +260,7 @@ def command(
 
 
 def _specs(
-    models: tuple[str, ...], adapters: tuple[str, ...], choice: EngineChoice
+    models: Sequence[str], adapters: Sequence[str], choice: EngineChoice
 ) -> dict[str, EngineSpec]:
     specs: dict[str, EngineSpec] = {}
     for text in models:
@@ -181,7 +270,7 @@ def _specs(
         specs[name] = spec
     if adapters:
         first = next(iter(specs))
-        found = dict(_split(text, "--lora") for text in adapters)
+        found = dict(_adapter(text) for text in adapters)
         specs[first] = replace(specs[first], adapters=found)
     return specs
 
@@ -198,14 +287,14 @@ def _spec(text: str, choice: EngineChoice) -> tuple[str, EngineSpec]:
     given = {key: value for key, value in choice.given.items() if value is not None}
     if model.config.output != "hidden":
         return name, EngineSpec(source, options=choice.for_model(model) if given else None)
-    both = {key: given[key] for key in ("weights", "threads", "isa", "executor") if key in given}
+    both = {key: given[key] for key in _EMBEDDER_TOO if key in given}
     return name, EngineSpec(source, "embed", embedder_options(model, **both) if both else None)
 
 
-def _split(text: str, option: str) -> tuple[str, str]:
+def _adapter(text: str) -> tuple[str, str]:
     found = _NAMED.fullmatch(text)
     if found is None:
-        raise click.UsageError(f"{option} is {text!r}; allowed: NAME=PATH.")
+        raise click.UsageError(f"--lora is {text!r}; allowed: NAME=PATH.")
     return found[1], found[2]
 
 
@@ -217,18 +306,42 @@ def _run(settings: ServerSettings, specs: dict[str, EngineSpec]) -> None:
 
     async def run() -> None:
         service = build_service(settings, specs, connections=lambda: server.connections)
-        server = Server(App(service, all_routes(), settings, service.observer))
+        server = Server(App(service, all_routes()))
+        server.stop_on_signals()
+        await server.start()
         try:
-            await service.registry.start()
-            await server.start()
-            server.stop_on_signals()
-            remark(_greeting(server.url, next(iter(specs))))
-            await server.serve()
+            if await _loaded(service.registry, server):
+                remark(_greeting(server.url, next(iter(specs))))
+        except BaseException:
+            server.stop()
+            server.stop()  # at once: nothing can be answered
+            raise
         finally:
-            await service.close()
+            await server.serve()
 
+    _raise_file_limit()
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(run())
+
+
+async def _loaded(registry: ModelRegistry, server: Server) -> bool:
+    """Load the models; False if the server was stopped before that was done."""
+    loading = asyncio.create_task(registry.start())
+    stopping = asyncio.create_task(server.stopping.wait())
+    await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not loading.done():
+        loading.cancel()
+        await asyncio.wait({loading})
+        return False
+    await loading
+    return True
+
+
+def _raise_file_limit() -> None:
+    """Each connection is a file, and the usual limit of 1024 is meant for other programs."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _greeting(url: str, model: str) -> str:

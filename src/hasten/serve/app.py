@@ -28,13 +28,11 @@ from hasten.serve.browser import BrowserGuard
 from hasten.serve.endpoint import Call, Reply, Route
 from hasten.serve.jobs import Client
 from hasten.serve.routing import Match, Router
-from hasten.serve.settings import ServerSettings
 from hasten.serve.status import HttpError, retry_after, status_of
 from hasten.serve.telemetry.observed import Observed
 
 if TYPE_CHECKING:
     from hasten.serve.service import Service
-    from hasten.serve.telemetry.observer import Observer
 
 __all__ = ["App", "PlainDialect"]
 
@@ -92,23 +90,15 @@ class App:
     Args:
         service: What answers.
         routes: All of them by the name of their protocol; two for one place are an error.
-        settings: Limits, keys, hosts and origins.
-        observer: Where requests are logged, counted and traced.
 
     Raises:
         ValueError: If routes collide.
     """
 
-    def __init__(
-        self,
-        service: Service,
-        routes: Mapping[str, Iterable[Route]],
-        settings: ServerSettings,
-        observer: Observer,
-    ) -> None:
+    def __init__(self, service: Service, routes: Mapping[str, Iterable[Route]]) -> None:
         self.service = service
-        self.settings = settings
-        self.observer = observer
+        self.settings = settings = service.settings
+        self.observer = service.observer
         self.router = Router(routes, PlainDialect())
         self._guard = BrowserGuard(settings)
         self._authenticator = Authenticator(settings.keys)

@@ -66,8 +66,8 @@ class FileStore:
         self._most_files = most_files
         self._most_bytes = most_bytes
         self._lock = threading.Lock()
-        self._incoming: Counter[str] = Counter()
-        self._incoming_bytes: Counter[str] = Counter()
+        self._incoming: Counter[str] = Counter()  # files, by tenant
+        self._bytes: Counter[str] = Counter()  # of files and of what comes in, by tenant
         self._files: dict[str, StoredFile] = {}
         directory.mkdir(parents=True, exist_ok=True)
         for path in directory.iterdir():
@@ -76,10 +76,9 @@ class FileStore:
             elif _ID.fullmatch(path.name):
                 self._load(path)
 
-    def list(self, tenant: str) -> list[StoredFile]:
+    def of(self, tenant: str) -> list[StoredFile]:
         """A tenant's files, the oldest first."""
-        self._sweep()
-        found = [file for file in self._files.values() if file.tenant == tenant]
+        found = [file for file in self._all(tenant) if not _is_over(file)]
         return sorted(found, key=lambda file: (file.created, file.id))
 
     def get(self, tenant: str, id_: str) -> StoredFile:
@@ -109,10 +108,10 @@ class FileStore:
         """
         self._sweep()
         with self._lock:
-            kept = [file for file in self._files.values() if file.tenant == tenant]
-            if len(kept) + self._incoming[tenant] >= self._most_files:
+            kept = len(self._all(tenant))
+            if kept + self._incoming[tenant] >= self._most_files:
                 raise TooLargeError(
-                    f"{len(kept)} files are kept already",
+                    f"{kept} files are kept already",
                     allowed=f"{self._most_files}",
                     do="delete some",
                 )
@@ -128,8 +127,10 @@ class FileStore:
 
     def delete(self, file: StoredFile) -> None:
         """Removes a file; from now on nobody finds it."""
-        if self._files.pop(file.id, None) is None:
-            return
+        with self._lock:
+            if self._files.pop(file.id, None) is None:
+                return
+            self._bytes[file.tenant] -= file.size
         old = self._directory / f"{_OLD}{file.id}"
         with writable(self._directory):
             (self._directory / file.id).rename(old)
@@ -143,16 +144,21 @@ class FileStore:
             return
         if about.id == path.name:
             self._files[about.id] = about
+            self._bytes[about.tenant] += about.size
+
+    def _all(self, tenant: str) -> list[StoredFile]:
+        return [file for file in list(self._files.values()) if file.tenant == tenant]
 
     def _sweep(self) -> None:
-        for file in [file for file in self._files.values() if _is_over(file)]:
-            self.delete(file)
+        for file in list(self._files.values()):
+            if _is_over(file):
+                self.delete(file)
 
     def _check_bytes(self, tenant: str, more: int) -> None:
-        kept = sum(file.size for file in self._files.values() if file.tenant == tenant)
-        if kept + self._incoming_bytes[tenant] + more > self._most_bytes:
+        kept = self._bytes[tenant]
+        if kept + more > self._most_bytes:
             raise TooLargeError(
-                f"{kept} bytes of files are kept already",
+                f"{kept} bytes of files are kept already, or on their way",
                 allowed=f"{self._most_bytes} bytes in all",
                 do="delete some",
             )
@@ -173,15 +179,15 @@ class Incoming:
         self._id = id_
         self._bounded = bounded
         self._open = True
-        self._directory = store._directory / f"{_NEW}{id_}"
         self.size = 0
+        self._directory = store._directory / f"{_NEW}{id_}"
         try:
             with writable(store._directory):
                 shutil.rmtree(self._directory, ignore_errors=True)
                 self._directory.mkdir()
                 self._file = (self._directory / "content").open("wb")
         except BaseException:
-            self._leave()
+            self._close()
             raise
 
     def write(self, data: bytes) -> None:
@@ -192,9 +198,11 @@ class Incoming:
             OverloadError: If the disk does not take them.
         """
         with self._store._lock:
+            if not self._open:
+                raise ValueError("the file was discarded")
             if self._bounded:
                 self._store._check_bytes(self._tenant, len(data))
-            self._store._incoming_bytes[self._tenant] += len(data)
+            self._store._bytes[self._tenant] += len(data)
             self.size += len(data)
         with writable(self._store._directory):
             self._file.write(data)
@@ -223,26 +231,30 @@ class Incoming:
             sync_directory(self._directory)
             self._directory.rename(store._directory / self._id)
             sync_directory(store._directory)
-        store._files[self._id] = about
+        with store._lock:
+            store._files[self._id] = about
+            store._bytes[self._tenant] += about.size
         self.discard()
         return about
 
     def discard(self) -> None:
         """Forgets the file, unless it was kept; idempotent."""
-        if not self._open:
+        if not self._close():
             return
-        self._open = False
         try:
             self._file.close()
         except OSError as error:  # what it could not write is not wanted any more
             _log.warning("%s: %s", self._directory, error)
         shutil.rmtree(self._directory, ignore_errors=True)
-        self._leave()
 
-    def _leave(self) -> None:
+    def _close(self) -> bool:
+        """Counts the file no longer among those that come in; once."""
         with self._store._lock:
-            self._store._incoming[self._tenant] -= 1
-            self._store._incoming_bytes[self._tenant] -= self.size
+            was_open, self._open = self._open, False
+            if was_open:
+                self._store._incoming[self._tenant] -= 1
+                self._store._bytes[self._tenant] -= self.size
+        return was_open
 
 
 def new_id() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import signal
 import socket
 import ssl
@@ -23,6 +24,8 @@ from hasten.serve.http import HttpConfig, HttpProtocol
 from hasten.serve.settings import ServerSettings
 
 __all__ = ["Server", "new_event_loop", "tls_context"]
+
+_LOG = logging.getLogger(__name__)
 
 END_SECONDS = 2.0
 """How long requests that were cut off may take to clean up."""
@@ -90,6 +93,7 @@ class Server:
             raise _cannot_listen(self._settings, error) from error
         self.port = self._listener.sockets[0].getsockname()[1]
         self._tick()
+        _LOG.info("listening at %s", self.url)
 
     async def serve(self) -> None:
         """Serve until `stop` is called, then end as it says."""

@@ -6,6 +6,7 @@ import itertools
 import time
 from contextlib import AsyncExitStack
 from functools import partial
+from typing import TYPE_CHECKING
 
 from hasten.errors import AccessError, UsageError
 from hasten.serve.admission import Admission, Ticket
@@ -17,6 +18,9 @@ from hasten.serve.registry import ModelRegistry, Served
 from hasten.serve.settings import ServerSettings
 from hasten.serve.telemetry.observer import Observer
 from hasten.types import Request
+
+if TYPE_CHECKING:
+    from hasten.serve.batch.queue import BatchQueue
 
 __all__ = ["Service"]
 
@@ -32,9 +36,11 @@ class Service:
 
     Attributes:
         health: Whether it can answer; set by whoever starts the server.
+        batches: Files and batches; set likewise.
     """
 
     health: Health
+    batches: BatchQueue
 
     def __init__(
         self,
@@ -128,7 +134,7 @@ class Service:
         """
         check_access(job.client, job.model)
         async with AsyncExitStack() as resources:
-            resources.enter_context(self.admission.admit(job.client, job.model, 1))
+            resources.enter_context(await self._admit(job.client, job.model, 1))
             served = await resources.enter_async_context(
                 self.registry.use(job.model, job.keep_alive)
             )

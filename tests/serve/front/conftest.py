@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 
 import msgspec
@@ -37,8 +37,10 @@ class Question(msgspec.Struct):
 class FakeService:
     """Keeps what its endpoints saw."""
 
-    def __init__(self):
+    def __init__(self, settings):
+        self.settings = settings
         self.metrics = Metrics()
+        self.observer = Observer(self.metrics)
         self.admission = self
         self.calls = []
         self.events = []
@@ -191,9 +193,9 @@ class Front:
 
     def ask(self, data):
         """What one connection answers first."""
-        connection = self.connect()
-        connection.send(data)
-        return connection.response()
+        with closing(Connection(self.port)) as connection:
+            connection.send(data)
+            return connection.response()
 
     def request(self, method, path, body=b"", **headers):
         fields = {"host": "127.0.0.1"} | {k.replace("_", "-"): v for k, v in headers.items()}
@@ -202,17 +204,16 @@ class Front:
         head = "".join(
             f"{name}: {value}\r\n" for name, value in fields.items() if value is not None
         )
-        connection = self.connect()
-        connection.send(f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode("latin-1") + body)
-        return connection.response(method)
+        with closing(Connection(self.port)) as connection:
+            connection.send(f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode("latin-1") + body)
+            return connection.response(method)
 
 
 @contextmanager
 def run_front(routes=ROUTES, limits=None, **settings):
-    service = FakeService()
     made = ServerSettings(port=0, limits=replace(Limits(), **(limits or {})), **settings)
-    service.settings = made
-    server = Server(App(service, routes, made, Observer(service.metrics)))
+    service = FakeService(made)
+    server = Server(App(service, routes))
     with ExitStack() as clients, server.in_thread():
         yield Front(server, service, clients)
 
@@ -220,6 +221,11 @@ def run_front(routes=ROUTES, limits=None, **settings):
 @pytest.fixture(scope="session", name="run_front")
 def _run_front():
     return run_front
+
+
+@pytest.fixture(scope="session")
+def fake_service():
+    return FakeService
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import time
 import zlib
 
 import pytest
@@ -88,8 +89,19 @@ def test_unknown_paths_and_methods(shared):
 
 @pytest.mark.parametrize(
     "path",
-    ["//v1/models", "/V1/models", "/v1%2fmodels", "/v1/./models", "/%761/models", "/v1/models/x/.."]
-    + ["/v1//models", "/v1/models/", "/v1/echo/..%2fmodels", "/v1/models;x", "/v1/models%00"],
+    [
+        "//v1/models",
+        "/V1/models",
+        "/v1%2fmodels",
+        "/v1/./models",
+        "/%761/models",
+        "/v1//models",
+        "/v1/models/",
+        "/v1/models/x/..",
+        "/v1/echo/..%2fmodels",
+        "/v1/models;x",
+        "/v1/models%00",
+    ],
 )
 def test_paths_are_not_normalised(shared, path):
     status, _, body = shared.request("GET", path)
@@ -256,6 +268,8 @@ def test_access_is_logged_without_secrets(front, caplog):
     running = front()
     running.request("POST", "/v1/echo?api_key=secret1", b"secret2", authorization="Bearer secret3")
     running.request("GET", "/v1/nothing")
-    lines = [record for record in caplog.records if record.name == "hasten.serve.access"]
+    end = time.monotonic() + 5
+    while len(lines := [one for one in caplog.records if one.name == "hasten.serve.access"]) < 2:
+        assert time.monotonic() < end  # a line is written after its reply
     assert [line.getMessage() for line in lines] == ["POST /v1/echo 200", "GET /v1/nothing 404"]
     assert not any("secret" in str(vars(line)) for line in lines)

@@ -146,7 +146,7 @@ def test_a_missing_file_of_keys(tmp_path):
         read_keys(tmp_path / "none.json")
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.1", "example.org", ""])  # noqa: S104
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.1", "example.org", ""])
 def test_a_server_for_others_needs_keys(host):
     with pytest.raises(UsageError, match="--no-auth"):
         refuse_open(ServerSettings(host=host), accepted=False)
@@ -163,9 +163,10 @@ def test_loopback():
 SPELLINGS = [
     "/", "//", "/v1/models", "//v1/models", "/V1/models", "/v1/models/", "/v1//models", "/%2e/v1",
     "/v1/%2e%2e/v1/models", "/v1%2fmodels", "/%76%31/models", "/v1/models%00", "/v1/models?x=1",
-    "/v1/models;a", "/./v1/models", "/health/live/../../v1/models", "/health/live/", "/health/liveX",
-    "/health//live", "/health%2flive", "/health/live%00", "/HEALTH/LIVE", "/health/live;/v1/models",
-    "/openapi.json", "/metrics", "/docs", "/favicon.ico", "/robots.txt", "/.env", "/admin",
+    "/v1/models;a", "/./v1/models", "/health/live/../../v1/models", "/health/live/",
+    "/health/liveX", "/health//live", "/health%2flive", "/health/live%00", "/HEALTH/LIVE",
+    "/health/live;/v1/models", "/openapi.json", "/metrics", "/docs", "/favicon.ico",
+    "/robots.txt", "/.env", "/admin",
 ]  # fmt: skip
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"]
 

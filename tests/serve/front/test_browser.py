@@ -9,8 +9,17 @@ PAGE = "https://page.example"
 
 @pytest.mark.parametrize(
     "host",
-    ["127.0.0.1", "127.0.0.1:8000", "localhost", "LOCALHOST:1", "[::1]:80", "192.168.1.5:8000"]
-    + ["good.example", "GOOD.example:8000", "[fe80::1]"],
+    [
+        "127.0.0.1",
+        "127.0.0.1:8000",
+        "localhost",
+        "LOCALHOST:1",
+        "[::1]:80",
+        "192.168.1.5:8000",
+        "good.example",
+        "GOOD.example:8000",
+        "[fe80::1]",
+    ],
 )
 def test_hosts_that_are_this_one(front, host):
     running = front(hosts=frozenset({"good.example"}))

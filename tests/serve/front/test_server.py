@@ -16,7 +16,8 @@ import pytest
 import trustme
 
 from hasten.errors import UsageError
-from hasten.serve.server import tls_context
+from hasten.serve.app import App
+from hasten.serve.server import Server, tls_context
 from hasten.serve.settings import ServerSettings
 
 HERE = Path(__file__).parent
@@ -28,13 +29,10 @@ fakes = runpy.run_path(sys.argv[1])
 from hasten.serve.app import App
 from hasten.serve.server import Server, new_event_loop
 from hasten.serve.settings import ServerSettings
-from hasten.serve.telemetry.observer import Observer
 
 async def main():
-    service = fakes["FakeService"]()
-    settings = ServerSettings(port=0, drain_seconds=float(sys.argv[2]))
-    service.settings = settings
-    server = Server(App(service, fakes["ROUTES"], settings, Observer(service.metrics)))
+    service = fakes["FakeService"](ServerSettings(port=0, drain_seconds=float(sys.argv[2])))
+    server = Server(App(service, fakes["ROUTES"]))
     await server.start()
     server.stop_on_signals()
     print(server.port, flush=True)
@@ -141,26 +139,18 @@ def test_a_reader_that_stalls_does_not_hold_the_end_up(child):
     client.close()
 
 
-def test_a_port_that_is_taken(front):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
+def test_a_port_that_is_taken(fake_service):
+    def start(**settings):
+        asyncio.run(Server(App(fake_service(ServerSettings(**settings)), {})).start())
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        from hasten.serve.app import App
-        from hasten.serve.server import Server
-        from hasten.serve.telemetry.metrics import Metrics
-        from hasten.serve.telemetry.observer import Observer
-
-        def start(**settings):
-            app = App(None, {}, ServerSettings(**settings), Observer(Metrics()))
-            asyncio.run(Server(app).start())
-
         with pytest.raises(UsageError, match=f"port {port} of 127.0.0.1 is taken; .*--port"):
             start(port=port)
-        with pytest.raises(UsageError, match="--host"):
-            start(host="192.0.2.1", port=0)
-        with pytest.raises(UsageError, match="--host"):
-            start(host="name.invalid", port=0)
+    with pytest.raises(UsageError, match="--host"):
+        start(host="192.0.2.1", port=0)
+    with pytest.raises(UsageError, match="--host"):
+        start(host="name.invalid", port=0)
 
 
 @pytest.fixture(scope="module")
@@ -210,10 +200,9 @@ def test_tls(front, certificate):
         client.recv(1000)
     assert running.service.saw("stream closed")
     old = ssl.create_default_context(cafile=str(certificate / "ca.pem"))
-    with pytest.warns(DeprecationWarning):
-        old.minimum_version = ssl.TLSVersion.TLSv1_1
-    with pytest.warns(DeprecationWarning):
-        old.maximum_version = ssl.TLSVersion.TLSv1_1
+    for end in ("minimum_version", "maximum_version"):
+        with pytest.warns(DeprecationWarning, match="TLSv1_1 is deprecated"):
+            setattr(old, end, ssl.TLSVersion.TLSv1_1)
     with pytest.raises((ssl.SSLError, ConnectionError)):
         connect(old)
     # Somebody who speaks no TLS, or nothing at all, is not waited for.

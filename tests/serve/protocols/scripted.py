@@ -166,7 +166,7 @@ def find_route(routes, method, path):
     for route in routes:
         pattern, given = route.path.split("/"), path.split("/")
         pairs = list(zip(pattern, given, strict=False))
-        names = {p[1:-1]: g for p, g in pairs if p.startswith("{")}
+        names = {p[1:-1].partition(":")[0]: g for p, g in pairs if p.startswith("{")}
         plain = all(p == g for p, g in pairs if not p.startswith("{"))
         if route.method == method and plain and len(pattern) == len(given):
             return route, names

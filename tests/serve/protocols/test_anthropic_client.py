@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import anthropic
 import httpx2
-import msgspec
 import pytest
-from scripted import USAGE, ScriptedService, handler, said
+from pydantic import BaseModel
+from scripted import USAGE, ScriptedService, handler, model, said
 
 from hasten import errors
 from hasten.serve.jobs import CallPiece, Ended, Piece, ToolChoice
+from hasten.serve.protocols import openai
 from hasten.serve.protocols.anthropic import ROUTES
 from hasten.types import Structure
 
@@ -36,14 +37,15 @@ def ask():
     clients = []
 
     def client(service):
+        routes = [*ROUTES, *openai.ROUTES]
         http = httpx2.Client(
-            transport=httpx2.MockTransport(handler(ROUTES, service, httpx2.Response))
+            transport=httpx2.MockTransport(handler(routes, service, httpx2.Response))
         )
         made = anthropic.Anthropic(
             base_url="http://server", api_key="k", http_client=http, max_retries=0
         )
         clients.append(made)
-        return made.messages
+        return made
 
     yield client
     for made in clients:
@@ -51,7 +53,9 @@ def ask():
 
 
 def create(reached, **asked):
-    return reached.create(**{"model": "tiny", "max_tokens": 9, "messages": QUESTION, **asked})
+    return reached.messages.create(
+        **{"model": "tiny", "max_tokens": 9, "messages": QUESTION, **asked}
+    )
 
 
 def blocks(message):
@@ -86,7 +90,7 @@ def test_defaults(ask):
 
 def test_a_streamed_message(ask):
     service = ScriptedService(*said("Hi", "", " there"))
-    with ask(service).stream(model="tiny", max_tokens=9, messages=QUESTION) as stream:
+    with ask(service).messages.stream(model="tiny", max_tokens=9, messages=QUESTION) as stream:
         assert list(stream.text_stream) == ["Hi", " there"]
         message = stream.get_final_message()
     assert blocks(message) == [{"type": "text", "text": "Hi there"}]
@@ -110,7 +114,7 @@ def test_events_come_in_order(ask):
 
 def test_a_message_is_the_same_in_a_stream(ask):
     whole = create(ask(ScriptedService(*CALL)))
-    with ask(ScriptedService(*CALL)).stream(
+    with ask(ScriptedService(*CALL)).messages.stream(
         model="tiny", max_tokens=9, messages=QUESTION
     ) as stream:
         streamed = stream.get_final_message()
@@ -321,7 +325,7 @@ def test_bugs_inside_a_stream_are_not_told(ask):
 
 def test_counting(ask):
     service = ScriptedService()
-    counted = ask(service).count_tokens(
+    counted = ask(service).messages.count_tokens(
         model="tiny", messages=QUESTION, system="be brief", tools=[TOOL]
     )
     assert counted.input_tokens == 11
@@ -330,7 +334,7 @@ def test_counting(ask):
 
 def test_what_has_no_effect_is_named(ask):
     service = ScriptedService(*said("Hi"))
-    raw = ask(service).with_raw_response.create(
+    raw = ask(service).messages.with_raw_response.create(
         model="tiny",
         max_tokens=9,
         messages=QUESTION,
@@ -363,10 +367,32 @@ def test_streamed_events_are_those_of_the_plain_way(ask):
 
 
 def test_parsed_output(ask):
-    class City(msgspec.Struct):
+    class City(BaseModel):
         name: str
 
     service = ScriptedService(*said('{"name":"Oslo"}'))
-    schema = msgspec.json.schema(City)
-    create(ask(service), output_config={"format": {"type": "json_schema", "schema": schema}})
-    assert "Oslo" not in service.jobs[0].sampling.structure.text
+    message = ask(service).messages.parse(
+        model="tiny", max_tokens=9, messages=QUESTION, output_format=City
+    )
+    assert message.parsed_output == City(name="Oslo")
+    assert '"name"' in service.jobs[0].sampling.structure.text
+
+
+def test_the_beta_client(ask):
+    message = ask(ScriptedService(*CALL)).beta.messages.create(
+        model="tiny", max_tokens=9, messages=QUESTION, betas=["something-2026"]
+    )
+    assert [block.type for block in message.content] == ["thinking", "text", "tool_use", "tool_use"]
+
+
+def test_models_are_listed_as_both_protocols_have_it(ask):
+    service = ScriptedService(models=[model(), model("other")])
+    page = ask(service).models.list()
+    listed = list(page)
+    assert [one.id for one in listed] == ["tiny", "other"]
+    assert (page.first_id, page.last_id, page.has_more) == ("tiny", "other", False)
+    assert listed[0].type == "model"
+    assert listed[0].display_name == "tiny"
+    assert listed[0].lifecycle == "active"
+    assert listed[0].created_at.timestamp() == 1_700_000_000.5
+    assert ask(service).models.retrieve("other").max_input_tokens == 2048

@@ -38,6 +38,8 @@ PRIORITY = 1000
 """Added to a client's own: batches run behind every request that somebody waits for."""
 WIDTH = 64
 """Lines under way; how many of them run is for admission to say."""
+DISK_SECONDS = 30.0
+"""After which a batch that met a full disk is taken up again."""
 _log = logging.getLogger(__name__)
 
 
@@ -129,10 +131,10 @@ class BatchQueue:
             allowed = ", ".join(self._routes)
             raise UsageError(f"endpoint is {record.endpoint[:80]!r}", allowed=allowed)
         most = self._settings.limits.batches
-        kept = self.batches.list(record.tenant)
+        kept = self.batches.of(record.tenant)
         for old in [one for one in kept if one.status in FINAL][: max(0, len(kept) + 1 - most)]:
             await _in_thread(self.batches.forget, old)
-        if len(self.batches.list(record.tenant)) >= most:
+        if len(self.batches.of(record.tenant)) >= most:
             raise RateLimitError(
                 f"{most} batches are not finished", retry_after=60.0, do="wait, or cancel some"
             )
@@ -150,10 +152,14 @@ class BatchQueue:
         if record.outcome is not None or record.status in ("cancelling", "cancelled"):
             return
         record.become("cancelling")
-        await _in_thread(self.batches.save, record)
-        if self._current is not None and self._current[0] is record and self._current[1]:
+        if self._current is None or self._current[0] is not record:
+            if record.total == 0:  # it never ran
+                record.become("cancelled")
+        elif self._current[1] is not None:
             self._current[1].cancel()
-        self._wake.set()
+        await _in_thread(self.batches.save, record)
+        if record.status == "cancelled":
+            await _in_thread(self.batches.strip, record)
 
     async def _work(self, service: Service) -> None:
         while True:
@@ -163,7 +169,7 @@ class BatchQueue:
                 await self._wake.wait()
                 continue
             # Those that are to end do not wait behind the one that runs next.
-            record = next((one for one in waiting if one.status == "cancelling"), waiting[0])
+            record = next(filter(_is_cancelling, waiting), waiting[0])
             self._current = (record, None)
             try:
                 await self._finish(record, service)
@@ -177,13 +183,17 @@ class BatchQueue:
         try:
             if record.outcome is None:
                 record.outcome = await self._answer(record, service)
-                if record.status != "cancelling":
+                if not _is_cancelling(record):
                     record.become("finalizing")
                 record.output_file, record.error_file = new_file_id(), new_file_id()
                 await _in_thread(self.batches.save, record)
             await _in_thread(self._make_results, record)
-        except (_ClosingError, asyncio.CancelledError):
+        except _ClosingError:
             raise
+        except OverloadError as error:
+            _log.error("batch %s waits: %s", record.id, error)
+            await asyncio.sleep(DISK_SECONDS)
+            return
         except Exception as error:
             self._fail(record, error)
             record.output_file = record.error_file = None
@@ -196,7 +206,7 @@ class BatchQueue:
 
     async def _answer(self, record: BatchRecord, service: Service) -> BatchStatus:
         """Has the lines answered; returns how that ended."""
-        if record.status == "cancelling":
+        if _is_cancelling(record):
             return "cancelled"
         client = self._client(record)
         if client is None:
@@ -213,7 +223,7 @@ class BatchQueue:
                 return "failed"
             await _in_thread(journal.begin, scan, record.endpoint)
             record.total, record.tally = scan.lines, journal.tally
-            if record.status == "cancelling":  # meanwhile
+            if _is_cancelling(record):  # meanwhile
                 return "cancelled"
             if record.status == "validating":
                 record.become("in_progress")
@@ -225,7 +235,7 @@ class BatchQueue:
 
     async def _wait(self, record: BatchRecord, run: asyncio.Task[None]) -> BatchStatus:
         self._current = (record, run)
-        if record.status == "cancelling":
+        if _is_cancelling(record):
             run.cancel()
         try:
             await asyncio.wait({run}, timeout=max(0.0, record.expires - time.time()))
@@ -248,10 +258,13 @@ class BatchQueue:
         files, ids = self.files, (record.output_file, record.error_file)
         answers, errors = (files.add_result(record.tenant, "batch_output", str(id_)) for id_ in ids)
         try:
-            answered = split_answers(self.batches.journal(record), answers, errors)
+            answered, tally = split_answers(self.batches.journal(record), answers, errors)
             if record.outcome == "expired":
                 with Source(self.batches.input(record), self._settings.limits.body) as source:
-                    record.tally.failed += add_expired(source, answered, errors)
+                    late = add_expired(source, answered, errors)
+                tally.answered += late
+                tally.failed += late
+            record.tally = tally
             for incoming, id_, kind in zip(
                 (answers, errors), ids, ("output", "error"), strict=True
             ):

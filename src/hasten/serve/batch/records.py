@@ -115,9 +115,9 @@ class BatchStore:
             elif _ID.fullmatch(path.name):
                 self._load(path)
 
-    def list(self, tenant: str) -> list[BatchRecord]:
+    def of(self, tenant: str) -> list[BatchRecord]:
         """A tenant's batches, the oldest first."""
-        found = [record for record in self._records.values() if record.tenant == tenant]
+        found = [record for record in list(self._records.values()) if record.tenant == tenant]
         return sorted(found, key=_age)
 
     def get(self, tenant: str, id_: str) -> BatchRecord:
@@ -133,7 +133,8 @@ class BatchStore:
 
     def unfinished(self) -> Sequence[BatchRecord]:
         """All batches that are not final, the oldest first."""
-        return sorted((one for one in self._records.values() if one.status not in FINAL), key=_age)
+        waiting = [one for one in list(self._records.values()) if one.status not in FINAL]
+        return sorted(waiting, key=_age)
 
     def input(self, record: BatchRecord) -> Path:
         """The lines of a batch."""

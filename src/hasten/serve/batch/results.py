@@ -16,7 +16,7 @@ __all__ = ["add_expired", "split_answers"]
 _EXPIRED = "this request could not be executed before the completion window expired"
 
 
-def split_answers(journal: Path, answers: Incoming, errors: Incoming) -> LineSet:
+def split_answers(journal: Path, answers: Incoming, errors: Incoming) -> tuple[LineSet, Tally]:
     """Copies each line of a journal to where it belongs.
 
     Args:
@@ -25,17 +25,17 @@ def split_answers(journal: Path, answers: Incoming, errors: Incoming) -> LineSet
         errors: Receives the others.
 
     Returns:
-        The numbers of the lines that have an answer.
+        The numbers of the lines that have an answer, and what the answers amount to.
     """
     found = LineSet()
+    tally = Tally()
     if journal.exists():
-        tally = Tally()
         with journal.open("rb") as file:
             for line in file:
                 seen = tally.count(line)
                 found.add(seen.number)
                 (errors if seen.failed else answers).write(line)
-    return found
+    return found, tally
 
 
 def add_expired(source: Source, answered: LineSet, errors: Incoming) -> int:

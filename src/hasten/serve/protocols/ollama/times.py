@@ -1,22 +1,20 @@
-"""Times as Ollama writes them (RFC 3339, UTC)."""
+"""Times as Ollama tells them: in UTC, which the encoder writes as RFC 3339 wants it."""
 
 from __future__ import annotations
 
-import time
 from datetime import UTC, datetime
 
 __all__ = ["NEVER", "instant", "now"]
 
-NEVER = "9999-12-31T23:59:59Z"
+NEVER = datetime(9999, 12, 31, tzinfo=UTC)
 """When a model expires that stays loaded for ever."""
 
 
-def instant(unix_seconds: float) -> str:
+def instant(unix_seconds: float) -> datetime:
     """A moment, to the microsecond."""
-    moment = datetime.fromtimestamp(unix_seconds, UTC)
-    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return datetime.fromtimestamp(unix_seconds, UTC)
 
 
-def now() -> str:
+def now() -> datetime:
     """The present."""
-    return instant(time.time())
+    return datetime.now(UTC)

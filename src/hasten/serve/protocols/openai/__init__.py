@@ -1,10 +1,24 @@
-"""OpenAI's protocol: chat completions, completions, responses, embeddings and models."""
+"""OpenAI's protocol: chat completions, completions, responses, embeddings, models, batches."""
 
 from hasten.serve.endpoint import Route
+from hasten.serve.protocols.openai.batches import (
+    BatchRequest,
+    cancel_batch,
+    create_batch,
+    list_batches,
+    show_batch,
+)
 from hasten.serve.protocols.openai.chat import chat
 from hasten.serve.protocols.openai.completions import completions
 from hasten.serve.protocols.openai.embeddings import embeddings
 from hasten.serve.protocols.openai.errors import DIALECT
+from hasten.serve.protocols.openai.files import (
+    create_file,
+    delete_file,
+    file_content,
+    list_files,
+    show_file,
+)
 from hasten.serve.protocols.openai.models import list_models, show_model
 from hasten.serve.protocols.openai.schema import ChatRequest, CompletionRequest, EmbeddingRequest
 
@@ -41,5 +55,19 @@ _MODELS = [
     Route("GET", "/v1/models/{model:path}", show_model, DIALECT, "Describe a model"),
 ]
 
-ROUTES: list[Route] = [*_GENERATION, *_MODELS]
+_FILES = [
+    Route("POST", "/v1/files", create_file, DIALECT, "Upload a file", streams_body=True),
+    Route("GET", "/v1/files", list_files, DIALECT, "Name the files"),
+    Route("GET", "/v1/files/{file}", show_file, DIALECT, "Describe a file"),
+    Route("GET", "/v1/files/{file}/content", file_content, DIALECT, "Fetch a file"),
+    Route("DELETE", "/v1/files/{file}", delete_file, DIALECT, "Delete a file"),
+]
+_BATCHES = [
+    Route("POST", "/v1/batches", create_batch, DIALECT, "Queue a batch", request=BatchRequest),
+    Route("GET", "/v1/batches", list_batches, DIALECT, "Name the batches"),
+    Route("GET", "/v1/batches/{batch}", show_batch, DIALECT, "Describe a batch"),
+    Route("POST", "/v1/batches/{batch}/cancel", cancel_batch, DIALECT, "End a batch"),
+]
+
+ROUTES: list[Route] = [*_GENERATION, *_MODELS, *_FILES, *_BATCHES]
 """The places of the protocol."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from hasten.errors import NotFoundError
@@ -17,7 +18,9 @@ __all__ = ["list_models", "show_model"]
 async def list_models(call: Call) -> Reply:
     """Names the models that the client may use."""
     data = [_model(info) for info in call.service.registry.list() if _visible(call, info.name)]
-    return Reply(encode({"object": "list", "data": data}))
+    ends = (data[0]["id"], data[-1]["id"]) if data else (None, None)
+    pages = {"has_more": False, "first_id": ends[0], "last_id": ends[1]}
+    return Reply(encode({"object": "list", "data": data, **pages}))
 
 
 async def show_model(call: Call) -> Reply:
@@ -33,6 +36,7 @@ def _visible(call: Call, name: str) -> bool:
 
 
 def _model(info: ModelInfo) -> dict[str, Any]:
+    """What OpenAI's clients read, what vLLM's do, and what Anthropic's do: all ask at one path."""
     return {
         "id": info.name,
         "object": "model",
@@ -41,4 +45,9 @@ def _model(info: ModelInfo) -> dict[str, Any]:
         "root": info.name,
         "parent": info.parent,
         "max_model_len": info.context,
+        "type": "model",
+        "display_name": info.name,
+        "created_at": datetime.fromtimestamp(info.modified, UTC),
+        "lifecycle": "active",
+        "max_input_tokens": info.context,
     }
