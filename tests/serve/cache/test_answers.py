@@ -196,6 +196,14 @@ def test_only_whole_answers_are_kept(last):
     broken = [ANSWER[0]] if last is None else [ANSWER[0], [output("", last)]]
     model = Model(broken)
     assert states([(model, request(0), ""), (model, request(0), "")]) == ["miss", "miss"]
+
+    async def main():
+        cache = cache_of()
+        await ask(cache, model, request(0))
+        await settle()
+        assert cache.statistics().entries == 0
+
+    asyncio.run(main())
     half = Model([ANSWER[0], [output("", "stop", 1)]])
     assert states([(half, request(0, n=2), "")] * 2) == ["miss", "miss"]
     both = Model([ANSWER[0], [output("", "stop", 1)], [output("", "length", 0)]])
@@ -219,7 +227,6 @@ def test_the_same_request_in_flight_is_computed_once():
         for number, (_, outputs, error) in enumerate(answers):
             assert (outputs, error) == (named(WHOLE, f"r{number}"), None)
         assert len(model.sources) == 1
-        assert source.asked.deadline is None
 
     asyncio.run(main())
 
@@ -318,9 +325,23 @@ def test_each_has_its_own_deadline():
             assert isinstance(error, DeadlineError)
         (source,) = model.sources
         assert not source.cancelled
+        assert source.asked.deadline is None
         source.give(*ANSWER, None)
         for number in (1, 3):
             assert (await asks[number])[1:] == (named(WHOLE, f"r{number}"), None)
+
+    asyncio.run(main())
+
+
+def test_a_deadline_after_the_end_is_none():
+    """Also where the answer is read later than that."""
+
+    async def main():
+        cache, model = cache_of(), Model(ANSWER)
+        asked = request(0, deadline=time.monotonic() + 0.05)
+        _, stream = await cache.submit(model, asked, tenant="", wanted=True)
+        await asyncio.sleep(0.08)
+        assert await read(stream) == (named(WHOLE, "r0"), None)
 
     asyncio.run(main())
 

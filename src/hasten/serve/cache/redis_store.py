@@ -59,6 +59,7 @@ class RedisStore:
         self._timeout = timeout
         self._rest = rest
         self._away_until: float | None = None
+        self._told: set[str] = set()
 
     async def get(self, key: bytes) -> bytes | None:
         """See `Store.get`."""
@@ -79,26 +80,35 @@ class RedisStore:
 
     async def _ask(self, question: Callable[[], Any]) -> Any:  # noqa: ANN401 - Redis has no types
         """The answer to a question; None where Redis is away."""
-        from redis import RedisError
+        from redis import RedisError, ResponseError
 
         if self._away_until is not None and time.monotonic() < self._away_until:
             return None
         try:
             async with asyncio.timeout(self._timeout):
                 answer = await question()
+        except ResponseError as error:  # it is there, and does not do this one thing
+            self._tell(error)
+            return None
         except (RedisError, OSError, ValueError) as error:
-            self.failures += 1
-            if self._away_until is None:
-                _log.warning(
-                    "the Redis of the response cache does not answer, so answers are computed: %s",
-                    type(error).__name__,
-                )
+            self._tell(error)
             self._away_until = time.monotonic() + self._rest
             return None
         if self._away_until is not None:
             _log.info("the Redis of the response cache answers again")
             self._away_until = None
+            self._told.clear()
         return answer
+
+    def _tell(self, error: Exception) -> None:
+        """Logs each kind of error once; without its text, which may hold the URL."""
+        self.failures += 1
+        kind = type(error).__name__
+        if kind not in self._told:
+            self._told.add(kind)
+            _log.warning(
+                "the Redis of the response cache gives no answers (%s); they are computed", kind
+            )
 
 
 def _name(key: bytes) -> bytes:
