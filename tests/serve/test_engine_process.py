@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from time import monotonic
 
@@ -13,6 +14,7 @@ import pytest
 from hasten.errors import (
     CapacityError,
     EngineLostError,
+    GenerationError,
     HastenError,
     ModelFileError,
     UsageError,
@@ -21,6 +23,8 @@ from hasten.generation import Engine
 from hasten.generation.embedding import Embedder
 from hasten.models import load_model
 from hasten.serve.engine_process import EngineProcess, EngineSpec
+from hasten.serve.generation_work import GenerationWork
+from hasten.serve.wire import Refused, Step, Submit, WireError, encode, encode_request
 from hasten.types import EngineOptions, Request, Structure
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -186,8 +190,7 @@ def engine_of_all(tiny_model):
             async def scenario():
                 return await use(engine)
 
-            result = runner.run(scenario())
-            return result
+            return runner.run(scenario())
 
         yield run
         assert engine.info.pid == pid
@@ -307,6 +310,42 @@ def test_adapters(tiny_model, tmp_path):
             assert engine.spec.adapters == {"two": str(tmp_path / "2")}
 
     asyncio.run(scenario())
+
+
+class NothingLeftError(Exception):
+    """Ends a worker's loop."""
+
+
+def test_outputs_too_large_for_a_message_end_their_own_request(tiny_model):
+    sent = []
+
+    def send(message):
+        size = len(encode(message))
+        if size > 2000:
+            raise WireError(f"{size} bytes")
+        sent.append(message)
+        if isinstance(message, Step) and not work.working:
+            raise NothingLeftError
+
+    with Engine(load_model(tiny_model), OPTIONS) as engine:
+        work = GenerationWork(engine, send)
+        for number in range(1, 5):
+            large = 20 if number == 2 else None
+            asked = request(max_tokens=4, ignore_eos=True, prompt_logprobs=large, n=2)
+            work.take(Submit(number, encode_request(asked)))
+        with pytest.raises(NothingLeftError):
+            work.run()
+    (refused,) = [message for message in sent if isinstance(message, Refused)]
+    assert refused.number == 2
+    assert type(refused.fault.error()) is GenerationError
+    ends = Counter(
+        progress.number
+        for message in sent
+        if isinstance(message, Step)
+        for progress in message.outputs
+        if progress.finish_reason == "length"
+    )
+    assert ends == {1: 2, 3: 2, 4: 2}
 
 
 def test_an_embedder(tiny_model):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -13,11 +14,10 @@ import pytest
 
 from hasten.errors import DeadlineError, EngineLostError, OverloadError
 from hasten.serve import link
-from hasten.serve.engine_process import EngineProcess, EngineSpec
+from hasten.serve.engine_process import EngineProcess, EngineSpec, Supervision
 from hasten.types import Request
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(Path(__file__).parent))
 from workers import (
     LONG,
     PROMPT,
@@ -31,6 +31,7 @@ from workers import (
     until,
 )
 
+HERE = Path(__file__).parent
 SOON = 1.0  # seconds in which requests must end when the worker does
 
 
@@ -190,7 +191,7 @@ def test_a_worker_whose_steps_do_not_end(false_worker):
     false_worker("accepts")
 
     async def scenario():
-        async with started(EngineSpec("none"), hang=0.4, stall=0.8) as engine:
+        async with started(EngineSpec("none"), hang=1.0, stall=1.0) as engine:
             await asyncio.sleep(1.5)  # nothing to do: nothing is wrong
             assert engine.restarts == 0
             stream = await engine.submit(request())
@@ -252,10 +253,28 @@ def test_a_start_that_is_given_up(false_worker):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.3):
                 await engine.start()
-        with pytest.raises(EngineLostError, match="not ready after 0.1 s"):
+        with pytest.raises(EngineLostError, match=r"not ready after 0\.1 s"):
             await engine.wait_ready(0.1)
         await engine.stop()
         assert children() == others
+
+    asyncio.run(scenario())
+
+
+def test_a_start_right_after_a_stop(long_spec):
+    async def scenario():
+        async with started(long_spec) as engine:
+            for _ in range(3):
+                stream = await engine.submit(long_request())
+                pid = engine.info.pid
+                stopping = asyncio.create_task(engine.stop())
+                await asyncio.sleep(0)
+                await engine.start()
+                assert engine.info.pid != pid
+                await stopping
+                assert (await end_of(stream))[0] is EngineLostError
+                assert engine.state == "ready"
+            assert await engine.self_test(10)
 
     asyncio.run(scenario())
 
@@ -264,14 +283,24 @@ def test_workers_that_die_young_are_started_less_and_less_often(false_worker):
     starts = false_worker("dies-when-ready")
 
     async def scenario():
-        async with started(EngineSpec("none"), wait=0.2) as engine:
-            await until(lambda: len(starts) == 4)
-            with pytest.raises(EngineLostError):
-                for _ in range(3):  # the first may reach a worker in its short life
-                    await engine.submit(request())
+        engine = EngineProcess(
+            EngineSpec("none"), name="none", supervision=Supervision(wait=0.2, tries=4)
+        )
+        starting = asyncio.create_task(engine.start())
+        try:
+            await until(lambda: engine.restarts == 3)
+            with pytest.raises(EngineLostError, match="not ready"):
+                await engine.submit(request())
+            await until(lambda: engine.state == "failed")
+            with pytest.raises(EngineLostError, match="exited with status 4"):
+                await engine.submit(request())
+        finally:
+            await engine.stop()
+            await asyncio.wait([starting])  # it was ready, for a moment
 
     asyncio.run(scenario())
-    pauses = [later - earlier for earlier, later in zip(starts, starts[1:], strict=False)]
+    assert len(starts) == 4
+    pauses = [later - earlier for earlier, later in itertools.pairwise(starts)]
     assert pauses[1] >= 0.5
     assert pauses[2] >= 1.0
 
@@ -288,7 +317,9 @@ def test_an_engine_that_cannot_be_started_again(false_worker):
             await until(lambda: engine.state == "restarting")
             waiting = asyncio.create_task(engine.submit(request()))
             await until(lambda: engine.state == "failed")
-            with pytest.raises(EngineLostError, match="cannot be started: .* exited with status 3"):
+            with pytest.raises(
+                EngineLostError, match=r"cannot be started: .* exited with status 3"
+            ):
                 await waiting
             with pytest.raises(EngineLostError, match="cannot be started"):
                 await engine.submit(request())
@@ -325,7 +356,7 @@ def test_those_who_wait_for_a_start_are_bounded(false_worker):
                 await engine.submit(request())
             with pytest.raises(DeadlineError):
                 await late
-            with pytest.raises(EngineLostError, match="not ready after 0.5 s"):
+            with pytest.raises(EngineLostError, match=r"not ready after 0\.5 s"):
                 await patient
 
     asyncio.run(scenario())

@@ -7,16 +7,36 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import click
 
 from hasten.errors import UsageError
 
-__all__ = ["format_bytes", "format_rate", "print_table", "progress", "remark", "write_json"]
+__all__ = [
+    "SetDone",
+    "format_bytes",
+    "format_rate",
+    "print_table",
+    "progress",
+    "remark",
+    "write_json",
+]
+
+
+class SetDone(Protocol):
+    """Sets how much of the work is done, and what to say of it."""
+
+    def __call__(self, done: float, note: str = "") -> None:
+        """Draw the bar anew.
+
+        Args:
+            done: As much of the total.
+            note: Behind the bar.
+        """
 
 
 def remark(message: str) -> None:
@@ -78,7 +98,7 @@ def print_table(
 
 
 @contextmanager
-def progress(label: str, total: float | None) -> Iterator[Callable[[float], None]]:
+def progress(label: str, total: float | None) -> Iterator[SetDone]:
     """Show a transient bar on stderr while the block runs; show nothing if it is no terminal.
 
     The bar is drawn only when the returned function is called, in the caller's thread: a bar that
@@ -89,7 +109,7 @@ def progress(label: str, total: float | None) -> Iterator[Callable[[float], None
         total: The amount of work, None if it is not known.
 
     Yields:
-        A function that sets how much of the work is done.
+        A function that sets how much of the work is done, and what stands behind the bar.
     """
     if not sys.stderr.isatty():
         yield _no_progress
@@ -102,22 +122,23 @@ def progress(label: str, total: float | None) -> Iterator[Callable[[float], None
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
         console=Console(stderr=True),
         transient=True,
         auto_refresh=False,
     )
     with bar:
-        task = bar.add_task(label, total=total)
+        task = bar.add_task(label, total=total, note="")
         bar.refresh()
 
-        def set_done(done: float) -> None:
-            bar.update(task, completed=done)
+        def set_done(done: float, note: str = "") -> None:
+            bar.update(task, completed=done, note=note)
             bar.refresh()
 
         yield set_done
 
 
-def _no_progress(done: float) -> None:
+def _no_progress(done: float, note: str = "") -> None:
     """Stand in for the bar where there is no terminal."""
 
 

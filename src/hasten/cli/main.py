@@ -32,6 +32,7 @@ COMMANDS = {
     "run": Entry("hasten.cli.run", "Answer one prompt, or chat when none is given."),
     "serve": Entry("hasten.cli.serve", "Serve models to clients of OpenAI, Ollama and Anthropic."),
     "embed": Entry("hasten.cli.embed", "Turn texts into vectors."),
+    "batch": Entry("hasten.cli.batch", "Answer a file of requests; resumable at any moment."),
     "bench": Entry("hasten.cli.bench", "Measure latency, throughput and memory of a model."),
     "eval": Entry("hasten.cli.eval", "Measure how far a model is from its reference."),
     "optimize": Entry("hasten.cli.optimize", "Make a model faster within an accuracy budget."),

@@ -326,13 +326,13 @@ def _start(reply: Reply, exchange: Exchange, length: int | None) -> Message:
         length: Bytes of the body; None if it comes in pieces.
     """
     headers = {"x-request-id": exchange.seen.id, "x-content-type-options": "nosniff"}
-    if reply.status != 204:
+    if length != 0:
         headers["content-type"] = reply.content_type
-        if length is not None:
-            headers["content-length"] = str(length)
-        else:
-            headers["cache-control"] = "no-cache"
-            headers["x-accel-buffering"] = "no"  # a proxy that collects pieces would spoil them
+    if length is None:
+        headers["cache-control"] = "no-cache"
+        headers["x-accel-buffering"] = "no"  # a proxy that collects pieces would spoil them
+    elif reply.status != 204:
+        headers["content-length"] = str(length)
     if not exchange.body.complete:
         headers["connection"] = "close"
     return {

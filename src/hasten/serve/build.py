@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from hasten.serve.admission import Admission
+from hasten.serve.batch.queue import BatchQueue
 from hasten.serve.health import Health
+from hasten.serve.protocols import openai
 from hasten.serve.registry import ModelRegistry
 from hasten.serve.service import Service
 from hasten.serve.settings import ServerSettings
@@ -25,6 +27,8 @@ def build_service(
     connections: Callable[[], int] = lambda: 0,
 ) -> Service:
     """A service that knows models and has loaded none; call it in a running event loop.
+
+    Its batches go on when they are started, after the models.
 
     Args:
         settings: How the server runs.
@@ -52,5 +56,6 @@ def build_service(
     admission = Admission(settings.limits, capacity, refused=metrics.refused)
     observer = Observer(metrics, open_tracer(settings.traces))
     service = Service(settings, registry, admission, observer)
+    service.batches = BatchQueue(settings.data_directory / "batches", settings, openai.ROUTES)
     service.health = Health(registry.engines, lambda: admission.draining)
     return service

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.errors import DeadlineError, EngineLostError, HastenError, OverloadError
-from hasten.serve.link import Link, OutputStream
+from hasten.serve.link import Link
+from hasten.serve.output_stream import OutputStream
 from hasten.serve.wire import EngineInfo, EngineSpec
 from hasten.types import EngineStatistics, Request, SamplingParams
 
@@ -48,10 +49,11 @@ class Supervision:
             long prompts may take minutes.
         wait: Requests wait so long for an engine that starts.
         waiting: So many of them; more are refused.
-        steady: A worker that ran for so long started well; those that end earlier are started again
-            with growing pauses.
-        longest_pause: Between two tries to start it.
-        tries: So many that fail in a row, and it counts as failed.
+        steady: A worker that ran for so long started well; after one that ended earlier, the next
+            is started at once, and later ones with growing pauses.
+        longest_pause: Between two starts.
+        tries: So many starts in a row that fail, or soon end without any output, and the engine
+            counts as failed.
         rest: After which a failed one is tried again; `EngineProcess.start` does so at once.
         farewell: What a worker may take to end when asked to.
     """
@@ -283,28 +285,29 @@ class EngineProcess:
     async def _supervise(self) -> None:
         """Starts workers, one after another; ends where the very first cannot be started."""
         supervision = self._supervision
-        failed = 0  # tries in a row that made no worker
-        short = 0  # these, and the workers that ended soon
+        short = 0  # workers in a row that did not come about, or ended soon
+        fruitless = 0  # those of the last in a row that yielded nothing
         ready = False
         while True:
             link = await self._open()
+            began = monotonic()
             if link is not None:
-                began = monotonic()
+                ready = True
                 await self._serve(link)
-                ready, failed = True, 0
-                short = 0 if monotonic() - began >= supervision.steady else short + 1
                 self.restarts += 1
             elif not ready:
                 self._set("failed")
                 return
-            else:
-                failed, short = failed + 1, short + 1
-                if failed >= supervision.tries:
-                    await self._rest()
-                    failed -= 1
-                    continue
-            if short > 1:
-                await asyncio.sleep(min(_FIRST_PAUSE * 2 ** (short - 2), supervision.longest_pause))
+            steady = link is not None and monotonic() - began >= supervision.steady
+            short = 0 if steady else short + 1
+            yielded = link is not None and link.last_token is not None
+            fruitless = 0 if steady or yielded else fruitless + 1
+            if fruitless >= supervision.tries:
+                await self._rest()
+                fruitless -= 1
+            elif short > 1:
+                pause = _FIRST_PAUSE * 2.0 ** min(short - 2, 16)
+                await asyncio.sleep(min(pause, supervision.longest_pause))
 
     async def _open(self) -> Link | None:
         """A worker that is ready; None where there is a failure instead."""
@@ -314,7 +317,6 @@ class EngineProcess:
                 self.spec,
                 hang_seconds=self._supervision.hang,
                 stall_seconds=self._supervision.stall,
-                lost=self._lost,
             )
         except HastenError as error:
             _LOG.error("the engine of %r cannot be started: %s", self.name, error)
@@ -323,21 +325,19 @@ class EngineProcess:
 
     async def _serve(self, link: Link) -> None:
         """Takes requests until the worker ends."""
-        self._link = link
-        self.failure = None
-        self._set("ready")
-        info = link.info
-        if info is not None:
-            _LOG.info(
-                "the engine of %r is ready after %.2f s, pid %d", self.name, info.seconds, info.pid
-            )
+        if link.connected:
+            self._link = link
+            self.failure = None
+            link.on_loss = lambda: self._lose(link)
+            self._set("ready")
+            _LOG.info("the engine of %r is ready: %s", self.name, link.info)
         try:
             cause = await asyncio.shield(link.ended)
             _LOG.error("the engine of %r ended: %s", self.name, cause)
             self.failure = EngineLostError(f"the process that ran {self.name!r} ended: {cause}")
         finally:
-            self._last_token = self.last_token
-            self._link = None
+            if self._link is link:
+                self._forget()
             await link.stop(self._supervision.farewell)
 
     async def _rest(self) -> None:
@@ -349,8 +349,12 @@ class EngineProcess:
                 await self._wanted.wait()
         self._set("restarting")
 
-    def _lost(self) -> None:
-        """Called at once where the worker ends; its streams have failed."""
-        if self.state == "ready":
-            self._link = None
+    def _lose(self, link: Link) -> None:
+        """Nothing more is sent there, from the moment that the worker ends."""
+        if self._link is link:
+            self._forget()
             self._set("restarting")
+
+    def _forget(self) -> None:
+        self._last_token = self.last_token
+        self._link = None

@@ -16,7 +16,8 @@ from typing import Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.errors import EngineLostError, HastenError, UsageError
+from hasten.errors import EngineLostError, UsageError
+from hasten.serve.output_stream import OutputStream
 from hasten.serve.wire import (
     Accepted,
     Cancel,
@@ -43,81 +44,18 @@ from hasten.serve.wire import (
     encode,
     encode_request,
 )
-from hasten.types import EngineStatistics, Output, Request
+from hasten.types import EngineStatistics, Request
 
-__all__ = ["Link", "OutputStream"]
+__all__ = ["Link"]
 
 _PINGS = 4
 """In the time after which a worker counts as hung."""
 
+_LAUNCH = 10 * _PINGS
+"""Pings without an answer that a worker may have at its start."""
+
 _REAP_PAUSE = 0.002
 """Seconds between two looks at a process that is about to end."""
-
-
-class OutputStream:
-    """What a request yields, as it comes; `EngineProcess.submit` makes it.
-
-    Each item holds what came since the last one, which is what one step gave where the reader keeps
-    up. Iteration ends after the last output of all `n`, or after `cancel`.
-
-    Args:
-        request: What was asked.
-        leave: Called when nothing more is wanted.
-    """
-
-    def __init__(self, request: Request, leave: Callable[[], None]) -> None:
-        self.request = request
-        self._leave = leave
-        self._left = request.sampling.n
-        self._ready: list[Output] = []
-        self._error: HastenError | None = None
-        self._waiter: Future[None] | None = None
-
-    def cancel(self) -> None:
-        """Ends the request; its slot is free within one step. Further calls do nothing."""
-        if self._left:
-            self._left = 0
-            self._ready.clear()
-            self._wake()
-            self._leave()
-
-    def add(self, output: Output) -> bool:
-        """Takes what came; whether the request is complete."""
-        if output.finish_reason is not None and self._left:
-            self._left -= 1
-        self._ready.append(output)
-        self._wake()
-        return not self._left
-
-    def fail(self, error: HastenError) -> None:
-        """Nothing more comes."""
-        if self._left:
-            self._left = 0
-            self._error = error
-            self._wake()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> list[Output]:
-        """What came since the last call.
-
-        Raises:
-            EngineLostError: The worker ended before the request did.
-        """
-        while not self._ready:
-            if self._error is not None:
-                raise self._error
-            if not self._left:
-                raise StopAsyncIteration
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-        ready, self._ready = self._ready, []
-        return ready
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
 
 
 class Link(asyncio.Protocol):
@@ -126,10 +64,11 @@ class Link(asyncio.Protocol):
     Args:
         name: Of the model, for messages.
         process: Just started.
-        lost: Called at once where the connection ends.
 
     Attributes:
         info: What the worker opened; None before.
+        connected: Whether it can take anything.
+        on_loss: Called at once when it cannot any more; what was in flight has failed then.
         ended: Done when the process is gone and reaped; tells why.
         statistics: As of the last step.
         last_token: `time.monotonic` of the last token or vectors.
@@ -139,14 +78,11 @@ class Link(asyncio.Protocol):
     statistics: EngineStatistics | None = None
     last_token: float | None = None
 
-    def __init__(
-        self, name: str, process: subprocess.Popen[bytes], lost: Callable[[], None]
-    ) -> None:
+    def __init__(self, name: str, process: subprocess.Popen[bytes]) -> None:
         self._loop = asyncio.get_running_loop()
         self.ended: Future[str] = self._loop.create_future()
         self._name = name
         self._process = process
-        self._lost = lost
         self._transport: asyncio.Transport
         self._frames = Frames()
         self._numbers = itertools.count(1)
@@ -154,7 +90,8 @@ class Link(asyncio.Protocol):
         self._answers: dict[int, Future[Embedded | None]] = {}
         self._streams: dict[int, OutputStream] = {}
         self._cause: str | None = None
-        self._connected = True
+        self.connected = True
+        self.on_loss: Callable[[], None] = lambda: None
         self._stopping = False
         self._heard = False
         self._pong = Pong(0, False)
@@ -169,7 +106,6 @@ class Link(asyncio.Protocol):
         *,
         hang_seconds: float,
         stall_seconds: float,
-        lost: Callable[[], None],
     ) -> Self:
         """Starts a worker and waits until it is ready.
 
@@ -178,7 +114,6 @@ class Link(asyncio.Protocol):
             spec: What to run.
             hang_seconds: A worker that answers nothing for so long is killed.
             stall_seconds: So is one that has work and ends no step for so long.
-            lost: Called at once where it ends; what was in flight has failed then.
 
         Raises:
             HastenError: What the worker met, or EngineLostError where it could not tell.
@@ -191,7 +126,7 @@ class Link(asyncio.Protocol):
             except OSError as error:
                 ours.close()
                 raise EngineLostError(f"no process can be started: {error}") from error
-        _, link = await loop.create_unix_connection(lambda: cls(name, process, lost), sock=ours)
+        _, link = await loop.create_unix_connection(lambda: cls(name, process), sock=ours)
         link._watcher = loop.create_task(link._watch(hang_seconds, stall_seconds))
         try:
             link._transport.write(encode(Open(spec)))
@@ -249,7 +184,7 @@ class Link(asyncio.Protocol):
         """Ends the process, by force where it takes longer than so many seconds to end itself."""
         self._stopping = True
         self._fail_all()
-        if self._connected and seconds > 0:
+        if self.connected and seconds > 0:
             self._transport.write_eof()
             await asyncio.wait([self.ended], timeout=seconds)
         if not self.ended.done():
@@ -272,9 +207,9 @@ class Link(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the event loop when the process ends, or has closed the socket."""
-        self._connected = False
+        self.connected = False
         self._fail_all()
-        self._lost()
+        self.on_loss()
         self._ending = self._loop.create_task(self._end())
 
     def _take(self, message: FromWorker) -> None:
@@ -287,9 +222,7 @@ class Link(asyncio.Protocol):
                 self.last_token = monotonic()
                 self._answer(number, message)
             case Refused(number, fault):
-                answer = self._answers.pop(number, None)
-                if answer is not None and not answer.done():
-                    answer.set_exception(fault.error())
+                self._refuse(number, fault)
             case Pong():
                 self._pong = message
             case Ready(info, statistics):
@@ -312,7 +245,7 @@ class Link(asyncio.Protocol):
 
     async def _ask(self, number: int, make: Callable[[], ToWorker]) -> Embedded | None:
         """Sends a message and waits for its answer; leaving early cancels what it asked for."""
-        if not self._connected or self._stopping:
+        if not self.connected or self._stopping:
             raise self._loss()
         try:
             frame = encode(make())
@@ -334,9 +267,17 @@ class Link(asyncio.Protocol):
         if answer is not None and not answer.done():
             answer.set_result(result)
 
+    def _refuse(self, number: int, fault: Fault) -> None:
+        answer = self._answers.pop(number, None)
+        stream = self._streams.pop(number, None)
+        if answer is not None and not answer.done():
+            answer.set_exception(fault.error())
+        elif stream is not None:
+            stream.fail(fault.error())
+
     def _cancel(self, number: int) -> None:
         self._streams.pop(number, None)
-        if self._connected and not self._stopping:
+        if self.connected and not self._stopping:
             self._transport.write(encode(Cancel(number)))
 
     def _loss(self) -> EngineLostError:
@@ -360,19 +301,24 @@ class Link(asyncio.Protocol):
         """Kills a worker that hangs.
 
         Silence is counted in pings without an answer rather than taken from a clock, for it may be
-        this process that stood still.
+        this process that stood still. Before its first answer a worker imports what it needs, and
+        gets longer.
         """
         silent = stalled = 0
+        patience = _LAUNCH
         pause = hang_seconds / _PINGS
-        while self._connected:
+        while self.connected:
             before, self._heard = self._pong, False
             self._transport.write(encode(Ping()))
             await asyncio.sleep(pause)
-            silent = 0 if self._heard else silent + 1
+            if self._heard:
+                silent, patience = 0, _PINGS
+            else:
+                silent += 1
             still = self._pong.working and self._pong.steps == before.steps
             stalled = stalled + 1 if still else 0
-            if silent >= _PINGS:
-                self._kill(f"it answered nothing for {hang_seconds:g} s")
+            if silent >= patience:
+                self._kill(f"it answered nothing for {silent * pause:g} s")
             elif stalled * pause >= stall_seconds:
                 self._kill(f"it had work and ended no step for {stall_seconds:g} s")
 

@@ -27,6 +27,10 @@ _ERRORS = {
     "503": "The server has as much to do as it may have.",
     "504": "The request did not end in its time.",
 }
+_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "header": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+}
 _REFERENCE = "#/components/schemas/{name}"
 _ANYTHING: dict[str, Any] = {"*/*": {"schema": {}}}
 
@@ -40,15 +44,21 @@ def openapi_route(routes: Sequence[Route], dialect: Dialect) -> Route:
     """
 
     async def show(call: Call) -> Reply:
-        return Reply(body)
+        return Reply(bodies[bool(call.service.settings.keys)])
 
     own = Route("GET", "/openapi.json", show, dialect, "Show this document.")
-    body = msgspec.json.encode(document([*routes, own]))
+    every = [*routes, own]
+    bodies = [msgspec.json.encode(document(every, secured=keys)) for keys in (False, True)]
     return own
 
 
-def document(routes: Iterable[Route]) -> dict[str, Any]:
-    """The schema of routes as a JSON-ready mapping."""
+def document(routes: Iterable[Route], *, secured: bool) -> dict[str, Any]:
+    """The schema of routes as a JSON-ready mapping.
+
+    Args:
+        routes: All of them.
+        secured: They need an API key, but for those that are open.
+    """
     known = list(routes)
     types = list(dict.fromkeys(route.request for route in known if route.request is not None))
     schemas, components = msgspec.json.schema_components(types, ref_template=_REFERENCE)
@@ -61,14 +71,11 @@ def document(routes: Iterable[Route]) -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {"title": "Hasten", "version": __version__},
-        "security": [{"bearer": []}, {"header": []}],
+        "security": [{"bearer": []}, {"header": []}] if secured else [],
         "paths": paths,
         "components": {
             "schemas": components,
-            "securitySchemes": {
-                "bearer": {"type": "http", "scheme": "bearer"},
-                "header": {"type": "apiKey", "in": "header", "name": "x-api-key"},
-            },
+            "securitySchemes": _SCHEMES,
         },
     }
 

@@ -144,7 +144,8 @@ class Service:
             return len((await prepare(served, job)).tokens)
 
     async def close(self) -> None:
-        """Ends every engine."""
+        """Ends batches, which go on at the next start, and every engine."""
+        await self.batches.close()
         await self.registry.close()
 
     async def _admit(self, client: Client, model: str, sequences: int) -> Ticket:

@@ -263,7 +263,7 @@ class Accepted(_Message):
 
 
 class Refused(_Message):
-    """From the worker: nothing comes of this number."""
+    """From the worker: nothing, or nothing more, comes of this number."""
 
     number: int
     fault: Fault

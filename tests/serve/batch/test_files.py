@@ -104,7 +104,7 @@ def test_deleted_files_are_gone(tmp_path):
     store.delete(file)
     assert store.of("a") == []
     assert open_store(tmp_path).of("a") == []
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(tmp_path) == []  # noqa: PTH208
 
 
 def test_a_full_disk_is_told(tmp_path, monkeypatch):
@@ -143,7 +143,7 @@ def read_form(body, cuts=(), kind="multipart/form-data; boundary=xyz"):
     content = bytearray()
     reader = FormReader(kind, "file", content.extend)
     ends = sorted({*cuts, 0, len(body)})
-    for start, end in zip(ends, ends[1:], strict=False):
+    for start, end in zip(ends, ends[1:], strict=False):  # noqa: RUF007
         reader.push(body[start:end])
     reader.finish()
     return reader, bytes(content)
@@ -164,7 +164,7 @@ def test_forms_come_in_any_pieces(content, cuts):
 def test_no_form_breaks_the_reader(noise, at):
     body = form(("purpose", b"batch", None), ("file", b"content", "in.jsonl"))
     for broken in (noise, body[:at], body[:at] + noise + body[at:]):
-        try:
+        try:  # noqa: SIM105
             read_form(broken)
         except (UsageError, TooLargeError):
             pass

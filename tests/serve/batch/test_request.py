@@ -7,7 +7,7 @@ from batch_fakes import CHAT, line
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hasten.serve.batch.answer import Tally, line_number, make_id, render_answer, render_error
+from hasten.serve.batch.answer import Tally, render_answer, render_error
 from hasten.serve.batch.lineset import LineSet
 from hasten.serve.batch.request import LineError, custom_id, parse
 
@@ -80,14 +80,6 @@ def test_names_come_back_as_they_were(name):
     assert answer["custom_id"] == name == custom_id(line(name).encode())
     assert answer["response"] == {"status_code": 200, "request_id": "req", "body": {"a": "b\n"}}
     assert answer["error"] is None
-
-
-def test_ids_say_line_and_run():
-    run = "0123456789abcdef"
-    assert line_number(make_id(run, 17), run) == 17
-    assert line_number(make_id(run, 17), "f" * 16) is None
-    assert line_number("batch_req_0123456789abcdef_", run) is None
-    assert line_number("nonsense", run) is None
 
 
 def test_tally_adds_up_what_the_endpoints_tell():

@@ -233,6 +233,8 @@ def test_a_call_that_breaks_off_keeps_the_arguments_that_came():
     assert split(cut, HERMES) == ("", "", [("weather", '{"city": "Be')])
     cut = "<function=weather><parameter=city>\nBe"
     assert split(cut, SYNTAXES["qwen-coder"]) == ("", "", [("weather", '{"city": "Be')])
+    cut = "<function=weather><parameter=city>\nBern\n</parameter>\n"
+    assert split(cut, SYNTAXES["qwen-coder"]) == ("", "", [("weather", '{"city": "Bern"')])
     odd = f'<tool_call>{{"name": "weather", "arguments": {BERN} oops }}</tool_call>'
     assert split(odd, HERMES) == ("oops }</tool_call>", "", [("weather", BERN)])
 

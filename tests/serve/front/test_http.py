@@ -362,3 +362,30 @@ def test_a_refused_body_is_not_read_for_ever(front):
     with pytest.raises(ConnectionError):
         go_on()
     assert time.monotonic() - started < 8
+
+
+def test_nothing_is_left_of_clients_that_leave(front):
+    """Whenever they do; 200 connections at once, each cut at another place."""
+    running = front()
+    requests = [
+        POST + b"Content-Length: 2000\r\n\r\n" + b"x" * 2000,
+        CHUNKED + b"400\r\n" + b"x" * 1024 + b"\r\n0\r\n\r\n",
+        b"GET /v1/stream HTTP/1.1\r\n" + HOST + b"\r\n",
+        b"GET /v1/wait HTTP/1.1\r\n" + HOST + b"\r\n",
+        b"POST /v1/files HTTP/1.1\r\nContent-Length: 900\r\n" + HOST + b"\r\n" + b"x" * 900,
+        GET + b"\r\n" + GET + b"\r\n",
+    ]
+    for part in range(1, 6):
+        connections = [running.connect() for _ in range(200)]
+        for number, connection in enumerate(connections):
+            data = requests[number % len(requests)]
+            connection.send(data[: len(data) * part // 5])
+        for connection in connections:
+            connection.close()
+    app, tasks = running.server._app, running.server._state.tasks
+    end = time.monotonic() + 10
+    while (running.server.connections or tasks) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert (running.server.connections, len(tasks)) == (0, 0)
+    assert (len(app._ids), app._bodies.held) == (0, 0)
+    assert running.request("GET", "/v1/models")[0] == 200

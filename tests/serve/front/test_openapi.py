@@ -13,7 +13,8 @@ from hasten.serve.openapi import document
 
 @pytest.fixture(scope="module")
 def published():
-    return document(route for listed in all_routes().values() for route in listed)
+    routes = [route for listed in all_routes().values() for route in listed]
+    return document(routes, secured=True)
 
 
 def test_every_route_is_in_it(published):
@@ -46,3 +47,4 @@ def test_it_is_shown(front):
     status, headers, body = running.request("GET", "/openapi.json")
     assert (status, headers["content-type"]) == (200, "application/json")
     assert "/openapi.json" in json.loads(body)["paths"]
+    assert json.loads(body)["security"] == []  # this one asks for no key

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
-from scripted import USAGE, FakeService, ask, call_of, events_of, said
+from openai_scripted import USAGE, FakeService, ask, call_of, events_of, said
 
 from hasten.errors import AccessError, DeadlineError, HastenError, OverloadError
 from hasten.serve.jobs import MAX_OUTPUT, CallPiece, Client, Ended, Piece

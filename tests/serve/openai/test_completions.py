@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from openai.types import Completion
-from scripted import USAGE, FakeService, ask, call_of, events_of, said
+from openai_scripted import USAGE, FakeService, ask, call_of, events_of, said
 
 from hasten.errors import OverloadError
 from hasten.serve.jobs import Ended, Piece

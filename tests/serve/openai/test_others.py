@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from openai.types import CreateEmbeddingResponse, Model
-from scripted import FakeService, ask
+from openai_scripted import FakeService, ask
 
 from hasten import errors
 from hasten.serve.jobs import Client, Embeddings

@@ -10,6 +10,8 @@ from __future__ import annotations
 from hasten.serve.formats.json_calls import JsonCalls
 from hasten.serve.formats.reader import Marks
 
+__all__ = ["GRANITE"]
+
 GRANITE = JsonCalls(
     opens=Marks("<|tool_call|>", "<tool_call>"),
     open="<|tool_call|>",

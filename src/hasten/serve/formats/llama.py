@@ -11,6 +11,8 @@ from __future__ import annotations
 from hasten.serve.formats.json_calls import JsonCalls
 from hasten.serve.formats.reader import Marks
 
+__all__ = ["LLAMA"]
+
 LLAMA = JsonCalls(
     opens=Marks("<|python_tag|>"),
     open="",

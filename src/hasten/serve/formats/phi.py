@@ -9,6 +9,8 @@ from __future__ import annotations
 from hasten.serve.formats.json_calls import JsonCalls
 from hasten.serve.formats.reader import Marks
 
+__all__ = ["PHI"]
+
 PHI = JsonCalls(
     opens=Marks("<|tool_call|>", "functools"),
     open="<|tool_call|>",

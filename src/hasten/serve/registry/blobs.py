@@ -8,10 +8,11 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
-from hasten.errors import NotFoundError, TooLargeError, UsageError
+from hasten.errors import HastenError, NotFoundError, TooLargeError, UsageError
 
 __all__ = ["BlobStore"]
 
@@ -54,11 +55,13 @@ class BlobStore:
         Raises:
             UsageError: It is no digest, or the content has another.
             TooLargeError: There are more bytes than a blob may have.
+            HastenError: The disk does not take it.
         """
         path = self._path(digest)
         if path.is_file():
             return
-        self._directory.mkdir(parents=True, exist_ok=True)
+        with self._writing():
+            self._directory.mkdir(parents=True, exist_ok=True)
         unfinished = tempfile.NamedTemporaryFile(  # noqa: SIM115 - closed below, in a thread
             dir=self._directory, prefix=".upload-", delete=False
         )
@@ -68,7 +71,9 @@ class BlobStore:
 
                 def write() -> None:
                     hash_.update(waiting)
-                    file.write(waiting)
+                    with self._writing():
+                        file.write(waiting)
+                        file.flush()
                     waiting.clear()
 
                 async for chunk in chunks:
@@ -102,6 +107,7 @@ class BlobStore:
         Raises:
             UsageError: A name is not a plain one, or a digest is none.
             NotFoundError: A blob is not here.
+            HastenError: The disk does not take it.
         """
         paths = {}
         for name, digest in files.items():
@@ -113,9 +119,10 @@ class BlobStore:
             paths[name] = self._path(digest)
             if not paths[name].is_file():
                 raise NotFoundError(f"blob {digest} is not here", do="upload it first")
-        directory.mkdir(parents=True)
-        for name, path in paths.items():
-            os.link(path, directory / name)
+        with self._writing():
+            directory.mkdir(parents=True)
+            for name, path in paths.items():
+                os.link(path, directory / name)
 
     def prune(self) -> None:
         """Removes what is a day old or older and no model was made of: blobs and broken uploads."""
@@ -125,6 +132,16 @@ class BlobStore:
             status = path.stat()
             if status.st_nlink == 1 and time.time() - status.st_mtime > _UNUSED_SECONDS:
                 path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise HastenError(
+                f"{self._directory}: cannot be written ({error.strerror or error})",
+                do="give the server a data directory with room and the right to write",
+            ) from error
 
     def _path(self, digest: str) -> Path:
         match = _DIGEST.fullmatch(digest)

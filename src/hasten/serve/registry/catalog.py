@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 import msgspec
 
 from hasten.errors import HastenError, ModelFileError, NotFoundError, UsageError
+from hasten.serve.durable import write_atomically
 from hasten.serve.engine_process import EngineSpec
 from hasten.serve.registry.names import ModelName
 
@@ -160,15 +159,7 @@ class Catalog:
         content = msgspec.json.format(msgspec.json.encode(_Kept(_SCHEMA, entries)), indent=1)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=".models-")
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                Path(name).replace(self._path)
-            finally:
-                Path(name).unlink(missing_ok=True)
+            write_atomically(self._path, content)
         except OSError as error:
             raise HastenError(
                 f"{self._path}: cannot be written ({error.strerror or error})",

@@ -85,6 +85,10 @@ class ModelFiles:
         await asyncio.to_thread(self.blobs.assemble, files, directory)
         return directory
 
+    def close(self) -> None:
+        """Begins no further download."""
+        self._hub.close()
+
     async def discard(self, path: Path, used: Callable[[], Collection[Path]]) -> None:
         """Removes a model that nobody names any more, if its files are of here.
 

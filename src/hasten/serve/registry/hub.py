@@ -6,12 +6,14 @@ import asyncio
 import fnmatch
 import hashlib
 import shutil
-from collections.abc import AsyncIterator, Collection, Iterator
+from asyncio import Future
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 
 from hasten.errors import (
     CapacityError,
@@ -30,8 +32,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Download", "HubFile", "HubStore", "PullProgress"]
 
+_DOWNLOADS = 4
 _TICK = 0.2
 _MAX_FILES = 10_000
+_T = TypeVar("_T")
+_Ts = TypeVarTuple("_Ts")
 _SPARE_DISK = 1 << 30
 
 
@@ -95,6 +100,8 @@ class HubStore:
     def __init__(self, directory: Path, endpoint: str | None = None) -> None:
         self._directory = directory
         self._endpoint = endpoint
+        # Of its own: downloads take long, and must not hold up what else needs threads.
+        self._threads = ThreadPoolExecutor(_DOWNLOADS, thread_name_prefix="hasten-hub")
 
     async def find(self, name: ModelName) -> Download:
         """Asks the Hub what to download.
@@ -110,10 +117,8 @@ class HubStore:
             MissingDependencyError: huggingface_hub is not installed.
             HastenError: The Hub cannot be reached.
         """
-        download = await asyncio.to_thread(self._find, name)
+        download, free = await self._in_thread(self._find, name)
         missing = sum(file.size for file in download.files)
-        self._directory.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self._directory).free
         if missing + _SPARE_DISK > free:
             raise CapacityError(
                 f"{name} has {missing / 2**30:.2f} GiB, and {self._directory} has room for "
@@ -130,7 +135,7 @@ class HubStore:
         """
         status = f"pulling {file.digest.partition(':')[2][:12]}"
         meter = _Meter()
-        task = asyncio.create_task(asyncio.to_thread(self._fetch, download, file, meter))
+        task = self._in_thread(self._fetch, download, file, meter)
         shown = -1
         try:
             while not task.done():
@@ -141,10 +146,9 @@ class HubStore:
                     yield PullProgress(status, file.digest, done, file.size)
             task.result()
         finally:
+            # A thread cannot be ended; it ends by itself with the next bytes that come.
             meter.stop.set()
-            if not task.done():
-                await asyncio.wait({task})
-                task.exception()
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     async def verify(self, download: Download) -> None:
         """Compares what is here with the digests that the Hub tells.
@@ -155,7 +159,7 @@ class HubStore:
         for file in download.files:
             kind, _, wanted = file.digest.partition(":")
             path = self.snapshot(download) / file.name
-            if kind == "sha256" and await asyncio.to_thread(_sha256, path) != wanted:
+            if kind == "sha256" and await self._in_thread(_sha256, path) != wanted:
                 path.resolve().unlink()
                 path.unlink(missing_ok=True)
                 raise HastenError(
@@ -188,14 +192,14 @@ class HubStore:
         """
         folder = self._repository(repository)
         kept = set()
-        for path in (folder / "snapshots").rglob("*"):
-            if path.is_dir() and not path.is_symlink():
-                continue
-            snapshot = folder / "snapshots" / path.relative_to(folder / "snapshots").parts[0]
-            if snapshot in used or path in used:
-                kept.add(path.readlink().name if path.is_symlink() else path.name)
-            else:
+        for snapshot in list((folder / "snapshots").glob("*")):
+            files = {path for path in snapshot.rglob("*") if not path.is_dir()}
+            wanted = files if snapshot in used else files.intersection(used)
+            for path in files - wanted:
                 path.unlink()
+            if not wanted:
+                shutil.rmtree(snapshot)
+            kept |= {path.readlink().name for path in wanted if path.is_symlink()}
         if not kept:
             shutil.rmtree(folder, ignore_errors=True)
             return
@@ -203,10 +207,19 @@ class HubStore:
             if blob.name not in kept:
                 blob.unlink()
 
+    def close(self) -> None:
+        """Begins nothing any more."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _in_thread(self, function: Callable[[*_Ts], _T], *arguments: *_Ts) -> Future[_T]:
+        loop = asyncio.get_running_loop()
+        return loop.run_in_executor(self._threads, function, *arguments)
+
     def _repository(self, repository: str) -> Path:
         return self._directory / f"models--{repository.replace('/', '--')}"
 
-    def _find(self, name: ModelName) -> Download:
+    def _find(self, name: ModelName) -> tuple[Download, int]:
+        """What to download, and the bytes that are free for it."""
         repository = name.repository
         if repository is None:
             raise NotFoundError(
@@ -217,7 +230,9 @@ class HubStore:
 
             api = HfApi(endpoint=self._endpoint)
             info = api.model_info(repository, files_metadata=True)
-        found = {file.rfilename: file for file in info.siblings or []}
+            self._directory.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self._directory).free
+        found = {file.rfilename: file for file in info.siblings or [] if _is_inside(file.rfilename)}
         if len(found) > _MAX_FILES or info.sha is None:
             raise UnsupportedModelError(
                 f"{repository!r} has {len(found)} files", allowed=f"up to {_MAX_FILES}"
@@ -233,7 +248,7 @@ class HubStore:
             )
             for file in (*small, *weights)
         )
-        return Download(repository, info.sha, files, single)
+        return Download(repository, info.sha, files, single), free
 
     def _fetch(self, download: Download, file: HubFile, meter: _Meter) -> None:
         with _hub_errors(f"{file.name} of {download.repository}"):
@@ -324,6 +339,11 @@ def _digest(file: RepoSibling) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_inside(file: str) -> bool:
+    """Whether a name leads to nowhere but into the repository."""
+    return "\\" not in file and all(part not in ("", ".", "..") for part in file.split("/"))
 
 
 def _is_small(file: str) -> bool:

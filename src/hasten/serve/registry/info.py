@@ -59,6 +59,11 @@ class Facts:
         """Bytes of all files."""
         return sum(size for _, size, _ in self.files)
 
+    @property
+    def modified(self) -> float:
+        """When a file last changed, in Unix seconds."""
+        return max(changed for _, _, changed in self.files) / 1e9
+
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
@@ -70,7 +75,8 @@ class ModelInfo:
         path: The file or directory.
         size: Bytes of its files.
         digest: Of its files, in hexadecimal; None until `ModelRegistry.digest` has read them.
-        modified: Unix seconds.
+        modified: When a client gave the name its meaning, or the operator's files last changed, in
+            Unix seconds.
         family: `model_type` of its configuration, as "llama".
         parameters: Number of weights.
         quantization: The encoding that most weights have.
@@ -159,7 +165,7 @@ def describe(
         path=facts.path,
         size=facts.size,
         digest=digest,
-        modified=entry.modified,
+        modified=facts.modified if entry.given else entry.modified,
         family=facts.family,
         parameters=facts.parameters,
         quantization=facts.quantization,

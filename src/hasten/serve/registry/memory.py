@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -139,18 +139,20 @@ class MemoryBudget:
         """Bytes that nobody holds; below zero where engines turned out larger than estimated."""
         return self.total - sum(self._held.values())
 
-    def share(self, need: Need, sharing: int) -> int | None:
+    def share(self, need: Need, coming: Sequence[Need] = ()) -> int | None:
         """Bytes of the KV cache that an engine may have now; None if there is no room for it.
+
+        Engines that come together have equal shares, and leave as much to those that come later.
 
         Args:
             need: What it takes.
-            sharing: How many engines are to share what is free, this one included; one alone
-                leaves half to those that may come.
+            coming: What those take that are loaded right after it.
         """
         left = self.free - need.fixed
         if left < need.least:
             return None
-        return min(need.wanted, max(need.least, left // max(2, sharing)))
+        shared = left - sum(other.fixed for other in coming)
+        return min(need.wanted, max(need.least, shared // (2 + len(coming))))
 
     def hold(self, owner: object, size: int) -> None:
         """Notes that someone holds so many bytes, whatever it held before."""

@@ -122,18 +122,28 @@ class EnginePool:
         self._keep_alive = keep_alive
         self._start_engine = start_engine
         self._places: dict[bytes, Place] = {}
+        self._coming: dict[bytes, Need] = {}
         self._live: set[Loaded] = set()
         self._making_room = asyncio.Lock()
         self._tasks: set[Task[Any]] = set()
         self._closed = False
 
-    async def acquire(self, name: str, spec: EngineSpec, sharing: int = 1) -> Loaded:
+    async def expect(self, specs: Sequence[EngineSpec]) -> None:
+        """Notes what is loaded next, so that all of it finds room.
+
+        Raises:
+            HastenError: As `acquire`.
+        """
+        for spec in specs:
+            _, _, need = await asyncio.to_thread(_read, spec, self._budget.total)
+            self._coming[_key(spec)] = need
+
+    async def acquire(self, name: str, spec: EngineSpec) -> Loaded:
         """The engine of a spec, loaded if need be; `release` it in the end.
 
         Args:
             name: What the model is called, in logs and errors.
             spec: What to run.
-            sharing: How many engines are about to be loaded, this one included.
 
         Raises:
             CapacityError: It would not fit into the memory even if it were alone.
@@ -150,7 +160,7 @@ class EnginePool:
                 loaded = place.loaded
                 if loaded is None:
                     if place.loading is None:
-                        place.loading = self._spawn(self._load(place, sharing))
+                        place.loading = self._spawn(self._load(place))
                     await _outcome(place.loading, name)
                 elif loaded.leaving is not None:
                     await asyncio.wait({loaded.leaving})
@@ -184,8 +194,12 @@ class EnginePool:
         place = self._places.get(_key(spec))
         if place is None:
             return True
-        leaving = self._spawn(self.drain(spec))
-        if place.loading is not None or (place.loaded is not None and place.loaded.users):
+        if place.loaded is None:
+            # Those who wait for it come first.
+            self._spawn(self.drain(spec))
+            return False
+        leaving = self._retire(place.loaded)
+        if place.loaded.users:
             return False
         await asyncio.wait({leaving})
         return True
@@ -283,10 +297,10 @@ class EnginePool:
             self._settle(loaded.place)
         _LOG.info("unloaded %s", loaded.place.name)
 
-    async def _load(self, place: Place, sharing: int) -> None:
+    async def _load(self, place: Place) -> None:
         started = monotonic()
         try:
-            place.loaded = await self._open(place, sharing)
+            place.loaded = await self._open(place)
             self._live.add(place.loaded)
         finally:
             place.loading = None
@@ -295,10 +309,11 @@ class EnginePool:
             self._settle(place)
         _LOG.info("loaded %s in %.2f s", place.name, monotonic() - started)
 
-    async def _open(self, place: Place, sharing: int) -> Loaded:
+    async def _open(self, place: Place) -> Loaded:
+        self._coming.pop(_key(place.spec), None)
         model, options, need = await asyncio.to_thread(_read, place.spec, self._budget.total)
         async with self._making_room:
-            cache = await self._make_room(place.name, need, sharing)
+            cache = await self._make_room(place.name, need)
             self._budget.hold(place, need.fixed + cache)
         if place.spec.kind == "generate":
             options = replace(options, kv_memory=cache)
@@ -315,9 +330,9 @@ class EnginePool:
         loaded.idle.set()
         return loaded
 
-    async def _make_room(self, name: str, need: Need, sharing: int) -> int:
+    async def _make_room(self, name: str, need: Need) -> int:
         """Unloads idle engines until there is room; returns bytes for the KV cache."""
-        while (cache := self._budget.share(need, sharing)) is None:
+        while (cache := self._budget.share(need, tuple(self._coming.values()))) is None:
             idle = [
                 one
                 for one in self._live

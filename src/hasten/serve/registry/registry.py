@@ -116,12 +116,13 @@ class ModelRegistry:
                 if entry.given:
                     raise
                 _LOG.warning("the model %s is not listed: %s", entry.name, error)
+        await self._pool.expect([entry.spec for entry in self._at_start])
         held = []
         try:
             while self._at_start:
-                entry, left = self._at_start[0], len(self._at_start)
+                entry = self._at_start[0]
                 try:
-                    held.append(await self._pool.acquire(entry.name, entry.spec, left))
+                    held.append(await self._pool.acquire(entry.name, entry.spec))
                 except OverloadError as error:
                     _LOG.warning("%s is loaded when it is asked for: %s", entry.name, error)
                 del self._at_start[0]
@@ -135,6 +136,7 @@ class ModelRegistry:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._files.close()
         await self._pool.close()
 
     @asynccontextmanager
@@ -212,8 +214,10 @@ class ModelRegistry:
             NotFoundError: There is no such model.
         """
         entry = self._catalog.get(name)
+        specs = [one.spec for one in self._catalog.all() if one.name == entry.name]
         await self._catalog.remove(entry)
-        self._clean_up(entry.spec)
+        for spec in specs:
+            self._clean_up(spec)
 
     async def pull(self, name: str) -> AsyncGenerator[PullProgress]:
         """Downloads a model from the Hub and makes it known; leaving early ends the download.
@@ -308,7 +312,7 @@ class ModelRegistry:
         return self._describe(self._catalog.get(name))
 
     def list(self) -> _Infos:
-        """All models that are known and can be read."""
+        """All models that are known, as far as `start` could read them."""
         return [self._describe(one) for one in self._catalog if one.spec.model in self._facts]
 
     def running(self) -> _Infos:
@@ -361,7 +365,7 @@ class ModelRegistry:
 
     def _clean_up(self, spec: EngineSpec) -> None:
         """Ends the engine and removes the files of what no name stands for any more."""
-        if all(one.spec != spec for one in self._catalog):
+        if all(one.spec != spec for one in self._catalog.all()):
             self._spawn(self._drain_and_discard(spec))
 
     async def _drain_and_discard(self, spec: EngineSpec) -> None:
@@ -370,7 +374,7 @@ class ModelRegistry:
 
     async def _discard(self, model: str) -> None:
         await self._files.discard(Path(model), self._used_paths)
-        if all(one.spec.model != model for one in self._catalog):
+        if all(one.spec.model != model for one in self._catalog.all()):
             self._facts.pop(model, None)
 
     def _used_paths(self) -> Collection[Path]:
