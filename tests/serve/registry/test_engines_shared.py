@@ -357,6 +357,25 @@ def test_closing_ends_loads_and_uses(registry, floor, spec):
     asyncio.run(go())
 
 
+def test_closing_waits_for_what_ends_already(registry, floor, spec):
+    async def go():
+        models = registry()
+        models.add("a", spec(), at_start=False)
+        await models.load("a")
+        floor.stopping.clear()
+        unloading = asyncio.create_task(models.unload("a"))
+        await until(lambda: floor.count("stop"))
+        closing = asyncio.create_task(models.close())
+        await asyncio.sleep(0.02)
+        assert not closing.done()
+        floor.stopping.set()
+        await closing
+        assert floor.events == [("start", "a"), ("stop", "a")]
+        assert await unloading
+
+    asyncio.run(go())
+
+
 def test_many_users_of_few_places_leave_nothing_behind(registry, floor, spec):
     async def go():
         async with serving(registry(memory=TWO_FIT, keep_alive=0.01)) as models:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any, TypeVar
 
 import msgspec
@@ -82,8 +83,13 @@ def convert(value: Mapping[str, Any], kind: type[_T], *, place: str = "") -> tup
         struct = msgspec.convert(value, kind, str_keys=True)
     except ValueError as error:
         raise _located(str(error), place) from None
-    known = {field.encode_name for field in msgspec.structs.fields(kind)}
+    known = _names(kind)
     return struct, [name for name in value if name not in known]
+
+
+@cache
+def _names(kind: type[msgspec.Struct]) -> frozenset[str]:
+    return frozenset(field.encode_name for field in msgspec.structs.fields(kind))
 
 
 def cache_wanted(headers: Mapping[str, str]) -> bool:

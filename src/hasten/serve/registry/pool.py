@@ -234,19 +234,16 @@ class EnginePool:
     async def close(self) -> None:
         """Ends all engines, used or not."""
         self._closed = True
-        for loaded in self._live:
-            _unplan(loaded)
         loading = [place.loading for place in self._places.values() if place.loading is not None]
         for task in loading:
             task.cancel()
         await asyncio.gather(*loading, return_exceptions=True)
-        await asyncio.gather(*(loaded.engine.stop() for loaded in self._live))
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self._live.clear()
-        self._places.clear()
+        for loaded in tuple(self._live):
+            self._retire(loaded)
+            loaded.idle.set()
+        # Whatever ends an engine is left to finish: only then its process is gone.
+        while self._tasks:
+            await asyncio.wait(self._tasks)
 
     def _take(self, loaded: Loaded) -> Loaded:
         loaded.users += 1

@@ -22,7 +22,6 @@ __all__ = [
     "ChatRequest",
     "CompletionRequest",
     "ContentPart",
-    "DetokenizeRequest",
     "EmbeddingRequest",
     "Function",
     "FunctionName",
@@ -35,7 +34,6 @@ __all__ = [
     "SamplingRequest",
     "StreamOptions",
     "StructuredOutputs",
-    "TokenizeRequest",
     "ToolChoiceObject",
 ]
 
@@ -303,17 +301,3 @@ class EmbeddingRequest(ApiRequest, kw_only=True):
     truncate_prompt_tokens: Literal[-1] | None = None
     # Hasten's
     timeout: Annotated[float, Meta(gt=0, le=86400)] | None = None
-
-
-class TokenizeRequest(ApiRequest, kw_only=True):
-    """POST /tokenize, as vLLM takes it."""
-
-    prompt: str
-    add_special_tokens: bool = True
-    return_token_strs: bool | None = None
-
-
-class DetokenizeRequest(ApiRequest, kw_only=True):
-    """POST /detokenize, as vLLM takes it."""
-
-    tokens: list[Token]
