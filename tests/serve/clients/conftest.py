@@ -14,15 +14,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "registry"), str(HERE.parents[1] / 
 
 from client_models import write_chat_model, write_embedding_model  # noqa: E402
 from fake_hub import FakeHub  # noqa: E402
-from served_process import SECONDS, Expected, serving_process  # noqa: E402
-
-OWNER, GUEST, RARE = "owner-key", "guest-key", "rare-key"
-KEYS = [
-    {"name": "owner", "key": OWNER, "admin": True},
-    {"name": "guest", "key": GUEST, "models": ["chat:latest"]},
-    {"name": "rare", "key": RARE, "requests_per_minute": 1},
-]
-
+from served_process import KEYS, OWNER, SECONDS, Expected, serving_process  # noqa: E402
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):

@@ -19,6 +19,13 @@ from hasten.types import SamplingParams
 
 SECONDS = 60
 """After which a server hangs."""
+OWNER, GUEST, RARE = "owner-key", "guest-key", "rare-key"
+KEYS = [
+    {"name": "owner", "key": OWNER, "admin": True},
+    {"name": "guest", "key": GUEST, "models": ["chat:latest"]},
+    {"name": "rare", "key": RARE, "requests_per_minute": 1},
+]
+"""What the server's file of keys holds."""
 
 
 @dataclass
