@@ -1,4 +1,4 @@
-"""Tiny models on disk that read and write JSON, tools and reasoning: their tokens are characters."""
+"""Tiny models on disk whose tokens are characters; they can write JSON, calls and reasoning."""
 
 import json
 import string

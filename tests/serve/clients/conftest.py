@@ -16,6 +16,7 @@ from client_models import write_chat_model, write_embedding_model  # noqa: E402
 from fake_hub import FakeHub  # noqa: E402
 from served_process import KEYS, OWNER, SECONDS, Expected, serving_process  # noqa: E402
 
+
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
     """Directories of models by the names that they are served by."""

@@ -19,11 +19,13 @@ from hasten.types import SamplingParams
 
 SECONDS = 60
 """After which a server hangs."""
-OWNER, GUEST, RARE = "owner-key", "guest-key", "rare-key"
+OWNER, GUEST = "owner-key", "guest-key"
+RARE = {"openai": "rare-openai-key", "anthropic": "rare-anthropic-key"}
+"""Keys of which each may ask once a minute."""
 KEYS = [
     {"name": "owner", "key": OWNER, "admin": True},
     {"name": "guest", "key": GUEST, "models": ["chat:latest"]},
-    {"name": "rare", "key": RARE, "requests_per_minute": 1},
+    *({"name": name, "key": key, "requests_per_minute": 1} for name, key in RARE.items()),
 ]
 """What the server's file of keys holds."""
 

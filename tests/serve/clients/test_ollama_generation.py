@@ -13,7 +13,6 @@ from served_process import GUEST
 
 from hasten.generation.embedding import Embedder
 from hasten.models import load_model
-from hasten.types import Structure
 
 QUESTION = [{"role": "user", "content": "Hello!"}]
 GREEDY = {"temperature": 0, "num_predict": 16}

@@ -93,7 +93,9 @@ def test_embeddings(openai_client, vectors):
         assert [one.index for one in answer.data] == [0, 1]
         assert answer.usage.prompt_tokens == answer.usage.total_tokens == sum(map(len, tokens))
     raw = create(model="embed", input=TEXTS[0], encoding_format="base64").data[0].embedding
-    np.testing.assert_array_equal(np.frombuffer(base64.b64decode(raw), "<f4"), made.data[0].embedding)
+    np.testing.assert_array_equal(
+        np.frombuffer(base64.b64decode(raw), "<f4"), made.data[0].embedding
+    )
     short = np.array(create(model="embed", input=TEXTS[0], dimensions=8).data[0].embedding)
     np.testing.assert_allclose(short, wanted[0, :8] / np.linalg.norm(wanted[0, :8]), atol=1e-6)
 
@@ -168,7 +170,7 @@ def test_retries_wait_as_long_as_they_are_told(openai_options, monkeypatch):
     asked, waited = [], []
     monkeypatch.setattr(time, "sleep", waited.append)
     http = httpx.Client(event_hooks={"request": [asked.append]})
-    options = openai_options | {"api_key": RARE, "max_retries": 2, "http_client": http}
+    options = openai_options | {"api_key": RARE["openai"], "max_retries": 2, "http_client": http}
     with openai.OpenAI(**options) as client:
         client.completions.create(model="chat", prompt="x", max_tokens=1)
         assert len(asked) == 1
@@ -183,9 +185,11 @@ def test_retries_wait_as_long_as_they_are_told(openai_options, monkeypatch):
 def test_what_is_wrong_is_not_tried_again(openai_options):
     asked = []
     http = httpx.Client(event_hooks={"request": [asked.append]})
-    with openai.OpenAI(**openai_options | {"max_retries": 2, "http_client": http}) as client:
-        with pytest.raises(openai.BadRequestError):
-            client.completions.create(model="chat", prompt="x", max_tokens=0)
+    with (
+        openai.OpenAI(**openai_options | {"max_retries": 2, "http_client": http}) as client,
+        pytest.raises(openai.BadRequestError),
+    ):
+        client.completions.create(model="chat", prompt="x", max_tokens=0)
     assert len(asked) == 1
 
 
@@ -203,4 +207,3 @@ def test_the_async_client(openai_options, complete, vectors):
     text, got = asyncio.run(go())
     assert text == complete().choices[0].text
     np.testing.assert_allclose(got, vectors[0], atol=1e-6)
-
