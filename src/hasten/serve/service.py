@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from hasten.errors import UsageError
 from hasten.serve.access import find_model
 from hasten.serve.admission import Admission, Ticket
+from hasten.serve.cache import AnswerCache
 from hasten.serve.generation import Generation
 from hasten.serve.health import Health
 from hasten.serve.jobs import CacheState, Client, Embeddings, EmbedJob, EndReason, Job, Usage
@@ -34,6 +35,7 @@ class Service:
         settings: How the server runs.
         registry: Its models.
         admission: Who may come in.
+        answers: Those that were given before.
         observer: What counts, traces and logs.
 
     Attributes:
@@ -50,11 +52,13 @@ class Service:
         settings: ServerSettings,
         registry: ModelRegistry,
         admission: Admission,
+        answers: AnswerCache,
         observer: Observer,
     ) -> None:
         self.settings = settings
         self.registry = registry
         self.admission = admission
+        self.answers = answers
         self.observer = observer
         self.metrics = observer.metrics
         self.responses = ResponseStore()
@@ -84,8 +88,12 @@ class Service:
                 )
             self.observer.began(job)
             prompt = await prepare(served, job)
-            outputs = await served.engine.submit(self._request(job, served, prompt))
-            state: CacheState = "off"
+            state, outputs = await self.answers.submit(
+                served,
+                self._request(job, served, prompt),
+                tenant=job.client.tenant,
+                wanted=job.cache,
+            )
             return Generation(
                 job,
                 served,
@@ -93,6 +101,7 @@ class Service:
                 outputs,
                 state,
                 resources.pop_all(),
+                None if state == "hit" else partial(self.metrics.gap, job.model),
                 partial(self._finished, job, state),
             )
 
@@ -156,6 +165,7 @@ class Service:
     async def close(self) -> None:
         """Ends batches, which go on at the next start, and every engine."""
         await self.batches.close()
+        await self.answers.close()
         await self.registry.close()
 
     async def _admit(self, client: Client, info: ModelInfo, sequences: int) -> Ticket:
