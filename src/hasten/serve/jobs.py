@@ -108,7 +108,7 @@ class Job:
 
     Attributes:
         id: Of the HTTP request; several jobs of one request append to it.
-        model: As the client names it.
+        model: As the client names it; from `Service` on as the registry knows it.
         prompt: A conversation for the chat template, a text as it is, or tokens.
         sampling: How to choose the output; `MAX_OUTPUT` tokens where the client sets no limit.
         client: Who asks.

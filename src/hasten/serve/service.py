@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from hasten.serve.generation import Generation
 from hasten.serve.health import Health
 from hasten.serve.jobs import CacheState, Client, Embeddings, EmbedJob, EndReason, Job, Usage
 from hasten.serve.prompts import Prompt, prepare
-from hasten.serve.registry import ModelInfo, ModelRegistry, Served
+from hasten.serve.registry import ModelRegistry, Served
 from hasten.serve.response_store import ResponseStore
 from hasten.serve.settings import ServerSettings
 from hasten.serve.telemetry.observer import Observer
@@ -76,9 +77,9 @@ class Service:
             CapacityError: The prompt does not fit the context, or the model not into memory.
             EngineLostError: The model's process cannot be started.
         """
-        info = find_model(self.registry, job.client, job.model)
+        job = replace(job, model=find_model(self.registry, job.client, job.model).name)
         async with AsyncExitStack() as resources:
-            resources.enter_context(await self._admit(job.client, info, job.sampling.n))
+            resources.enter_context(await self._admit(job.client, job.model, job.sampling.n))
             served = await resources.enter_async_context(
                 self.registry.use(job.model, job.keep_alive)
             )
@@ -111,9 +112,9 @@ class Service:
         Raises:
             As `generate`.
         """
-        info = find_model(self.registry, job.client, job.model)
+        job = replace(job, model=find_model(self.registry, job.client, job.model).name)
         async with AsyncExitStack() as resources:
-            resources.enter_context(await self._admit(job.client, info, 1))
+            resources.enter_context(await self._admit(job.client, job.model, 1))
             served = await resources.enter_async_context(
                 self.registry.use(job.model, job.keep_alive)
             )
@@ -147,7 +148,7 @@ class Service:
         """
         info = find_model(self.registry, job.client, job.model)
         async with AsyncExitStack() as resources:
-            resources.enter_context(await self._admit(job.client, info, 1))
+            resources.enter_context(await self._admit(job.client, info.name, 1))
             served = await resources.enter_async_context(
                 self.registry.use(job.model, job.keep_alive)
             )
@@ -168,8 +169,8 @@ class Service:
         await self.answers.close()
         await self.registry.close()
 
-    async def _admit(self, client: Client, info: ModelInfo, sequences: int) -> Ticket:
-        engine = info.parent or info.name  # names that share an engine share its queue
+    async def _admit(self, client: Client, model: str, sequences: int) -> Ticket:
+        engine = self.registry.engine_name(model)  # names that share an engine share its queue
         if client.batch:
             return await self.admission.wait_turn(client, engine, sequences)
         return self.admission.admit(client, engine, sequences)
