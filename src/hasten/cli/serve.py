@@ -17,8 +17,8 @@ from hasten.cli.console import remark
 from hasten.cli.options import ByteSize, EngineChoice, FiniteFloat, apply_options, engine_choice
 
 if TYPE_CHECKING:
-    from hasten.serve.registry import ModelRegistry
     from hasten.serve.server import Server
+    from hasten.serve.service import Service
     from hasten.serve.settings import ServerSettings
     from hasten.serve.wire import EngineSpec
 
@@ -350,7 +350,7 @@ def _run(settings: ServerSettings, specs: dict[str, EngineSpec]) -> None:
         server.stop_on_signals()
         await server.start()
         try:
-            if await _loaded(service.registry, server):
+            if await _loaded(service, server):
                 remark(_greeting(server.url, next(iter(specs))))
         except BaseException:
             server.stop()
@@ -364,9 +364,9 @@ def _run(settings: ServerSettings, specs: dict[str, EngineSpec]) -> None:
         runner.run(run())
 
 
-async def _loaded(registry: ModelRegistry, server: Server) -> bool:
+async def _loaded(service: Service, server: Server) -> bool:
     """Load the models; False if the server was stopped before that was done."""
-    loading = asyncio.create_task(registry.start())
+    loading = asyncio.create_task(service.start())
     stopping = asyncio.create_task(server.stopping.wait())
     await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()

@@ -29,11 +29,11 @@ def build_service(
 ) -> Service:
     """A service that knows models and has loaded none; call it in a running event loop.
 
-    Its batches go on when they are started, after the models.
+    `Service.start` loads them, and takes up batches.
 
     Args:
         settings: How the server runs.
-        specs: What `ModelRegistry.start` loads, by the name that clients use.
+        specs: What it loads when it starts, by the name that clients use.
         connections: How many are open, for the metrics.
 
     Raises:
