@@ -143,6 +143,15 @@ class Service:
             )
             return len((await prepare(served, job)).tokens)
 
+    async def start(self) -> None:
+        """Loads the models, and goes on with batches.
+
+        Raises:
+            HastenError: A model that the operator named cannot be read or loaded.
+        """
+        await self.registry.start()
+        await self.batches.start(self)
+
     async def close(self) -> None:
         """Ends batches, which go on at the next start, and every engine."""
         await self.batches.close()
