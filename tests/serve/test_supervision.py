@@ -417,3 +417,22 @@ def test_a_worker_needs_neither_server_nor_client():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {name.split(".")[0] for name in done.stdout.split()}
     assert not loaded & {"starlette", "uvicorn", "asyncio", "prometheus_client", "jinja2", "torch"}
+
+
+def test_a_start_that_is_given_up_at_any_moment_leaves_nothing(long_spec):
+    async def scenario():
+        met = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: met.append(context))
+        before = children()
+        for pauses in range(8):
+            engine = EngineProcess(long_spec, name="tiny")
+            starting = asyncio.create_task(engine.start())
+            for _ in range(pauses):
+                await asyncio.sleep(0)
+            starting.cancel()
+            await asyncio.wait({starting})
+            await engine.stop()
+            await until(lambda: children() == before)
+        assert met == []
+
+    asyncio.run(scenario())

@@ -25,6 +25,20 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
+class AnswerStore(click.ParamType[int | str]):
+    """Where answers are kept: a number of bytes, or the URL of a Redis."""
+
+    name = "store"
+
+    def convert(
+        self, value: str | int, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        """The number or the URL."""
+        if isinstance(value, str) and "://" in value:
+            return value
+        return ByteSize().convert(value, param, ctx)
+
+
 class SectionOption(click.Option):
     """An option that help shows under a heading of its own.
 
@@ -162,6 +176,31 @@ _LIMITS = (
     ),
 )
 
+_cache = _in_section("Answers that were given before")
+_CACHE = (
+    _cache(
+        "--response-cache",
+        metavar="SIZE|URL",
+        type=AnswerStore(),
+        envvar="HASTEN_RESPONSE_CACHE",
+        help="Keep answers and give them again to the same request of the same tenant: in so much "
+        "memory, or in a Redis (redis://HOST:PORT; one with a password better in "
+        "HASTEN_RESPONSE_CACHE)  [default: off]",
+    ),
+    _cache(
+        "--cache-seconds",
+        type=FiniteFloat(0.001, 1e9),
+        default=3600.0,
+        show_default=True,
+        help="How long an answer is kept.",
+    ),
+    _cache(
+        "--cache-sampled",
+        is_flag=True,
+        help="Keep answers to requests with a temperature and no seed, too.",
+    ),
+)
+
 _running = _in_section("How the server runs")
 _RUNNING = (
     _running(
@@ -205,7 +244,7 @@ _RUNNING = (
 
 
 def _serve_options(command: Any) -> Any:  # noqa: ANN401
-    return apply_options(command, (*_ACCESS, *_LIMITS, *_RUNNING))
+    return apply_options(command, (*_ACCESS, *_LIMITS, *_CACHE, *_RUNNING))
 
 
 @click.command(
@@ -215,7 +254,8 @@ def _serve_options(command: Any) -> Any:  # noqa: ANN401
     "  hasten serve smollm2\n"
     "  hasten serve chat=./artefact embed=minilm --port 8080\n"
     "  HASTEN_API_KEY=secret hasten serve model.gguf --host 0.0.0.0 --allow-host my.example\n"
-    "  hasten serve smollm2 --max-sequences 32 --queue 128 --lora poet=./adapter",
+    "  hasten serve smollm2 --max-sequences 32 --queue 128 --lora poet=./adapter\n"
+    "  hasten serve smollm2 --response-cache 256MiB --cache-seconds 600",
 )
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @_serve_options

@@ -26,6 +26,7 @@ from hasten.serve.auth import Authenticator
 from hasten.serve.body import Body, BodyLimits, BodyMemory, ClientGoneError, Lease
 from hasten.serve.browser import BrowserGuard
 from hasten.serve.endpoint import Call, Reply, Route
+from hasten.serve.heartbeat import Heartbeat
 from hasten.serve.jobs import Client
 from hasten.serve.routing import Match, Router
 from hasten.serve.status import HttpError, retry_after, status_of
@@ -237,8 +238,7 @@ class App:
             else:
                 await send(_start(reply, exchange, None))
                 if exchange.seen.method != "HEAD":
-                    async for piece in pieces:
-                        await send({"type": "http.response.body", "body": piece, "more_body": True})
+                    await self._stream(pieces, reply.beat, send)
         except Exception as error:
             # Ending without the last chunk tells the client that something is missing.
             exchange.seen.error = error
@@ -250,6 +250,18 @@ class App:
                 await close()
         exchange.watch.stop()
         await send({"type": "http.response.body", "body": b""})
+
+    async def _stream(self, pieces: AsyncIterator[bytes], beat: bytes, send: Send) -> None:
+        async def send_piece(piece: bytes) -> None:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+
+        heart = Heartbeat(send_piece, beat, self.settings.limits.beat_seconds)
+        heart.start()
+        try:
+            async for piece in pieces:
+                await heart.send(piece)
+        finally:
+            await heart.stop()
 
     def _new_id(self, wanted: str) -> str:
         """The client's own id for its request, where it can be used, else a new one."""

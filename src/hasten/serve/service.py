@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from hasten.errors import AccessError, UsageError
 from hasten.serve.admission import Admission, Ticket
+from hasten.serve.cache import AnswerCache
 from hasten.serve.generation import Generation
 from hasten.serve.health import Health
 from hasten.serve.jobs import CacheState, Client, Embeddings, EmbedJob, EndReason, Job, Usage
@@ -33,6 +34,7 @@ class Service:
         settings: How the server runs.
         registry: Its models.
         admission: Who may come in.
+        answers: Those that were given before.
         observer: What counts, traces and logs.
 
     Attributes:
@@ -49,11 +51,13 @@ class Service:
         settings: ServerSettings,
         registry: ModelRegistry,
         admission: Admission,
+        answers: AnswerCache,
         observer: Observer,
     ) -> None:
         self.settings = settings
         self.registry = registry
         self.admission = admission
+        self.answers = answers
         self.observer = observer
         self.metrics = observer.metrics
         self.responses = ResponseStore()
@@ -83,8 +87,12 @@ class Service:
                 )
             self.observer.began(job)
             prompt = await prepare(served, job)
-            outputs = await served.engine.submit(self._request(job, served, prompt))
-            state: CacheState = "off"
+            state, outputs = await self.answers.submit(
+                served,
+                self._request(job, served, prompt),
+                tenant=job.client.tenant,
+                wanted=job.cache,
+            )
             return Generation(
                 job,
                 served,
@@ -92,6 +100,7 @@ class Service:
                 outputs,
                 state,
                 resources.pop_all(),
+                None if state == "hit" else partial(self.metrics.gap, job.model),
                 partial(self._finished, job, state),
             )
 
@@ -155,6 +164,7 @@ class Service:
     async def close(self) -> None:
         """Ends batches, which go on at the next start, and every engine."""
         await self.batches.close()
+        await self.answers.close()
         await self.registry.close()
 
     async def _admit(self, client: Client, model: str, sequences: int) -> Ticket:

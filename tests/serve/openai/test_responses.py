@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openai.types.responses import Response, ResponseStreamEvent
 from openai.types.responses.response_item_list import ResponseItemList
-from pydantic import TypeAdapter
 from openai_scripted import USAGE, FakeService, ask, call_of, events_of, said, spell
+from pydantic import TypeAdapter
 
 from hasten.errors import EngineLostError, HastenError, NotFoundError
 from hasten.serve.jobs import MAX_OUTPUT, CallPiece, Client, Ended, Piece

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hasten.serve.endpoint import Call, Reply
 from hasten.serve.generation import collect
 from hasten.serve.protocols.anthropic.jobs import count_job, message_job, unheeded
-from hasten.serve.protocols.anthropic.rendering import MessageWriter
+from hasten.serve.protocols.anthropic.rendering import PING, MessageWriter
 from hasten.serve.protocols.anthropic.schema import CountRequest, MessageRequest
 from hasten.serve.protocols.reading import extra_headers, read
 from hasten.serve.protocols.streaming import EventStream, encode
@@ -26,7 +26,7 @@ async def messages(call: Call) -> Reply:
     }
     if request.stream:
         stream = EventStream(generation, writer)
-        return Reply(stream, content_type="text/event-stream", headers=headers)
+        return Reply(stream, content_type="text/event-stream", headers=headers, beat=PING)
     answers, usage = await collect(generation)
     return Reply(writer.whole(answers[0], usage), headers=headers)
 

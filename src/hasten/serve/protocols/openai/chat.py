@@ -12,7 +12,7 @@ from hasten.serve.protocols.openai.parsing import asked_priority, read_request
 from hasten.serve.protocols.openai.sampling import full_sampling
 from hasten.serve.protocols.openai.schema import ChatRequest
 from hasten.serve.protocols.reading import FieldError, cache_wanted, check_count, extra_headers
-from hasten.serve.protocols.streaming import EventStream
+from hasten.serve.protocols.streaming import COMMENT, EventStream
 
 __all__ = ["chat", "read_chat"]
 
@@ -37,7 +37,7 @@ async def chat(call: Call) -> Reply:
     headers = extra_headers(parsed.ignored, generation.cache)
     if request.stream:
         stream = EventStream(generation, ChatChunks(form))
-        return Reply(stream, content_type="text/event-stream", headers=headers)
+        return Reply(stream, content_type="text/event-stream", headers=headers, beat=COMMENT)
     answers, usage = await collect(generation)
     return Reply(render_chat(form, answers, usage), headers=headers)
 

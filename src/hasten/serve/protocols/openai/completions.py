@@ -22,7 +22,7 @@ from hasten.serve.protocols.openai.parsing import (
 from hasten.serve.protocols.openai.sampling import full_sampling
 from hasten.serve.protocols.openai.schema import CompletionRequest
 from hasten.serve.protocols.reading import FieldError, cache_wanted, check_count, extra_headers
-from hasten.serve.protocols.streaming import EventStream
+from hasten.serve.protocols.streaming import COMMENT, EventStream
 
 __all__ = ["completions", "read_completion"]
 
@@ -58,7 +58,7 @@ async def completions(call: Call) -> Reply:
     generation = merge(generations, outputs)
     if request.stream:
         stream = EventStream(generation, CompletionChunks(form, echoes, outputs))
-        return Reply(stream, content_type="text/event-stream", headers=headers)
+        return Reply(stream, content_type="text/event-stream", headers=headers, beat=COMMENT)
     answers, usage = await collect(generation)
     return Reply(render_completion(form, echoes, outputs, answers, usage), headers=headers)
 

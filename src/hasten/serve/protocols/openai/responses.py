@@ -28,7 +28,7 @@ from hasten.serve.protocols.openai.responses_schema import (
 from hasten.serve.protocols.openai.sampling import base_sampling, format_structure
 from hasten.serve.protocols.openai.schema import JsonSchema, ResponseFormat
 from hasten.serve.protocols.reading import FieldError, cache_wanted, extra_headers
-from hasten.serve.protocols.streaming import EventStream, encode
+from hasten.serve.protocols.streaming import COMMENT, EventStream, encode
 from hasten.serve.response_store import StoredResponse
 
 __all__ = [
@@ -70,7 +70,7 @@ async def create_response(call: Call) -> Reply:
     headers = extra_headers(parsed.ignored, generation.cache)
     if request.stream:
         stream = EventStream(generation, writer)
-        return Reply(stream, content_type="text/event-stream", headers=headers)
+        return Reply(stream, content_type="text/event-stream", headers=headers, beat=COMMENT)
     (answer,), usage = await collect(generation)
     writer.event(
         Piece(
