@@ -31,6 +31,8 @@ from hasten.models import load_model
 from hasten.types import Request, SamplingParams
 
 URL = "/v1/chat/completions"
+KILL_SEQUENCES = 8
+"""At once, so that lines end at all times rather than in a few waves."""
 
 
 class Batch:
@@ -41,6 +43,7 @@ class Batch:
         folder: For the files.
         prompts: One a line.
         body: What each line asks for besides.
+        sequences: That run at once.
     """
 
     def __init__(
@@ -49,9 +52,11 @@ class Batch:
         folder: Path,
         prompts: Sequence[str],
         body: dict[str, object],
+        sequences: int,
     ) -> None:
         self.input = folder / "in.jsonl"
-        self._options = options
+        self._model = options.model
+        self._sequences = sequences
         lines = [
             {
                 "custom_id": f"line-{number}",
@@ -65,9 +70,9 @@ class Batch:
 
     def start(self, output: Path, *more: str) -> subprocess.Popen[bytes]:
         """Starts the command."""
-        command = [sys.executable, "-m", "hasten", "batch", self._options.model]
+        command = [sys.executable, "-m", "hasten", "batch", self._model]
         command += [str(self.input), str(output), "--json", "-", *more]
-        command += ["--max-sequences", str(self._options.max_sequences)]
+        command += ["--max-sequences", str(self._sequences)]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
     def run(self, output: Path, *more: str) -> dict[str, Any]:
@@ -88,7 +93,7 @@ def throughput(options: argparse.Namespace) -> dict[str, Any]:
     engine = _Alone(options)
     with tempfile.TemporaryDirectory() as folder:
         body = {"max_tokens": options.tokens, "ignore_eos": True}
-        batch = Batch(options, Path(folder), prompts, body)
+        batch = Batch(options, Path(folder), prompts, body, options.max_sequences)
         for number in range(options.rounds + 1):
             ours = engine.run(prompts)
             figures = batch.run(Path(folder) / "out.jsonl", "--overwrite")
@@ -151,31 +156,31 @@ def kills(options: argparse.Namespace) -> dict[str, Any]:
     texts, chance = Texts(12), random.Random(options.seed)
     prompts = [texts.draw(chance.randrange(4, 12)) for _ in range(options.kill_lines)]
     with tempfile.TemporaryDirectory() as folder:
-        batch = Batch(options, Path(folder), prompts, {"max_tokens": 16})
+        batch = Batch(options, Path(folder), prompts, {"max_tokens": 16}, KILL_SEQUENCES)
         began = time.monotonic()
         figures = batch.run(Path(folder) / "whole.jsonl")
         whole = time.monotonic() - began
         starting = whole - figures["seconds"]
         report(f"undisturbed: {whole:.1f} s, of which {starting:.1f} s are its start")
         output = Path(folder) / "killed.jsonl"
-        # From the first moment on, and so that the work lasts for all kills.
-        longest = starting + figures["seconds"] / options.kills * 3
-        moments: list[float] = []
-        answered: list[int] = []
-        while len(moments) < options.kills:
-            moment = chance.uniform(0.0, longest)
-            if not _kill(batch.start(output), moment):
-                report("it ended before it was killed; more lines (--kill-lines) last longer")
-                break
-            moments.append(moment)
-            answered.append(output.read_bytes().count(b"\n") if output.exists() else 0)
-            report(f"kill {len(moments)} after {moment:.2f} s: {answered[-1]} lines are answered")
+        answered = [0]
+        for number in range(options.kills):
+            child = batch.start(output)
+            if number % 2:  # while it answers; else while it starts, or a little later
+                while child.poll() is None and _lines(output) == answered[-1]:
+                    time.sleep(0.001)
+                moment = chance.uniform(0.0, figures["seconds"] / options.kills)
+            else:
+                moment = chance.uniform(0.0, 2 * starting)
+            if not _kill(child, moment):
+                raise RuntimeError("it ended before it was killed; --kill-lines should be more")
+            answered.append(_lines(output))
+            report(f"kill {number + 1}: {answered[-1]} lines are answered")
         last = batch.run(output)
         expected, found = _answers(Path(folder) / "whole.jsonl"), _answers(output)
     result = {
-        "kills": len(moments),
-        "after_s": moments,
-        "answered": answered,
+        "kills": options.kills,
+        "answered": answered[1:],
         "answered_before_last": last["answered_before"],
         "lines": len(prompts),
         "missing": len(expected.keys() - found.keys()),
@@ -185,6 +190,10 @@ def kills(options: argparse.Namespace) -> dict[str, Any]:
     }
     report(json.dumps(result))
     return result
+
+
+def _lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def _kill(child: subprocess.Popen[bytes], seconds: float) -> bool:
