@@ -65,6 +65,7 @@ bench-serve: $(VENV)/hasten ## Measure the server and batches beside the engine,
 	$(PY) benchmarks/serving.py throughput latency disconnects overload kills \
 		--json build/serving.json
 	$(PY) benchmarks/batches.py throughput kills --json build/batches.json
+	$(PY) benchmarks/load_tool.py --install --json build/load_tool.json
 
 soak: $(VENV)/hasten ## Random traffic for SECONDS: no wrong token, no lost block, no growth
 	mkdir -p build

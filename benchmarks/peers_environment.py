@@ -13,7 +13,7 @@ from pathlib import Path
 
 from peers_process import PeerError
 
-__all__ = ["ENVIRONMENTS", "PEERS", "find_python", "install"]
+__all__ = ["ENVIRONMENTS", "PEERS", "TOOLS", "find_python", "install"]
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "build" / "peers"
@@ -76,13 +76,14 @@ ENVIRONMENTS = {
 # Kind of worker: its environment, and the modules that it imports.
 PEERS = {
     "embedding": ("embedding", ("torch", "sentence_transformers", "onnx", "onnxruntime")),
-    "guidellm": ("guidellm", ("guidellm",)),
     "llama_cpp": ("llama_cpp", ("llama_cpp",)),
     "openvino": ("openvino", ("openvino_genai",)),
     "onnxruntime": ("torch", ("onnxruntime_genai",)),
     "transformers": ("torch", ("torch", "transformers")),
     "vllm": ("vllm", ("vllm",)),
 }
+# The same of tools that load a server.
+TOOLS = {"guidellm": ("guidellm", ("guidellm",))}
 
 
 def install(kinds: Iterable[str]) -> dict[str, str]:
@@ -92,7 +93,7 @@ def install(kinds: Iterable[str]) -> dict[str, str]:
         What went wrong, by environment; the others are complete.
     """
     failed = {}
-    for name in dict.fromkeys(PEERS[kind][0] for kind in kinds):
+    for name in dict.fromkeys((PEERS | TOOLS)[kind][0] for kind in kinds):
         complete = FOLDER / name / "complete"
         if complete.exists():
             continue
@@ -139,7 +140,7 @@ def find_python(kind: str, others: Sequence[Path]) -> Path:
     """
     if kind == "hasten":
         return Path(sys.executable)
-    name, modules = PEERS[kind]
+    name, modules = (PEERS | TOOLS)[kind]
     for python in (*others, FOLDER / name / "bin" / "python", Path(sys.executable)):
         if python.exists() and _can_import(python, modules):
             return python
