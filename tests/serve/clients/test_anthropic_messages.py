@@ -179,7 +179,7 @@ def test_tokens_are_counted_before(anthropic_client, asked, expected):
 
 def test_models(anthropic_client):
     page = anthropic_client.models.list()
-    assert [one.id for one in page] == ["chat", "embed"]
+    assert [one.id for one in page] == ["chat", "embed", "recite"]
     assert page._request_id
     one = anthropic_client.models.retrieve("chat:latest")
     assert (one.id, one.type) == ("chat", "model")
@@ -248,4 +248,4 @@ def test_the_async_client(anthropic_options, asked, create):
     message = create()
     assert texts == {text_of(message)}
     assert counted == prompt_tokens(message.usage)
-    assert models == ["chat", "embed"]
+    assert models == ["chat", "embed", "recite"]

@@ -102,7 +102,7 @@ def test_embeddings(openai_client, vectors):
 
 def test_models(openai_client, server):
     page = openai_client.models.list()
-    assert [one.id for one in page] == ["chat", "embed"]
+    assert [one.id for one in page] == ["chat", "embed", "recite"]
     assert openai_client.models.retrieve("chat:latest").id == "chat"
     with pytest.raises(openai.NotFoundError, match="nothing"):
         openai_client.models.retrieve("nothing")
