@@ -182,14 +182,25 @@ def test_retries_wait_as_long_as_they_are_told(openai_options, monkeypatch):
     assert caught.value.code == "rate_limit_exceeded"
 
 
-def test_what_is_wrong_is_not_tried_again(openai_options):
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ({"max_tokens": 0}, openai.BadRequestError),
+        # What took too long once would take as long again.
+        (
+            {"max_tokens": 1900, "extra_body": {"timeout": 0.01, "ignore_eos": True}},
+            openai.InternalServerError,
+        ),
+    ],
+)
+def test_what_is_wrong_is_not_tried_again(openai_options, wrong, error):
     asked = []
     http = httpx.Client(event_hooks={"request": [asked.append]})
     with (
         openai.OpenAI(**openai_options | {"max_retries": 2, "http_client": http}) as client,
-        pytest.raises(openai.BadRequestError),
+        pytest.raises(error),
     ):
-        client.completions.create(model="chat", prompt="x", max_tokens=0)
+        client.completions.create(model="chat", prompt="x", **wrong)
     assert len(asked) == 1
 
 

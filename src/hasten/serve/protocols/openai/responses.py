@@ -156,7 +156,7 @@ def _earlier(request: ResponsesRequest, call: Call) -> list[InputItem]:
     while previous is not None and count <= call.service.settings.limits.messages:
         stored = call.service.responses.get(call.client.tenant, previous)
         output = _OUTPUT.decode(stored.response).output
-        # The arguments of a call that was cut short are no JSON.
+        # The arguments of a call that was cut short, or is broken, are no JSON.
         finished = [i for i in output if (i.type, i.status) != ("function_call", "incomplete")]
         turn = [*_ITEMS.decode(stored.items), *finished]
         turns.append(turn)

@@ -176,6 +176,7 @@ class ResponseWriter:
         where: dict[str, Any] = {"item_id": item.id, "output_index": item.place}
         done = f"{_DELTAS[item.kind]}.done"
         if item.call is not None:
+            status = status if _is_object(text) else "incomplete"
             made = self._event(done, **where, name=item.call.name, arguments=text)
         else:
             where["content_index"] = 0
@@ -202,6 +203,14 @@ class ResponseWriter:
         number, self._number = self._number, self._number + 1
         data = encode({"type": kind, "sequence_number": number, **fields})
         return b"event: " + kind.encode() + b"\ndata: " + data + b"\n\n"
+
+
+def _is_object(arguments: str) -> bool:
+    """Whether a call can be understood: a model that is not held to a schema may write anything."""
+    try:
+        return isinstance(msgspec.json.decode(arguments or "{}"), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _number(call: CallPiece | None) -> int | None:
