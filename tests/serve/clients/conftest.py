@@ -49,7 +49,7 @@ def server(models, hub, tmp_path_factory):
     keys = tmp_path_factory.mktemp("keys") / "keys.json"
     keys.write_text(json.dumps(KEYS))
     named = [f"{name}={directory}" for name, directory in models.items()]
-    options = ["--threads", "1", "--max-sequences", "4", "--max-context", "2048"]
+    options = ["--threads", "1", "--max-sequences", "4", "--max-context", "4096"]
     options += ["--keys", keys, "--data", tmp_path_factory.mktemp("server-data")]
     with serving_process(*named, *options, key=OWNER, HF_ENDPOINT=hub.url) as running:
         yield running

@@ -198,7 +198,7 @@ def test_models(anthropic_client):
         ({"max_tokens": 0}, anthropic.BadRequestError, "invalid_request_error"),
         ({"model": "embed"}, anthropic.BadRequestError, "invalid_request_error"),
         (
-            {"messages": [{"role": "user", "content": "x" * 3000}]},
+            {"messages": [{"role": "user", "content": "x" * 5000}]},
             anthropic.BadRequestError,
             "invalid_request_error",
         ),

@@ -49,7 +49,7 @@ def test_lists_and_descriptions(ollama_client, expected):
     assert shown.capabilities == ["completion", "tools", "thinking"]
     assert shown.template == expected.model.chat_template.source
     assert shown.modelinfo["general.architecture"] == "llama"
-    assert shown.modelinfo["llama.context_length"] == 2048
+    assert shown.modelinfo["llama.context_length"] == 4096
     assert ollama_client.show("embed:latest").capabilities == ["embedding"]
     assert missing(ollama_client.show, "nothing")
 

@@ -123,7 +123,7 @@ def test_every_reply_carries_its_request_id(openai_client):
         ({"temperature": -1}, openai.BadRequestError, "temperature"),
         ({"max_tokens": "many"}, openai.BadRequestError, "max_tokens"),
         ({"model": "embed"}, openai.BadRequestError, None),
-        ({"messages": [{"role": "user", "content": "x" * 3000}]}, openai.BadRequestError, None),
+        ({"messages": [{"role": "user", "content": "x" * 5000}]}, openai.BadRequestError, None),
         ({"extra_body": {"logits_processors": ["x"]}}, openai.BadRequestError, "logits_processors"),
         ({"tool_choice": "required"}, openai.BadRequestError, "tool_choice"),
         (
@@ -188,7 +188,7 @@ def test_retries_wait_as_long_as_they_are_told(openai_options, monkeypatch):
         ({"max_tokens": 0}, openai.BadRequestError),
         # What took too long once would take as long again.
         (
-            {"max_tokens": 1900, "extra_body": {"timeout": 0.01, "ignore_eos": True}},
+            {"max_tokens": 3600, "extra_body": {"timeout": 0.01, "ignore_eos": True}},
             openai.InternalServerError,
         ),
     ],
