@@ -141,11 +141,23 @@ def test_a_signal_while_it_loads(tiny_model, tmp_path):
     command = [sys.executable, "-m", "hasten", "serve", str(tiny_model), "--port", "0"]
     environment = os.environ | {"HASTEN_CACHE": "off"}
     command += ["--data", str(tmp_path), "--log-level", "debug"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-    process.stderr.readline()  # it has begun
-    process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 0
-    process.stderr.close()
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        process.stderr.readline()  # it has begun
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 0, said
+    assert "Traceback" not in said
+
+
+def test_ctrl_c_before_the_server_acts_on_signals(hasten, tiny_model, monkeypatch):
+    import hasten.cli.serve as module
+
+    def interrupted(settings, specs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_run", interrupted)
+    result = hasten("serve", str(tiny_model))
+    assert (result.status, "ended before it served" in result.err) == (0, True)
 
 
 def test_a_port_that_is_taken(start):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import re
 import resource
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ import click
 
 from hasten.cli.console import remark
 from hasten.cli.options import ByteSize, EngineChoice, FiniteFloat, apply_options, engine_choice
+from hasten.cli.specs import read_spec, split_named
 
 if TYPE_CHECKING:
     from hasten.serve.server import Server
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from hasten.serve.wire import EngineSpec
 
 __all__ = ["command"]
-
-_NAMED = re.compile(r"([A-Za-z0-9][\w.-]*(?:/[\w.-]+)?(?::[\w.-]+)?)=(.+)", re.ASCII)
-_EMBEDDER_TOO = ("weights", "threads", "isa", "executor")
 
 
 class AnswerStore(click.ParamType[int | str]):
@@ -294,9 +291,12 @@ def command(
         **given,
     )
     refuse_open(settings, accepted=no_auth)
-    specs = _specs(models, adapters, engine)
-    with logging_to(settings.log_level):
-        _run(settings, specs)
+    try:
+        specs = _specs(models, adapters, engine)
+        with logging_to(settings.log_level):
+            _run(settings, specs)
+    except KeyboardInterrupt:  # before the server acts on signals itself
+        remark("ended before it served")
 
 
 def _specs(
@@ -304,38 +304,15 @@ def _specs(
 ) -> dict[str, EngineSpec]:
     specs: dict[str, EngineSpec] = {}
     for text in models:
-        name, spec = _spec(text, choice)
+        name, spec = read_spec(text, choice)
         if name in specs:
             raise click.UsageError(f"Two models are called {name!r}; give one as NAME=MODEL.")
         specs[name] = spec
     if adapters:
         first = next(iter(specs))
-        found = dict(_adapter(text) for text in adapters)
+        found = dict(split_named(text, "--lora") for text in adapters)
         specs[first] = replace(specs[first], adapters=found)
     return specs
-
-
-def _spec(text: str, choice: EngineChoice) -> tuple[str, EngineSpec]:
-    from hasten.generation.embedding import embedder_options
-    from hasten.models import load_model
-    from hasten.serve.wire import EngineSpec
-
-    named = None if Path(text).exists() else _NAMED.fullmatch(text)
-    source = text if named is None else named[2]
-    model = load_model(source)
-    name = re.sub(r"[^\w./:-]", "-", model.name) if named is None else named[1]
-    given = {key: value for key, value in choice.given.items() if value is not None}
-    if model.config.output != "hidden":
-        return name, EngineSpec(source, options=choice.for_model(model) if given else None)
-    both = {key: given[key] for key in _EMBEDDER_TOO if key in given}
-    return name, EngineSpec(source, "embed", embedder_options(model, **both) if both else None)
-
-
-def _adapter(text: str) -> tuple[str, str]:
-    found = _NAMED.fullmatch(text)
-    if found is None:
-        raise click.UsageError(f"--lora is {text!r}; allowed: NAME=PATH.")
-    return found[1], found[2]
 
 
 def _run(settings: ServerSettings, specs: dict[str, EngineSpec]) -> None:
@@ -350,7 +327,7 @@ def _run(settings: ServerSettings, specs: dict[str, EngineSpec]) -> None:
         server.stop_on_signals()
         await server.start()
         try:
-            if await _loaded(service, server):
+            if await _started(service, server):
                 remark(_greeting(server.url, next(iter(specs))))
         except BaseException:
             server.stop()
@@ -364,17 +341,17 @@ def _run(settings: ServerSettings, specs: dict[str, EngineSpec]) -> None:
         runner.run(run())
 
 
-async def _loaded(service: Service, server: Server) -> bool:
+async def _started(service: Service, server: Server) -> bool:
     """Load the models; False if the server was stopped before that was done."""
-    loading = asyncio.create_task(service.start())
+    starting = asyncio.create_task(service.start())
     stopping = asyncio.create_task(server.stopping.wait())
-    await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
-    if not loading.done():
-        loading.cancel()
-        await asyncio.wait({loading})
+    if not starting.done():
+        starting.cancel()
+        await asyncio.wait({starting})
         return False
-    await loading
+    await starting
     return True
 
 

@@ -27,13 +27,11 @@ def build_service(
     *,
     connections: Callable[[], int] = lambda: 0,
 ) -> Service:
-    """A service that knows models and has loaded none; call it in a running event loop.
-
-    `Service.start` loads them, and takes up batches.
+    """A service that is still to be started; call it in a running event loop.
 
     Args:
         settings: How the server runs.
-        specs: What it loads when it starts, by the name that clients use.
+        specs: What `Service.start` loads, by the name that clients use.
         connections: How many are open, for the metrics.
 
     Raises:

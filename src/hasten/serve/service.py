@@ -155,7 +155,7 @@ class Service:
             return len((await prepare(served, job)).tokens)
 
     async def start(self) -> None:
-        """Loads the models, then takes up the batches of the time before.
+        """Loads the models, and goes on with batches.
 
         Raises:
             HastenError: A model that the operator named cannot be read or loaded.

@@ -34,8 +34,8 @@ async def server(directory, endpoint=None, keys=KEYS, **limits):
     routes = [route for route in ROUTES if "/files" in route.path or "/batches" in route.path]
     chat = replace(table(endpoint or echo())[CHAT], dialect=DIALECT)
     queue = BatchQueue(directory, settings, [*routes, chat])
-    service = SimpleNamespace(batches=queue, settings=settings)
-    app = App(service, {"openai": [*routes, chat]}, settings, Observer(Metrics()))
+    service = SimpleNamespace(batches=queue, settings=settings, observer=Observer(Metrics()))
+    app = App(service, {"openai": [*routes, chat]})
     await queue.start(service)
     clients = []
 
