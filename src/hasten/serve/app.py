@@ -21,7 +21,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from hasten.errors import HastenError, UsageError
+from hasten.errors import DeadlineError, HastenError, UsageError
 from hasten.serve.auth import Authenticator
 from hasten.serve.body import Body, BodyLimits, BodyMemory, ClientGoneError, Lease
 from hasten.serve.browser import BrowserGuard
@@ -219,6 +219,8 @@ class App:
         if wait is not None:
             headers["retry-after"] = str(max(1, math.ceil(wait)))
             headers["retry-after-ms"] = str(max(0, math.ceil(wait * 1000)))
+        if isinstance(error, DeadlineError):
+            headers["x-should-retry"] = "false"  # or clients ask again for what took too long
         dialect = self.router.dialect(exchange.seen.path)
         return Reply(dialect.error(status, error, exchange.seen.id), status=status, headers=headers)
 

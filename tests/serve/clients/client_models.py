@@ -12,11 +12,21 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 SPECIAL = ["<unk>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHARACTERS = string.digits + string.ascii_letters + string.punctuation + " \n"
 CONTEXT = 4096
+RECITED = (
+    "<think>\nI look",
+    " it up.\n</think>\n\n",
+    "Let me see.",
+    '<tool_call>\n{"name": "weather", ',
+    '"arguments": {"city":',
+    ' "Oslo"}}\n</tool_call>',
+)
+"""What the reciting model says: its reasoning, a text, and a call."""
 
 
-def letters(special):
-    """A tokenizer whose tokens are special ones and single characters."""
-    vocabulary = {token: number for number, token in enumerate([*special, *CHARACTERS])}
+def letters(special, more=()):
+    """A tokenizer whose tokens are special ones, single characters, and texts never read."""
+    tokens = [*special, *CHARACTERS, *more]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=special[0]))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
@@ -39,10 +49,38 @@ def write_chat_model(directory, seed=0):
         name: values if values.ndim == 1 else values * np.float32(values.shape[1] ** -0.5)
         for name, values in tensors.items()
     }
+    return _write(directory, scaled, tokenizer)
+
+
+def write_reciting_model(directory, texts):
+    """A Llama that answers whatever it is asked with these texts, a token each, and ends.
+
+    Its layers add nothing, so what comes next hangs on the last token alone: those of a prompt
+    bring the first text, and each text brings the next.
+    """
+    tokenizer = letters(SPECIAL, texts)
+    size = tokenizer.get_vocab_size()
+    first = size - len(texts)
+    after = np.eye(HIDDEN, dtype=np.float32)  # row i: of what comes after i texts
+    read, write = np.tile(after[0], (size, 1)), np.zeros((size, HIDDEN), np.float32)
+    for number in range(len(texts)):
+        read[first + number] = after[number + 1]
+        write[first + number] = after[number]
+    write[SPECIAL.index("<|im_end|>")] = after[len(texts)]
+    tensors = {
+        name: np.zeros_like(values) if "o_proj" in name or "down_proj" in name else values
+        for name, values in tiny_tensors().items()
+    }
+    tensors |= {"model.embed_tokens.weight": read, "lm_head.weight": write}
+    tensors["model.norm.weight"] = np.ones(HIDDEN, np.float32)
+    return _write(directory, tensors, tokenizer)
+
+
+def _write(directory, tensors, tokenizer):
     write_directory(
         directory,
-        scaled,
-        vocab_size=size,
+        tensors,
+        vocab_size=tokenizer.get_vocab_size(),
         max_position_embeddings=CONTEXT,
         bos_token_id=None,
         eos_token_id=SPECIAL.index("<|im_end|>"),

@@ -12,7 +12,12 @@ import pytest
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "registry"), str(HERE.parents[1] / "models")]
 
-from client_models import write_chat_model, write_embedding_model  # noqa: E402
+from client_models import (  # noqa: E402
+    RECITED,
+    write_chat_model,
+    write_embedding_model,
+    write_reciting_model,
+)
 from fake_hub import FakeHub  # noqa: E402
 from served_process import KEYS, OWNER, SECONDS, Expected, serving_process  # noqa: E402
 
@@ -24,6 +29,7 @@ def models(tmp_path_factory):
     return {
         "chat": write_chat_model(directory / "chat"),
         "embed": write_embedding_model(directory / "embed"),
+        "recite": write_reciting_model(directory / "recite", RECITED),
     }
 
 
@@ -43,7 +49,7 @@ def server(models, hub, tmp_path_factory):
     keys = tmp_path_factory.mktemp("keys") / "keys.json"
     keys.write_text(json.dumps(KEYS))
     named = [f"{name}={directory}" for name, directory in models.items()]
-    options = ["--threads", "1", "--max-sequences", "4", "--max-context", "2048"]
+    options = ["--threads", "1", "--max-sequences", "4", "--max-context", "4096"]
     options += ["--keys", keys, "--data", tmp_path_factory.mktemp("server-data")]
     with serving_process(*named, *options, key=OWNER, HF_ENDPOINT=hub.url) as running:
         yield running

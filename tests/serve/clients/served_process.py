@@ -90,7 +90,7 @@ def until(holds):
     end = time.monotonic() + SECONDS
     while not holds():
         assert time.monotonic() < end, "it never came to hold"
-        time.sleep(0.01)
+        time.sleep(0.02)
 
 
 class Expected:

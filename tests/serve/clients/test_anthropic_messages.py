@@ -179,7 +179,7 @@ def test_tokens_are_counted_before(anthropic_client, asked, expected):
 
 def test_models(anthropic_client):
     page = anthropic_client.models.list()
-    assert [one.id for one in page] == ["chat", "embed"]
+    assert [one.id for one in page] == ["chat", "embed", "recite"]
     assert page._request_id
     one = anthropic_client.models.retrieve("chat:latest")
     assert (one.id, one.type) == ("chat", "model")
@@ -198,7 +198,7 @@ def test_models(anthropic_client):
         ({"max_tokens": 0}, anthropic.BadRequestError, "invalid_request_error"),
         ({"model": "embed"}, anthropic.BadRequestError, "invalid_request_error"),
         (
-            {"messages": [{"role": "user", "content": "x" * 3000}]},
+            {"messages": [{"role": "user", "content": "x" * 5000}]},
             anthropic.BadRequestError,
             "invalid_request_error",
         ),
@@ -248,4 +248,4 @@ def test_the_async_client(anthropic_options, asked, create):
     message = create()
     assert texts == {text_of(message)}
     assert counted == prompt_tokens(message.usage)
-    assert models == ["chat", "embed"]
+    assert models == ["chat", "embed", "recite"]

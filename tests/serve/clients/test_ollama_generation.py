@@ -9,7 +9,7 @@ import numpy as np
 import ollama
 import pytest
 from pydantic import BaseModel
-from served_process import GUEST
+from served_process import GUEST, SECONDS
 
 from hasten.generation.embedding import Embedder
 from hasten.models import load_model
@@ -166,7 +166,7 @@ def test_logprobs(generate, expected):
         *(({"suffix": "end"}, "suffix"), ({"template": "{{ .Prompt }}"}, "template")),
         *(({"images": [b"x"]}, "images"), ({"context": [1, 2]}, "context")),
         *(({"keep_alive": "soon"}, "keep_alive"), ({"options": {"top_k": "x"}}, "top_k")),
-        *(({"raw": True, "system": "x"}, "system"), ({"prompt": "x" * 3000}, "context")),
+        *(({"raw": True, "system": "x"}, "system"), ({"prompt": "x" * 5000}, "context")),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
@@ -236,7 +236,8 @@ def test_the_async_client(ollama_options, expected):
 
 def test_requests_without_stream_are_streams(server, ollama_options):
     body = {"model": "chat", "messages": QUESTION, "options": GREEDY}
-    reply = httpx.post(f"{server.url}/api/chat", json=body, headers=ollama_options["headers"])
+    options = {"headers": ollama_options["headers"], "timeout": SECONDS}
+    reply = httpx.post(f"{server.url}/api/chat", json=body, **options)
     lines = [json.loads(line) for line in reply.text.splitlines()]
     assert reply.headers["content-type"] == "application/x-ndjson"
     assert lines[-1]["done"]

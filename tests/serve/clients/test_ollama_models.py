@@ -49,7 +49,7 @@ def test_lists_and_descriptions(ollama_client, expected):
     assert shown.capabilities == ["completion", "tools", "thinking"]
     assert shown.template == expected.model.chat_template.source
     assert shown.modelinfo["general.architecture"] == "llama"
-    assert shown.modelinfo["llama.context_length"] == 2048
+    assert shown.modelinfo["llama.context_length"] == 4096
     assert ollama_client.show("embed:latest").capabilities == ["embedding"]
     assert missing(ollama_client.show, "nothing")
 
@@ -196,3 +196,47 @@ def test_the_async_client(ollama_options, models):
             return shown.details.family, bool(running.models), digest[:7], steps[-1]
 
     assert asyncio.run(go()) == ("llama", True, "sha256:", "success")
+
+
+def test_what_a_model_is_made_with_holds_for_every_client(
+    ollama_client, openai_client, anthropic_client, forget, expected
+):
+    system = "Talk like a pirate."
+    begun = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    parameters = GREEDY | {"stop": ["@@@"], "repeat_penalty": 1.5}
+    ollama_client.create(
+        "pirate", from_="chat", system=system, parameters=parameters, messages=begun
+    )
+    forget("pirate")
+    said = [{"role": "system", "content": system}, *begun, *QUESTION]
+    own = {"max_tokens": 16, "repetition_penalty": 1.5}
+    text, tokens, prompt = expected.chat(said, **own)
+    assert text != expected.chat(said, max_tokens=16)[0]
+    told = ollama_client.chat("pirate", QUESTION)
+    assert (told.message.content, told.prompt_eval_count) == (text, prompt)
+
+    chat = openai_client.chat.completions.create
+    answer = chat(model="pirate", messages=QUESTION)
+    assert answer.choices[0].message.content == text
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (prompt, tokens)
+    mine = [{"role": "system", "content": "Be brief."}, *QUESTION]
+    answer = chat(model="pirate", messages=mine, max_completion_tokens=5)
+    assert answer.choices[0].message.content == expected.chat([*begun, *mine], **own)[0][:5]
+
+    response = openai_client.responses.create(model="pirate", input="Hello!")
+    assert (response.output_text, response.temperature) == (text, 0)
+    again = openai_client.responses.create(
+        model="pirate", input="And?", previous_response_id=response.id
+    )
+    turns = [*said, {"role": "assistant", "content": text}, {"role": "user", "content": "And?"}]
+    assert again.output_text == expected.chat(turns, **own)[0]
+
+    completed = openai_client.completions.create(model="pirate", prompt="Once upon")
+    assert completed.choices[0].text == expected.text(expected.tokens("Once upon"), **own)
+
+    values = {"enable_thinking": False}
+    text, _, prompt = expected.chat(said, values=values, **own | {"max_tokens": 9})
+    message = anthropic_client.messages.create(model="pirate", messages=QUESTION, max_tokens=9)
+    assert message.content[0].text == text
+    counted = anthropic_client.messages.count_tokens(model="pirate", messages=QUESTION)
+    assert counted.input_tokens == prompt

@@ -102,7 +102,7 @@ def test_embeddings(openai_client, vectors):
 
 def test_models(openai_client, server):
     page = openai_client.models.list()
-    assert [one.id for one in page] == ["chat", "embed"]
+    assert [one.id for one in page] == ["chat", "embed", "recite"]
     assert openai_client.models.retrieve("chat:latest").id == "chat"
     with pytest.raises(openai.NotFoundError, match="nothing"):
         openai_client.models.retrieve("nothing")
@@ -123,7 +123,7 @@ def test_every_reply_carries_its_request_id(openai_client):
         ({"temperature": -1}, openai.BadRequestError, "temperature"),
         ({"max_tokens": "many"}, openai.BadRequestError, "max_tokens"),
         ({"model": "embed"}, openai.BadRequestError, None),
-        ({"messages": [{"role": "user", "content": "x" * 3000}]}, openai.BadRequestError, None),
+        ({"messages": [{"role": "user", "content": "x" * 5000}]}, openai.BadRequestError, None),
         ({"extra_body": {"logits_processors": ["x"]}}, openai.BadRequestError, "logits_processors"),
         ({"tool_choice": "required"}, openai.BadRequestError, "tool_choice"),
         (
@@ -182,14 +182,25 @@ def test_retries_wait_as_long_as_they_are_told(openai_options, monkeypatch):
     assert caught.value.code == "rate_limit_exceeded"
 
 
-def test_what_is_wrong_is_not_tried_again(openai_options):
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ({"max_tokens": 0}, openai.BadRequestError),
+        # What took too long once would take as long again.
+        (
+            {"max_tokens": 3600, "extra_body": {"timeout": 0.01, "ignore_eos": True}},
+            openai.InternalServerError,
+        ),
+    ],
+)
+def test_what_is_wrong_is_not_tried_again(openai_options, wrong, error):
     asked = []
     http = httpx.Client(event_hooks={"request": [asked.append]})
     with (
         openai.OpenAI(**openai_options | {"max_retries": 2, "http_client": http}) as client,
-        pytest.raises(openai.BadRequestError),
+        pytest.raises(error),
     ):
-        client.completions.create(model="chat", prompt="x", max_tokens=0)
+        client.completions.create(model="chat", prompt="x", **wrong)
     assert len(asked) == 1
 
 
