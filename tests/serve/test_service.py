@@ -31,8 +31,8 @@ async def running(model, data, **settings):
         await service.close()
 
 
-async def ask(service, sampling=GREEDY, *, client=None, cache=True):
-    job = Job("1", "tiny", (1, 2, 3), sampling, client or Client(), monotonic(), cache=cache)
+async def ask(service, sampling=GREEDY, *, model="tiny", client=None, cache=True):
+    job = Job("1", model, (1, 2, 3), sampling, client or Client(), monotonic(), cache=cache)
     generation = await service.generate(job)
     answers, usage = await collect(generation)
     return generation.cache, [answer.tokens for answer in answers], usage
@@ -111,5 +111,23 @@ def test_a_key_that_names_other_models_gets_none(tiny_model, tmp_path):
         async with running(tiny_model, tmp_path) as service:
             with pytest.raises(AccessError, match="may not use 'tiny'"):
                 await ask(service, client=Client("bob", models=frozenset({"big"})))
+
+    asyncio.run(go())
+
+
+def test_names_of_one_model_share_its_queue_and_its_figures(tiny_model, tmp_path):
+    async def go():
+        async with running(tiny_model, tmp_path) as service:
+            await service.registry.copy("tiny", "copy")
+            await service.registry.copy("copy", "other")
+            job = Job("1", "other", (1, 2, 3), GREEDY, Client(), monotonic())
+            generation = await service.generate(job)
+            assert service.admission.in_flight() == {"tiny": 1}
+            await collect(generation)
+            only = Client("bob", models=frozenset({"tiny"}))
+            await ask(service, model="tiny:latest", client=only)
+            text = rendered(service)
+            assert 'hasten_itl_seconds_count{model_name="tiny"} 7.0' in text
+            assert "tiny:latest" not in text
 
     asyncio.run(go())

@@ -337,7 +337,11 @@ def _start(reply: Reply, exchange: Exchange, length: int | None) -> Message:
         exchange: To which request.
         length: Bytes of the body; None if it comes in pieces.
     """
-    headers = {"x-request-id": exchange.seen.id, "x-content-type-options": "nosniff"}
+    headers = {
+        "x-request-id": exchange.seen.id,
+        "request-id": exchange.seen.id,  # where Anthropic's clients look for it
+        "x-content-type-options": "nosniff",
+    }
     if length != 0:
         headers["content-type"] = reply.content_type
     if length is None:

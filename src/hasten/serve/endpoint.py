@@ -25,7 +25,7 @@ class Call:
     Attributes:
         service: What answers.
         client: Who asks.
-        id: Of the request; the reply carries it as x-request-id.
+        id: Of the request; the reply carries it as x-request-id and request-id.
         body: The decompressed body; empty for routes that stream it.
         headers: Names in lower case.
         path: Values of the placeholders of the route's path.

@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import time
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING
 
-from hasten.errors import AccessError, UsageError
+from hasten.errors import UsageError
+from hasten.serve.access import find_model
 from hasten.serve.admission import Admission, Ticket
 from hasten.serve.cache import AnswerCache
 from hasten.serve.generation import Generation
@@ -76,7 +78,7 @@ class Service:
             CapacityError: The prompt does not fit the context, or the model not into memory.
             EngineLostError: The model's process cannot be started.
         """
-        check_access(job.client, job.model)
+        job = replace(job, model=find_model(self.registry, job.client, job.model).name)
         async with AsyncExitStack() as resources:
             resources.enter_context(await self._admit(job.client, job.model, job.sampling.n))
             served = await resources.enter_async_context(
@@ -111,7 +113,7 @@ class Service:
         Raises:
             As `generate`.
         """
-        check_access(job.client, job.model)
+        job = replace(job, model=find_model(self.registry, job.client, job.model).name)
         async with AsyncExitStack() as resources:
             resources.enter_context(await self._admit(job.client, job.model, 1))
             served = await resources.enter_async_context(
@@ -145,9 +147,9 @@ class Service:
         Raises:
             As `generate`.
         """
-        check_access(job.client, job.model)
+        info = find_model(self.registry, job.client, job.model)
         async with AsyncExitStack() as resources:
-            resources.enter_context(await self._admit(job.client, job.model, 1))
+            resources.enter_context(await self._admit(job.client, info.name, 1))
             served = await resources.enter_async_context(
                 self.registry.use(job.model, job.keep_alive)
             )
@@ -169,8 +171,7 @@ class Service:
         await self.registry.close()
 
     async def _admit(self, client: Client, model: str, sequences: int) -> Ticket:
-        info = self.registry.describe(model)
-        engine = info.parent or info.name  # names that share an engine share its queue
+        engine = self.registry.engine_name(model)  # names that share an engine share its queue
         if client.batch:
             return await self.admission.wait_turn(client, engine, sequences)
         return self.admission.admit(client, engine, sequences)
@@ -199,11 +200,3 @@ class Service:
     ) -> None:
         self.admission.used(job.client, usage.prompt_tokens + usage.output_tokens)
         self.observer.finished(job, usage, reasons, error, cache)
-
-
-def check_access(client: Client, model: str) -> None:
-    """Refuses a model that the client's key does not name."""
-    if client.models is not None and model not in client.models:
-        raise AccessError(
-            f"this API key may not use {model!r}", allowed=", ".join(sorted(client.models))
-        )

@@ -66,8 +66,9 @@ def test_request_ids(shared):
         "my-1.2:3_4"
     )
     for bad in ("a b", "x" * 129, "ä", "", '"'):
-        made = shared.request("GET", "/v1/models", x_request_id=bad)[1]["x-request-id"]
-        assert len(made) == 24
+        headers = shared.request("GET", "/v1/models", x_request_id=bad)[1]
+        assert len(headers["x-request-id"]) == 24
+        assert headers["request-id"] == headers["x-request-id"]
     # An id that is in use is not given twice.
     shared.service.release.clear()
     wait.send(b"GET /v1/wait HTTP/1.1\r\nx-request-id: same\r\n" + HOST + b"\r\n")
