@@ -312,10 +312,10 @@ class BatchQueue:
 
     def _unavailable(self) -> OverloadError:
         return OverloadError(
-            "this server keeps no files: another one uses its data directory, or it cannot be "
-            "written",
+            "this server keeps no files: it still loads its models, or its data directory is used "
+            "by another one or cannot be written",
             retry_after=60.0,
-            do="start it with a data directory of its own",
+            do="try again later, or start it with a data directory of its own",
         )
 
 
