@@ -88,13 +88,13 @@ class Batch:
 def throughput(options: argparse.Namespace) -> dict[str, Any]:
     """Tokens a second of the command beside the engine's own, without loading the model."""
     texts = Texts(11)
-    prompts = [texts.draw() for _ in range(options.lines)]
     alone, batched, ratios = [], [], []
     engine = _Alone(options)
     with tempfile.TemporaryDirectory() as folder:
         body = {"max_tokens": options.tokens, "ignore_eos": True}
-        batch = Batch(options, Path(folder), prompts, body, options.max_sequences)
         for number in range(options.rounds + 1):
+            prompts = [texts.draw() for _ in range(options.lines)]  # new: the engine's cache stays
+            batch = Batch(options, Path(folder), prompts, body, options.max_sequences)
             ours = engine.run(prompts)
             figures = batch.run(Path(folder) / "out.jsonl", "--overwrite")
             if figures["failed"] or figures["output_tokens"] != options.lines * options.tokens:

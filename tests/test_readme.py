@@ -71,7 +71,7 @@ def test_commands_run(tmp_path, installed):
         assert done.returncode == 0, f"{line}\n{done.stderr}"
         assert done.stdout.strip(), f"{line} printed nothing"
     made = {path.name for path in tmp_path.iterdir()} - {"bin", "examples"}
-    assert made == {"fast-smollm2", "bench.json", "answers.jsonl"}
+    assert made == {"fast-smollm2", "bench.json", "answers.jsonl", "answers.jsonl.state"}
     answers = (tmp_path / "answers.jsonl").read_text().splitlines()
     assert len(answers) == len((ROOT / "examples" / "requests.jsonl").read_text().splitlines())
     assert (tmp_path / "fast-smollm2" / "report.html").exists()

@@ -2,17 +2,18 @@
 
 import asyncio
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from time import monotonic
 
 import pytest
 
-from hasten.errors import AccessError
+from hasten.errors import AccessError, DeadlineError
 from hasten.serve.build import build_service
 from hasten.serve.endpoint import Call
 from hasten.serve.generation import collect
 from hasten.serve.jobs import Client, Job
 from hasten.serve.protocols.openai import ROUTES
-from hasten.serve.settings import ServerSettings
+from hasten.serve.settings import Limits, ServerSettings
 from hasten.serve.wire import EngineSpec
 from hasten.types import EngineOptions, SamplingParams
 
@@ -80,6 +81,19 @@ def test_a_hit_says_so_to_the_client(tiny_model, tmp_path):
                 call = Call(service, Client(), "1", body, monotonic(), headers)
                 states.append((await chat.endpoint(call)).headers.get("x-hasten-cache"))
             assert states == ["miss", "hit", None]
+
+    asyncio.run(go())
+
+
+def test_lines_of_batches_have_more_time_than_requests(tiny_model, tmp_path):
+    limits = replace(Limits(), request_seconds=1e-4)
+
+    async def go():
+        async with running(tiny_model, tmp_path, limits=limits) as service:
+            with pytest.raises(DeadlineError):
+                await ask(service)
+            _, _, usage = await ask(service, client=Client(batch=True))
+            assert usage.output_tokens == 8
 
     asyncio.run(go())
 

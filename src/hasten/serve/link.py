@@ -359,6 +359,7 @@ class Link(asyncio.Protocol):
             self._opened.set_exception(
                 EngineLostError(f"the process that was to run {self._name!r} ended: {cause}")
             )
+            self._opened.exception()  # nobody waits for it where `open` was left
         self.ended.set_result(cause)
 
 

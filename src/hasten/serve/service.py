@@ -7,6 +7,7 @@ import time
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING
 
 from hasten.errors import UsageError
@@ -176,14 +177,15 @@ class Service:
         return self.admission.admit(client, engine, sequences)
 
     def _request(self, job: Job, served: Served, prompt: Prompt) -> Request:
-        limit = self.settings.limits.request_seconds
+        # A batch's lines run behind everything else, and its window ends what takes too long.
+        limit = inf if job.client.batch else self.settings.limits.request_seconds
         seconds = limit if job.timeout is None else min(job.timeout, limit)
         return Request(
             str(next(self._numbers)),
             prompt.tokens,
             prompt.sampling,
             job.client.priority + job.priority,
-            job.received + seconds,
+            None if seconds == inf else job.received + seconds,
             job.client.tenant,
             served.adapter if job.adapter is None else job.adapter,
         )

@@ -36,7 +36,8 @@ class Limits:
         prompts: Most prompts or texts of one request.
         messages: Most messages of a conversation.
         tools: Most tools of a conversation.
-        request_seconds: A request's time where it does not set its own, and the most it may set.
+        request_seconds: A request's time where it does not set its own, and the most it may set;
+            lines of batches may take longer.
     """
 
     body: int = 16 << 20

@@ -154,10 +154,6 @@ async def interrupt():
     await asyncio.sleep(60)
 
 
-async def at_once():
-    """An engine that is back as soon as it is lost."""
-
-
 def test_a_line_that_kills_the_engine_takes_no_other_with_it(tmp_path):
     source = tmp_path / "in.jsonl"
     lines = [line(f"poison-{i}" if i in (5, 40) else f"line-{i}", str(i)) for i in range(60)]
@@ -181,7 +177,7 @@ def test_a_line_that_kills_the_engine_takes_no_other_with_it(tmp_path):
             return Reply(answer_to(call.body))
         raise EngineLostError("the engine ended")
 
-    tally, _ = run_batch(source, tmp_path / "out.jsonl", endpoint, width=16, recover=at_once)
+    tally, _ = run_batch(source, tmp_path / "out.jsonl", endpoint, width=16)
     rows = by_name(tmp_path / "out.jsonl")
     failed = {name for name, row in rows.items() if row["response"]["status_code"] != 200}
     assert failed == {"poison-5", "poison-40"}
