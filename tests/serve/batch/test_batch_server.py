@@ -29,6 +29,7 @@ class Server:
                 self.client = openai.OpenAI(api_key="none", base_url=f"{found[1]}/v1")
                 break
         else:
+            self.process.communicate()
             raise AssertionError("the server did not start")
 
     def __enter__(self):
