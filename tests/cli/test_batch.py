@@ -64,18 +64,18 @@ def wait_for_lines(output, count):
 def whole(tiny_model, tmp_path_factory):
     """An input and the answers of a run that nothing disturbed."""
     folder = tmp_path_factory.mktemp("whole")
-    source = write(folder / "in.jsonl", 600)
+    source = write(folder / "in.jsonl", 400)
     child = start(tiny_model, source, folder / "out.jsonl")
     printed, errors = child.communicate(timeout=120)
     assert child.returncode == 0, errors
     assert "lines/s" in printed
-    assert "600 lines name another model (gpt-4o-mini); tiny answered them" in errors
+    assert "400 lines name another model (gpt-4o-mini); tiny answered them" in errors
     return source, texts(folder / "out.jsonl")
 
 
 def test_every_line_is_answered(whole):
     _, answers = whole
-    assert set(answers) == {f"line-{i}" for i in range(600)}
+    assert set(answers) == {f"line-{i}" for i in range(400)}
     assert len(set(answers.values())) > 100
 
 
@@ -83,25 +83,25 @@ def test_killed_and_interrupted_and_resumed(tiny_model, whole, tmp_path):
     source, answers = whole
     output = tmp_path / "out.jsonl"
     drawn = random.Random(1)
-    for count in (1, 250):
+    for count in (1, 130):
         child = start(tiny_model, source, output)
         wait_for_lines(output, count)
         time.sleep(drawn.random() * 0.05)
         child.kill()
         child.communicate()
     child = start(tiny_model, source, output)
-    wait_for_lines(output, 400)
+    wait_for_lines(output, 260)
     child.send_signal(signal.SIGINT)
     _, errors = child.communicate(timeout=60)
     assert child.returncode == 130
     kept = len(rows(output))
-    assert f"interrupted: {kept} of 600 lines are answered; the same command goes on" in errors
+    assert f"interrupted: {kept} of 400 lines are answered; the same command goes on" in errors
     assert "Traceback" not in errors
     child = start(tiny_model, source, output, "--json", "-")
     printed, errors = child.communicate(timeout=120)
     assert child.returncode == 0, errors
     report = json.loads(printed)
-    assert report["lines"] == 600
+    assert report["lines"] == 400
     assert report["answered_before"] == kept
     assert report["failed"] == 0
     assert texts(output) == answers
@@ -111,7 +111,7 @@ def test_a_killed_engine_fails_no_line(tiny_model, whole, tmp_path):
     source, answers = whole
     output = tmp_path / "out.jsonl"
     child = start(tiny_model, source, output)
-    wait_for_lines(output, 200)
+    wait_for_lines(output, 150)
     (engine,) = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
     os.kill(int(engine), signal.SIGKILL)
     _, errors = child.communicate(timeout=120)

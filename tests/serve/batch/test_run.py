@@ -343,7 +343,7 @@ def test_a_second_process_is_refused_while_the_first_runs(tmp_path):
 
 
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     stops=st.lists(st.integers(0, 30), max_size=4),
