@@ -9,7 +9,6 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-import psutil
 from raw_client import Connection, request_bytes
 
 CHILD = Path(__file__).parent / "attacked_server.py"
@@ -75,18 +74,17 @@ class Attacked:
 
     @property
     def workers(self):
-        """The processes of engines."""
-        return psutil.Process(self.process.pid).children(recursive=True)
+        """Ids of the engines' processes."""
+        pid = self.process.pid
+        return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
     def memory(self):
         """Bytes that the server and its engines hold now."""
-        processes = [psutil.Process(self.process.pid), *self.workers]
-        return sum(process.memory_info().rss for process in processes)
+        return sum(in_status(pid, "VmRSS") for pid in (self.process.pid, *self.workers))
 
     def peak(self):
-        """Bytes that the server itself ever held."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) << 10
+        """Bytes that the server itself ever held at once."""
+        return in_status(self.process.pid, "VmHWM")
 
     def descriptors(self):
         return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
@@ -103,3 +101,8 @@ class Attacked:
                 return False
             time.sleep(0.05)
         return True
+
+
+def in_status(pid, name):
+    """Bytes that the kernel tells of a process."""
+    return int(Path(f"/proc/{pid}/status").read_text().split(f"{name}:")[1].split()[0]) << 10
