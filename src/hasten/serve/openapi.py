@@ -27,6 +27,7 @@ _ERRORS = {
     "431": "The headers are too large.",
     "500": "The server failed.",
     "501": "Something that this needs is not installed.",
+    "502": "The Hub that models come from cannot be reached, or sent what is damaged.",
     "503": "The server has as much to do as it may have.",
     "504": "The request did not end in its time.",
 }
