@@ -24,6 +24,8 @@ EXAMPLES = os.environ.get("HASTEN_FUZZ_EXAMPLES")
 PLACES = 50
 """About how many there are."""
 MEANT = {501, 502, 503, 504}
+NO_BRACKETS = "the structure cannot be followed"
+"""What is said of JSON where a vocabulary, as that of the tiny model, has no brackets; a 500."""
 ADMIN = {"/api/copy", "/api/create", "/api/delete", "/api/pull"}
 COVERAGE = schemathesis.Config.from_dict({"phases": {"coverage": {"enabled": bool(EXAMPLES)}}})
 """Schemathesis's list of border cases, some thousands, is for the long form."""
@@ -70,5 +72,6 @@ def test_answers_are_as_the_schema_says(case, server):
         response,
         checks=[status_code_conformance, content_type_conformance, response_schema_conformance],
     )
-    assert response.status_code < 500 or response.status_code in MEANT, response.text
+    meant = response.status_code in MEANT or NO_BRACKETS in response.text
+    assert response.status_code < 500 or meant, response.text
     assert "x-request-id" in response.headers
