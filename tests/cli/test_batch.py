@@ -79,22 +79,30 @@ def test_every_line_is_answered(whole):
     assert len(set(answers.values())) > 100
 
 
-def test_killed_and_resumed(tiny_model, whole, tmp_path):
+def test_killed_and_interrupted_and_resumed(tiny_model, whole, tmp_path):
     source, answers = whole
     output = tmp_path / "out.jsonl"
     drawn = random.Random(1)
-    for count in (1, 150, 400):
+    for count in (1, 250):
         child = start(tiny_model, source, output)
         wait_for_lines(output, count)
         time.sleep(drawn.random() * 0.05)
         child.kill()
         child.communicate()
+    child = start(tiny_model, source, output)
+    wait_for_lines(output, 400)
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 130
+    kept = len(rows(output))
+    assert f"interrupted: {kept} of 600 lines are answered; the same command goes on" in errors
+    assert "Traceback" not in errors
     child = start(tiny_model, source, output, "--json", "-")
     printed, errors = child.communicate(timeout=120)
     assert child.returncode == 0, errors
     report = json.loads(printed)
     assert report["lines"] == 600
-    assert report["answered_before"] >= 400
+    assert report["answered_before"] == kept
     assert report["failed"] == 0
     assert texts(output) == answers
 
@@ -103,36 +111,11 @@ def test_a_killed_engine_fails_no_line(tiny_model, whole, tmp_path):
     source, answers = whole
     output = tmp_path / "out.jsonl"
     child = start(tiny_model, source, output)
-    for count in (50, 300):
-        wait_for_lines(output, count)
-        end = time.monotonic() + 60
-        while not (engines := engines_of(child.pid)):
-            assert time.monotonic() < end
-            time.sleep(0.01)
-        os.kill(engines[0], signal.SIGKILL)
+    wait_for_lines(output, 200)
+    (engine,) = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+    os.kill(int(engine), signal.SIGKILL)
     _, errors = child.communicate(timeout=120)
     assert child.returncode == 0, errors
-    assert texts(output) == answers
-
-
-def engines_of(pid):
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(one) for one in children]
-
-
-def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tiny_model, whole, tmp_path):
-    source, answers = whole
-    output = tmp_path / "out.jsonl"
-    child = start(tiny_model, source, output)
-    wait_for_lines(output, 100)
-    child.send_signal(signal.SIGINT)
-    _, errors = child.communicate(timeout=30)
-    assert child.returncode == 130
-    kept = len(rows(output))
-    assert f"interrupted: {kept} of 600 lines are answered; the same command goes on" in errors
-    assert "Traceback" not in errors
-    child = start(tiny_model, source, output)
-    child.communicate(timeout=120)
     assert texts(output) == answers
 
 

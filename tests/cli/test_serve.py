@@ -32,7 +32,7 @@ def test_every_option_arrives(hasten, tiny_model, settings, tmp_path):
         "--allow-origin https://b --tls-certificate c.pem --tls-key k.pem --queue 3 --timeout 5 "
         "--max-connections 7 --max-body 1MiB --max-upload 2MiB --memory 3GiB --keep-alive 8 "
         f"--data {tmp_path} --drain 9 --log-level debug --traces http://c --lora poet=/x "
-        "--threads 1 --max-sequences 3"
+        "--threads 1 --max-sequences 3 --response-cache 4MiB --cache-seconds 6 --cache-sampled"
     )
     assert hasten("serve", f"chat={tiny_model}", *arguments.split()).status == 0
     made = settings["s"]
@@ -45,6 +45,7 @@ def test_every_option_arrives(hasten, tiny_model, settings, tmp_path):
     assert (limits.body, limits.upload) == (1 << 20, 2 << 20)
     assert (made.memory, made.keep_alive, made.data) == (3 << 30, 8.0, tmp_path)
     assert (made.log_level, made.traces) == ("debug", "http://c")
+    assert (made.response_cache, made.cache_seconds, made.cache_sampled) == (4 << 20, 6.0, True)
     spec = settings["m"]["chat"]
     assert (spec.model, spec.kind, spec.adapters) == (str(tiny_model), "generate", {"poet": "/x"})
     assert (spec.options.threads, spec.options.max_sequences) == (1, 3)
@@ -140,11 +141,23 @@ def test_a_signal_while_it_loads(tiny_model, tmp_path):
     command = [sys.executable, "-m", "hasten", "serve", str(tiny_model), "--port", "0"]
     environment = os.environ | {"HASTEN_CACHE": "off"}
     command += ["--data", str(tmp_path), "--log-level", "debug"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-    process.stderr.readline()  # it has begun
-    process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 0
-    process.stderr.close()
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        process.stderr.readline()  # it has begun
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 0, said
+    assert "Traceback" not in said
+
+
+def test_ctrl_c_before_the_server_acts_on_signals(hasten, tiny_model, monkeypatch):
+    import hasten.cli.serve as module
+
+    def interrupted(settings, specs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_run", interrupted)
+    result = hasten("serve", str(tiny_model))
+    assert (result.status, "ended before it served" in result.err) == (0, True)
 
 
 def test_a_port_that_is_taken(start):

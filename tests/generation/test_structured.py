@@ -332,7 +332,7 @@ def test_tokens_of_a_forced_text_spell_it():
     """What llguidance asks a tokenizer for, also where it puts a space before texts."""
     for tokenizer in (byte_level({2}), sentencepiece({2})):
         compiler = StructureCompiler(tokenizer, tokenizer.vocab_size)
-        vocabulary, _ = compiler._prepare()
+        vocabulary, _ = compiler.prepare()
         for text in ('"name"', " a", "hello world", "é", "日本", "{}", ""):
             assert b"".join(vocabulary.tokens[i] for i in vocabulary(text)) == text.encode()
         compiler.close()

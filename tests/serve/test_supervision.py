@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import os
 import signal
@@ -417,3 +418,41 @@ def test_a_worker_needs_neither_server_nor_client():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {name.split(".")[0] for name in done.stdout.split()}
     assert not loaded & {"starlette", "uvicorn", "asyncio", "prometheus_client", "jinja2", "torch"}
+
+
+def test_a_start_that_is_given_up_at_any_moment_leaves_nothing(long_spec):
+    async def scenario():
+        met = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: met.append(context))
+        before = children()
+        for pauses in range(8):
+            engine = EngineProcess(long_spec, name="tiny")
+            starting = asyncio.create_task(engine.start())
+            for _ in range(pauses):
+                await asyncio.sleep(0)
+            starting.cancel()
+            await asyncio.wait({starting})
+            await engine.stop()
+            await until(lambda: children() == before)
+        assert met == []
+
+    asyncio.run(scenario())
+
+
+def test_a_start_that_is_given_up_leaves_nothing_behind(tiny_model):
+    told = []
+
+    async def main():
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+        for turns in range(8):  # of the event loop, after which it is given up
+            opening = link.Link.open("tiny", spec_of(tiny_model), hang_seconds=60, stall_seconds=60)
+            task = asyncio.create_task(opening)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+        await asyncio.sleep(0.05)
+        gc.collect()
+
+    asyncio.run(main())
+    assert not told

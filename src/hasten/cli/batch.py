@@ -33,7 +33,6 @@ INTERRUPTED = 130
 LINE_BYTES = 16 << 20
 MAX_SEQUENCES = 32
 EMBED_WIDTH = 64
-WEEK = 7 * 86400.0
 BAR_SECONDS = 0.2
 REMARK_SECONDS = 60.0
 _SHOWN_NAMES = 3
@@ -175,8 +174,8 @@ async def _answer(job: Job, source: Source, scan: Scan, journal: Journal) -> Don
     from hasten.serve.settings import Limits, ServerSettings
 
     with tempfile.TemporaryDirectory(prefix="hasten-batch-") as directory:
-        # A line may take as long as it takes; the models that a server keeps are none of ours.
-        limits = replace(Limits(), request_seconds=WEEK, body=LINE_BYTES)
+        # The models that a server keeps are none of ours.
+        limits = replace(Limits(), body=LINE_BYTES)
         settings = ServerSettings(limits=limits, data=Path(directory))
         service = build_service(settings, {job.name: job.spec})
         try:
@@ -189,9 +188,9 @@ async def _answer(job: Job, source: Source, scan: Scan, journal: Journal) -> Don
                 batch_routes(ROUTES),
                 service,
                 Client(batch=True),
+                lambda: _recover(service, job.name),
                 model=job.name,
                 same_model=job.check_model,
-                recover=lambda: _recover(service, job.name),
             )
             began = time.monotonic()
             with progress("batch", scan.lines) as show:

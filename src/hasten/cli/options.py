@@ -231,7 +231,7 @@ _ENGINE_OPTIONS: dict[str, Callable[[Command], Command]] = {
     "max_sequences": click.option(
         "--max-sequences",
         type=click.IntRange(1, 4096),
-        help="Sequences that run at once  [default: 16; bench: 1]",
+        help="Sequences that run at once  [default: 16; batch: 32; bench: 1]",
     ),
     "kv_memory": click.option(
         "--kv-memory",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import re
 import resource
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,17 +14,29 @@ import click
 
 from hasten.cli.console import remark
 from hasten.cli.options import ByteSize, EngineChoice, FiniteFloat, apply_options, engine_choice
+from hasten.cli.specs import read_spec, split_named
 
 if TYPE_CHECKING:
-    from hasten.serve.registry import ModelRegistry
     from hasten.serve.server import Server
+    from hasten.serve.service import Service
     from hasten.serve.settings import ServerSettings
     from hasten.serve.wire import EngineSpec
 
 __all__ = ["command"]
 
-_NAMED = re.compile(r"([A-Za-z0-9][\w.-]*(?:/[\w.-]+)?(?::[\w.-]+)?)=(.+)", re.ASCII)
-_EMBEDDER_TOO = ("weights", "threads", "isa", "executor")
+
+class AnswerStore(click.ParamType[int | str]):
+    """Where answers are kept: a number of bytes, or the URL of a Redis."""
+
+    name = "store"
+
+    def convert(
+        self, value: str | int, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        """The number or the URL."""
+        if isinstance(value, str) and "://" in value:
+            return value
+        return ByteSize().convert(value, param, ctx)
 
 
 class SectionOption(click.Option):
@@ -165,6 +176,31 @@ _LIMITS = (
     ),
 )
 
+_cache = _in_section("Answers that were given before")
+_CACHE = (
+    _cache(
+        "--response-cache",
+        metavar="SIZE|URL",
+        type=AnswerStore(),
+        envvar="HASTEN_RESPONSE_CACHE",
+        help="Keep answers and give them again to the same request of the same tenant: in so much "
+        "memory, or in a Redis (redis://HOST:PORT; one with a password better in "
+        "HASTEN_RESPONSE_CACHE)  [default: off]",
+    ),
+    _cache(
+        "--cache-seconds",
+        type=FiniteFloat(0.001, 1e9),
+        default=3600.0,
+        show_default=True,
+        help="How long an answer is kept.",
+    ),
+    _cache(
+        "--cache-sampled",
+        is_flag=True,
+        help="Keep answers to requests with a temperature and no seed, too.",
+    ),
+)
+
 _running = _in_section("How the server runs")
 _RUNNING = (
     _running(
@@ -208,7 +244,7 @@ _RUNNING = (
 
 
 def _serve_options(command: Any) -> Any:  # noqa: ANN401
-    return apply_options(command, (*_ACCESS, *_LIMITS, *_RUNNING))
+    return apply_options(command, (*_ACCESS, *_LIMITS, *_CACHE, *_RUNNING))
 
 
 @click.command(
@@ -218,7 +254,8 @@ def _serve_options(command: Any) -> Any:  # noqa: ANN401
     "  hasten serve smollm2\n"
     "  hasten serve chat=./artefact embed=minilm --port 8080\n"
     "  HASTEN_API_KEY=secret hasten serve model.gguf --host 0.0.0.0 --allow-host my.example\n"
-    "  hasten serve smollm2 --max-sequences 32 --queue 128 --lora poet=./adapter",
+    "  hasten serve smollm2 --max-sequences 32 --queue 128 --lora poet=./adapter\n"
+    "  hasten serve smollm2 --response-cache 256MiB --cache-seconds 600",
 )
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @_serve_options
@@ -254,9 +291,12 @@ def command(
         **given,
     )
     refuse_open(settings, accepted=no_auth)
-    specs = _specs(models, adapters, engine)
-    with logging_to(settings.log_level):
-        _run(settings, specs)
+    try:
+        specs = _specs(models, adapters, engine)
+        with logging_to(settings.log_level):
+            _run(settings, specs)
+    except KeyboardInterrupt:  # before the server acts on signals itself
+        remark("ended before it served")
 
 
 def _specs(
@@ -264,38 +304,15 @@ def _specs(
 ) -> dict[str, EngineSpec]:
     specs: dict[str, EngineSpec] = {}
     for text in models:
-        name, spec = _spec(text, choice)
+        name, spec = read_spec(text, choice)
         if name in specs:
             raise click.UsageError(f"Two models are called {name!r}; give one as NAME=MODEL.")
         specs[name] = spec
     if adapters:
         first = next(iter(specs))
-        found = dict(_adapter(text) for text in adapters)
+        found = dict(split_named(text, "--lora") for text in adapters)
         specs[first] = replace(specs[first], adapters=found)
     return specs
-
-
-def _spec(text: str, choice: EngineChoice) -> tuple[str, EngineSpec]:
-    from hasten.generation.embedding import embedder_options
-    from hasten.models import load_model
-    from hasten.serve.wire import EngineSpec
-
-    named = None if Path(text).exists() else _NAMED.fullmatch(text)
-    source = text if named is None else named[2]
-    model = load_model(source)
-    name = re.sub(r"[^\w./:-]", "-", model.name) if named is None else named[1]
-    given = {key: value for key, value in choice.given.items() if value is not None}
-    if model.config.output != "hidden":
-        return name, EngineSpec(source, options=choice.for_model(model) if given else None)
-    both = {key: given[key] for key in _EMBEDDER_TOO if key in given}
-    return name, EngineSpec(source, "embed", embedder_options(model, **both) if both else None)
-
-
-def _adapter(text: str) -> tuple[str, str]:
-    found = _NAMED.fullmatch(text)
-    if found is None:
-        raise click.UsageError(f"--lora is {text!r}; allowed: NAME=PATH.")
-    return found[1], found[2]
 
 
 def _run(settings: ServerSettings, specs: dict[str, EngineSpec]) -> None:
@@ -310,7 +327,7 @@ def _run(settings: ServerSettings, specs: dict[str, EngineSpec]) -> None:
         server.stop_on_signals()
         await server.start()
         try:
-            if await _loaded(service.registry, server):
+            if await _started(service, server):
                 remark(_greeting(server.url, next(iter(specs))))
         except BaseException:
             server.stop()
@@ -324,17 +341,17 @@ def _run(settings: ServerSettings, specs: dict[str, EngineSpec]) -> None:
         runner.run(run())
 
 
-async def _loaded(registry: ModelRegistry, server: Server) -> bool:
+async def _started(service: Service, server: Server) -> bool:
     """Load the models; False if the server was stopped before that was done."""
-    loading = asyncio.create_task(registry.start())
+    starting = asyncio.create_task(service.start())
     stopping = asyncio.create_task(server.stopping.wait())
-    await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
-    if not loading.done():
-        loading.cancel()
-        await asyncio.wait({loading})
+    if not starting.done():
+        starting.cancel()
+        await asyncio.wait({starting})
         return False
-    await loading
+    await starting
     return True
 
 

@@ -244,6 +244,10 @@ class Engine(OverExecutor):
             finished=dict(self._finished),
         )
 
+    def prepare_structures(self) -> None:
+        """Makes what the first request with a structure would wait for; any thread may call it."""
+        self._intake.prepare_structures()
+
     def forget_prefixes(self) -> None:
         """Empties the prefix cache, as must be done when weights change; between two steps only."""
         self._pool.forget()

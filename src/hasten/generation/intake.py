@@ -105,6 +105,11 @@ class Intake:
                 f"token {bad[0]} is not in the vocabulary", allowed=f"0 to {self._vocab_size - 1}"
             )
 
+    def prepare_structures(self) -> None:
+        """Makes what the first structure would wait for."""
+        if self._structures is not None:
+            self._structures.prepare()
+
     def close(self) -> None:
         """Ends the thread that follows structures."""
         if self._structures is not None:

@@ -138,7 +138,7 @@ class StructureCompiler:
         from llguidance import LLMatcher, LLParserLimits
 
         grammar = _to_grammar(structure)
-        _, lltokenizer = self._prepare()
+        _, lltokenizer = self.prepare()
         # Narrower than its own bounds: 250,000 states take up to 500 MB.
         limits = LLParserLimits(
             max_grammar_size=50_000,
@@ -158,7 +158,7 @@ class StructureCompiler:
 
     def decoder(self, *, skip_special: bool = True) -> ByteText:
         """The decoder of a sequence with a guide: its text is what llguidance took it for."""
-        vocabulary, _ = self._prepare()
+        vocabulary, _ = self.prepare()
         hidden = self._tokenizer.special_ids if skip_special else frozenset()
         return ByteText(vocabulary.tokens, hidden)
 
@@ -166,7 +166,7 @@ class StructureCompiler:
         """Ends the thread."""
         self._worker.shutdown(cancel_futures=True)
 
-    def _prepare(self) -> tuple[Vocabulary, LLTokenizer]:
+    def prepare(self) -> tuple[Vocabulary, LLTokenizer]:
         """The vocabulary as llguidance wants it, made when it is first needed."""
         from llguidance import LLTokenizer
 

@@ -22,11 +22,12 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from hasten.errors import HastenError, UsageError
+from hasten.errors import DeadlineError, HastenError, UsageError
 from hasten.serve.auth import Authenticator
 from hasten.serve.body import Body, BodyLimits, BodyMemory, ClientGoneError, Lease
 from hasten.serve.browser import BrowserGuard
 from hasten.serve.endpoint import Call, Reply, Route
+from hasten.serve.heartbeat import Heartbeat
 from hasten.serve.jobs import Client
 from hasten.serve.routing import Match, Router
 from hasten.serve.status import HttpError, retry_after, status_of
@@ -223,6 +224,8 @@ class App:
         if wait is not None:
             headers["retry-after"] = str(max(1, math.ceil(wait)))
             headers["retry-after-ms"] = str(max(0, math.ceil(wait * 1000)))
+        if isinstance(error, DeadlineError):
+            headers["x-should-retry"] = "false"  # or clients ask again for what took too long
         dialect = self.router.dialect(exchange.seen.path)
         return Reply(dialect.error(status, error, exchange.seen.id), status=status, headers=headers)
 
@@ -242,8 +245,7 @@ class App:
             else:
                 await send(_start(reply, exchange, None))
                 if exchange.seen.method != "HEAD":
-                    async for piece in pieces:
-                        await send({"type": "http.response.body", "body": piece, "more_body": True})
+                    await self._stream(pieces, reply.beat, send)
         except Exception as error:
             # Ending without the last chunk tells the client that something is missing.
             exchange.seen.error = error
@@ -255,6 +257,18 @@ class App:
                 await close()
         exchange.watch.stop()
         await send({"type": "http.response.body", "body": b""})
+
+    async def _stream(self, pieces: AsyncIterator[bytes], beat: bytes, send: Send) -> None:
+        async def send_piece(piece: bytes) -> None:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+
+        heart = Heartbeat(send_piece, beat, self.settings.limits.beat_seconds)
+        heart.start()
+        try:
+            async for piece in pieces:
+                await heart.send(piece)
+        finally:
+            await heart.stop()
 
     def _new_id(self, wanted: str) -> str:
         """The client's own id for its request, where it can be used, else a new one."""
@@ -330,7 +344,11 @@ def _start(reply: Reply, exchange: Exchange, length: int | None) -> Message:
         exchange: To which request.
         length: Bytes of the body; None if it comes in pieces.
     """
-    headers = {"x-request-id": exchange.seen.id, "x-content-type-options": "nosniff"}
+    headers = {
+        "x-request-id": exchange.seen.id,
+        "request-id": exchange.seen.id,  # where Anthropic's clients look for it
+        "x-content-type-options": "nosniff",
+    }
     if length != 0:
         headers["content-type"] = reply.content_type
     if length is None:

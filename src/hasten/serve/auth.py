@@ -15,6 +15,7 @@ import msgspec
 from hasten.errors import AccessError, AuthenticationError, UsageError
 from hasten.serve.endpoint import Route
 from hasten.serve.jobs import Client
+from hasten.serve.registry.names import ModelName
 from hasten.serve.settings import ServerSettings
 
 __all__ = ["Authenticator", "client_keys", "is_loopback", "key_digest", "read_keys", "refuse_open"]
@@ -64,7 +65,11 @@ class KeyEntry(msgspec.Struct, forbid_unknown_fields=True):
         return digest
 
     def client(self) -> Client:
-        """Whom the key stands for."""
+        """Whom the key stands for.
+
+        Raises:
+            UsageError: If what names a model is no name.
+        """
         return Client(
             name=self.name,
             tenant=self.tenant or self.name,
@@ -72,7 +77,7 @@ class KeyEntry(msgspec.Struct, forbid_unknown_fields=True):
             concurrency=self.concurrency,
             requests_per_minute=self.requests_per_minute,
             tokens_per_minute=self.tokens_per_minute,
-            models=self.models,
+            models=self.models and frozenset(str(ModelName.parse(name)) for name in self.models),
             admin=self.admin,
         )
 

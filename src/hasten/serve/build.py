@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from hasten.serve.admission import Admission
 from hasten.serve.batch.queue import BatchQueue
+from hasten.serve.cache import AnswerCache
 from hasten.serve.health import Health
 from hasten.serve.protocols import openai
 from hasten.serve.registry import ModelRegistry
@@ -26,17 +27,15 @@ def build_service(
     *,
     connections: Callable[[], int] = lambda: 0,
 ) -> Service:
-    """A service that knows models and has loaded none; call it in a running event loop.
-
-    Its batches go on when they are started, after the models.
+    """A service that is still to be started; call it in a running event loop.
 
     Args:
         settings: How the server runs.
-        specs: What `ModelRegistry.start` loads, by the name that clients use.
+        specs: What `Service.start` loads, by the name that clients use.
         connections: How many are open, for the metrics.
 
     Raises:
-        UsageError: Two models of one name, or a name that is none.
+        UsageError: Two models of one name, a name that is none, or a Redis that cannot be one.
         MissingDependencyError: Settings ask for what is not installed.
     """
     registry = ModelRegistry(settings)
@@ -48,14 +47,16 @@ def build_service(
         options = None if engine is None else engine.spec.options
         return (options or EngineOptions()).max_sequences
 
+    answers = AnswerCache(settings)
     metrics = Metrics(
         lambda: {name: one for name, one in registry.engines().items() if one is not None},
         in_flight=lambda: admission.in_flight(),  # noqa: PLW0108 - it is made below
         connections=connections,
+        answers=answers.statistics,
     )
     admission = Admission(settings.limits, capacity, refused=metrics.refused)
     observer = Observer(metrics, open_tracer(settings.traces))
-    service = Service(settings, registry, admission, observer)
+    service = Service(settings, registry, admission, answers, observer)
     service.batches = BatchQueue(settings.data_directory / "batches", settings, openai.ROUTES)
     service.health = Health(registry.engines, lambda: admission.draining)
     return service

@@ -25,7 +25,7 @@ class Call:
     Attributes:
         service: What answers.
         client: Who asks.
-        id: Of the request; the reply carries it as x-request-id.
+        id: Of the request; the reply carries it as x-request-id and request-id.
         body: The decompressed body; empty for routes that stream it.
         headers: Names in lower case.
         path: Values of the placeholders of the route's path.
@@ -56,12 +56,14 @@ class Reply:
         status: Of HTTP.
         content_type: Of the body.
         headers: Further ones.
+        beat: What may be sent between the pieces of the body where none comes for long.
     """
 
     body: bytes | AsyncIterator[bytes]
     status: int = 200
     content_type: str = "application/json"
     headers: Mapping[str, str] = field(default_factory=dict)
+    beat: bytes = b""
 
 
 Endpoint = Callable[[Call], Awaitable[Reply]]

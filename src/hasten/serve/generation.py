@@ -68,6 +68,8 @@ class Generation:
         outputs: What the engine, or the cache, gives.
         cache: Where they come from.
         resources: Closed at the end, however it comes.
+        gap: Told the seconds between consecutive events of the first output that carry tokens;
+            None where no engine made them one after the other.
         finished: Told once at the end: the usage, why each output ended, and the error that ended
             the generation; the usage alone, without reasons, of one that was left early.
 
@@ -88,6 +90,7 @@ class Generation:
         outputs: Outputs,
         cache: CacheState,
         resources: AsyncExitStack,
+        gap: Callable[[float], None] | None,
         finished: Callable[[Usage, list[EndReason], Exception | None], None],
     ) -> None:
         self.id = job.id
@@ -100,7 +103,7 @@ class Generation:
         self._outputs = outputs
         self._resources = resources
         self._finished = finished
-        self._tally = _Tally(job.received, served.load_seconds, len(prompt.tokens))
+        self._tally = _Tally(job.received, served.load_seconds, len(prompt.tokens), gap)
         self._streams = [_Stream(index, prompt.splitter()) for index in range(job.sampling.n)]
         self._reasons: list[EndReason] = []
         self._closed = False
@@ -224,6 +227,7 @@ class _Tally:
     received: float
     load: float
     prompt_tokens: int
+    gap: Callable[[float], None] | None
     cached_tokens: int = 0
     output_tokens: int = 0
     reasoning_tokens: int = 0
@@ -233,13 +237,15 @@ class _Tally:
     last: float | None = None
 
     def add(self, output: Output, *, in_reasoning: bool) -> None:
-        self.last = time.monotonic()
-        if self.first is None:
+        before, self.last = self.last, time.monotonic()
+        if before is None:
             self.first = self.last
             self.prompt_seconds = output.model_seconds
             self.cached_tokens = output.cached_tokens
         elif output.index == 0:
             self.decode_seconds += output.model_seconds  # of n outputs, the steps are the same
+            if self.gap is not None:
+                self.gap(self.last - before)
         self.output_tokens += len(output.tokens)
         if in_reasoning:
             self.reasoning_tokens += len(output.tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from threading import Thread
 
 from hasten.errors import GenerationError, UsageError
 from hasten.generation.engine import Engine
@@ -93,6 +94,7 @@ class GenerationWork:
 
     def run(self) -> None:
         """Runs steps for ever."""
+        Thread(target=self.engine.prepare_structures, daemon=True).start()
         while True:
             self.engine.wait()
             outputs = self.engine.step()

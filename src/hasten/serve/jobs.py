@@ -46,7 +46,7 @@ class Client:
         concurrency: Requests at once; None sets no limit.
         requests_per_minute: None sets no limit.
         tokens_per_minute: Of prompts and outputs; None sets no limit.
-        models: Names of the models that it may use; None allows all.
+        models: Names of the models that it may use, as the registry knows them; None allows all.
         admin: May load, unload, pull, create and delete models.
         batch: Nobody waits for the answer: jobs come in as there is room, rather than be refused.
     """
@@ -60,6 +60,10 @@ class Client:
     models: frozenset[str] | None = None
     admin: bool = True
     batch: bool = False
+
+    def may_use(self, model: str) -> bool:
+        """Whether the client may use a model, by the name that the registry knows."""
+        return self.models is None or model in self.models
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +108,7 @@ class Job:
 
     Attributes:
         id: Of the HTTP request; several jobs of one request append to it.
-        model: As the client names it.
+        model: As the client names it; from `Service` on as the registry knows it.
         prompt: A conversation for the chat template, a text as it is, or tokens.
         sampling: How to choose the output; `MAX_OUTPUT` tokens where the client sets no limit.
         client: Who asks.

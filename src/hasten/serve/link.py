@@ -68,6 +68,9 @@ class Link(asyncio.Protocol):
     Args:
         name: Of the model, for messages.
         process: Just started.
+        opening: The first message to it.
+        hang_seconds: A worker that answers nothing for so long is killed.
+        stall_seconds: So is one that has work and ends no step for so long.
 
     Attributes:
         info: What the worker opened; None before.
@@ -85,11 +88,21 @@ class Link(asyncio.Protocol):
     statistics: EngineStatistics | None = None
     last_token: float | None = None
 
-    def __init__(self, name: str, process: subprocess.Popen[bytes]) -> None:
+    def __init__(
+        self,
+        name: str,
+        process: subprocess.Popen[bytes],
+        opening: bytes,
+        hang_seconds: float,
+        stall_seconds: float,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self.ended: Future[str] = self._loop.create_future()
         self._name = name
         self._process = process
+        self._opening = opening
+        self._hang_seconds = hang_seconds
+        self._stall_seconds = stall_seconds
         self._transport: asyncio.Transport
         self._frames = Frames()
         self._numbers = itertools.count(1)
@@ -122,12 +135,16 @@ class Link(asyncio.Protocol):
         Args:
             name: Of the model, for messages.
             spec: What to run.
-            hang_seconds: A worker that answers nothing for so long is killed.
-            stall_seconds: So is one that has work and ends no step for so long.
+            hang_seconds: As of the class.
+            stall_seconds: As of the class.
 
         Raises:
             HastenError: What the worker met, or EngineLostError where it could not tell.
         """
+        try:
+            opening = encode(Open(spec))
+        except WireError as error:
+            raise UsageError(f"the options cannot be used: {error}") from error
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
         with theirs:
@@ -136,14 +153,17 @@ class Link(asyncio.Protocol):
             except OSError as error:
                 ours.close()
                 raise EngineLostError(f"no process can be started: {error}") from error
-        _, link = await loop.create_unix_connection(lambda: cls(name, process), sock=ours)
-        link._watcher = loop.create_task(link._watch(hang_seconds, stall_seconds))
         try:
-            link._transport.write(encode(Open(spec)))
+            _, link = await loop.create_unix_connection(
+                lambda: cls(name, process, opening, hang_seconds, stall_seconds), sock=ours
+            )
+        except BaseException:
+            ours.close()
+            process.kill()
+            process.wait()
+            raise
+        try:
             link.info = await link._opened
-        except WireError as error:
-            await link.stop(0)
-            raise UsageError(f"the options cannot be used: {error}") from error
         except BaseException:
             await link.stop(0)
             raise
@@ -214,6 +234,8 @@ class Link(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the event loop."""
         self._transport = cast("asyncio.Transport", transport)
+        self._transport.write(self._opening)
+        self._watcher = self._loop.create_task(self._watch())
 
     def data_received(self, data: bytes) -> None:
         """Called by the event loop."""
@@ -319,7 +341,7 @@ class Link(asyncio.Protocol):
                 answer.set_exception(self._loss())
         self._answers.clear()
 
-    async def _watch(self, hang_seconds: float, stall_seconds: float) -> None:
+    async def _watch(self) -> None:
         """Kills a worker that hangs.
 
         Silence is counted in pings without an answer rather than taken from a clock, for it may be
@@ -328,7 +350,7 @@ class Link(asyncio.Protocol):
         """
         silent = stalled = 0
         patience = _LAUNCH
-        pause = hang_seconds / _PINGS
+        pause = self._hang_seconds / _PINGS
         while self.connected:
             before, self._heard = self._pong, False
             self._transport.write(encode(Ping()))
@@ -341,8 +363,8 @@ class Link(asyncio.Protocol):
             stalled = stalled + 1 if still else 0
             if silent >= patience:
                 self._kill(f"it answered nothing for {silent * pause:g} s")
-            elif stalled * pause >= stall_seconds:
-                self._kill(f"it had work and ended no step for {stall_seconds:g} s")
+            elif stalled * pause >= self._stall_seconds:
+                self._kill(f"it had work and ended no step for {self._stall_seconds:g} s")
 
     def _kill(self, cause: str) -> None:
         self._cause = cause
@@ -361,6 +383,7 @@ class Link(asyncio.Protocol):
             self._opened.set_exception(
                 EngineLostError(f"the process that was to run {self._name!r} ended: {cause}")
             )
+            self._opened.exception()  # nobody waits for it where `open` was left
         self.ended.set_result(cause)
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import itertools
 import time
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING
 
-from hasten.errors import AccessError, UsageError
+from hasten.errors import UsageError
+from hasten.serve.access import find_model
 from hasten.serve.admission import Admission, Ticket
+from hasten.serve.cache import AnswerCache
 from hasten.serve.generation import Generation
 from hasten.serve.health import Health
 from hasten.serve.jobs import CacheState, Client, Embeddings, EmbedJob, EndReason, Job, Usage
@@ -33,6 +37,7 @@ class Service:
         settings: How the server runs.
         registry: Its models.
         admission: Who may come in.
+        answers: Those that were given before.
         observer: What counts, traces and logs.
 
     Attributes:
@@ -49,11 +54,13 @@ class Service:
         settings: ServerSettings,
         registry: ModelRegistry,
         admission: Admission,
+        answers: AnswerCache,
         observer: Observer,
     ) -> None:
         self.settings = settings
         self.registry = registry
         self.admission = admission
+        self.answers = answers
         self.observer = observer
         self.metrics = observer.metrics
         self.responses = ResponseStore()
@@ -71,7 +78,7 @@ class Service:
             CapacityError: The prompt does not fit the context, or the model not into memory.
             EngineLostError: The model's process cannot be started.
         """
-        check_access(job.client, job.model)
+        job = replace(job, model=find_model(self.registry, job.client, job.model).name)
         async with AsyncExitStack() as resources:
             resources.enter_context(await self._admit(job.client, job.model, job.sampling.n))
             served = await resources.enter_async_context(
@@ -83,8 +90,12 @@ class Service:
                 )
             self.observer.began(job)
             prompt = await prepare(served, job)
-            outputs = await served.engine.submit(self._request(job, served, prompt))
-            state: CacheState = "off"
+            state, outputs = await self.answers.submit(
+                served,
+                self._request(job, served, prompt),
+                tenant=job.client.tenant,
+                wanted=job.cache,
+            )
             return Generation(
                 job,
                 served,
@@ -92,6 +103,7 @@ class Service:
                 outputs,
                 state,
                 resources.pop_all(),
+                None if state == "hit" else partial(self.metrics.gap, job.model),
                 partial(self._finished, job, state),
             )
 
@@ -101,7 +113,7 @@ class Service:
         Raises:
             As `generate`.
         """
-        check_access(job.client, job.model)
+        job = replace(job, model=find_model(self.registry, job.client, job.model).name)
         async with AsyncExitStack() as resources:
             resources.enter_context(await self._admit(job.client, job.model, 1))
             served = await resources.enter_async_context(
@@ -135,35 +147,45 @@ class Service:
         Raises:
             As `generate`.
         """
-        check_access(job.client, job.model)
+        info = find_model(self.registry, job.client, job.model)
         async with AsyncExitStack() as resources:
-            resources.enter_context(await self._admit(job.client, job.model, 1))
+            resources.enter_context(await self._admit(job.client, info.name, 1))
             served = await resources.enter_async_context(
                 self.registry.use(job.model, job.keep_alive)
             )
             return len((await prepare(served, job)).tokens)
 
+    async def start(self) -> None:
+        """Loads the models, and goes on with batches.
+
+        Raises:
+            HastenError: A model that the operator named cannot be read or loaded.
+        """
+        await self.registry.start()
+        await self.batches.start(self)
+
     async def close(self) -> None:
         """Ends batches, which go on at the next start, and every engine."""
         await self.batches.close()
+        await self.answers.close()
         await self.registry.close()
 
     async def _admit(self, client: Client, model: str, sequences: int) -> Ticket:
-        info = self.registry.describe(model)
-        engine = info.parent or info.name  # names that share an engine share its queue
+        engine = self.registry.engine_name(model)  # names that share an engine share its queue
         if client.batch:
             return await self.admission.wait_turn(client, engine, sequences)
         return self.admission.admit(client, engine, sequences)
 
     def _request(self, job: Job, served: Served, prompt: Prompt) -> Request:
-        limit = self.settings.limits.request_seconds
+        # A batch's lines run behind everything else, and its window ends what takes too long.
+        limit = inf if job.client.batch else self.settings.limits.request_seconds
         seconds = limit if job.timeout is None else min(job.timeout, limit)
         return Request(
             str(next(self._numbers)),
             prompt.tokens,
             prompt.sampling,
             job.client.priority + job.priority,
-            job.received + seconds,
+            None if seconds == inf else job.received + seconds,
             job.client.tenant,
             served.adapter if job.adapter is None else job.adapter,
         )
@@ -178,11 +200,3 @@ class Service:
     ) -> None:
         self.admission.used(job.client, usage.prompt_tokens + usage.output_tokens)
         self.observer.finished(job, usage, reasons, error, cache)
-
-
-def check_access(client: Client, model: str) -> None:
-    """Refuses a model that the client's key does not name."""
-    if client.models is not None and model not in client.models:
-        raise AccessError(
-            f"this API key may not use {model!r}", allowed=", ".join(sorted(client.models))
-        )

@@ -28,6 +28,7 @@ class Limits:
         body_seconds: From there to the end of its body.
         idle_seconds: A connection without a request is closed after this.
         write_seconds: A client that takes nothing for so long is cut off.
+        beat_seconds: A stream that is silent for so long shows that it is alive.
         connections: Open at once; more are refused.
         queue: Sequences for a model beyond those that run; more are refused.
         in_flight: Sequences for all models together; more are refused.
@@ -35,7 +36,8 @@ class Limits:
         prompts: Most prompts or texts of one request.
         messages: Most messages of a conversation.
         tools: Most tools of a conversation.
-        request_seconds: A request's time where it does not set its own, and the most it may set.
+        request_seconds: A request's time where it does not set its own, and the most it may set;
+            lines of batches may take longer.
     """
 
     body: int = 16 << 20
@@ -48,6 +50,7 @@ class Limits:
     body_seconds: float = 60.0
     idle_seconds: float = 75.0
     write_seconds: float = 60.0
+    beat_seconds: float = 15.0
     connections: int = 1000
     queue: int = 64
     in_flight: int = 1024

@@ -54,6 +54,10 @@ def line(name, text="hello", **fields):
     return json.dumps({key: value for key, value in whole.items() if value is not None})
 
 
+async def at_once():
+    """An engine that is back as soon as it is lost."""
+
+
 def write_input(path: Path, count: int) -> Path:
     path.write_text("".join(f"{line(f'line-{i}', f'text {i}')}\n" for i in range(count)))
     return path
@@ -75,13 +79,14 @@ def run_batch(
     overwrite=False,
     line_bytes=LINE_BYTES,
     told=None,
+    recover=at_once,
     **options,
 ):
     """What `hasten batch` does, with endpoints of a test; returns the tally and the caller."""
 
     async def go():
         caller = LineCaller(
-            routes or table(endpoint or echo()), None, Client(), model=model, **options
+            routes or table(endpoint or echo()), None, Client(), recover, model=model, **options
         )
         await BatchRun(source, scan, journal, caller, width=width, told=told).run()
         return journal.tally, caller

@@ -5,7 +5,7 @@ import os
 import pytest
 from batch_fakes import line, read_output, run_batch, write_input
 
-from hasten.errors import UsageError
+from hasten.errors import OverloadError, UsageError
 from hasten.serve.batch.journal import Journal, state_path
 
 
@@ -149,7 +149,7 @@ def test_a_full_disk_keeps_whole_lines(tmp_path, monkeypatch):
         return write(descriptor, part)
 
     monkeypatch.setattr("hasten.serve.batch.journal.os.write", write_a_little)
-    with pytest.raises(UsageError, match="No space left"):
+    with pytest.raises(OverloadError, match="No space left"):
         run_batch(source, output)
     monkeypatch.undo()
     assert output.read_bytes().endswith(b"\n")

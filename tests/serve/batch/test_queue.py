@@ -12,9 +12,12 @@ import openai
 import pytest
 from batch_fakes import CHAT, answer_to, echo, line, table
 
+from hasten.errors import EngineLostError, OverloadError
 from hasten.serve.app import App
+from hasten.serve.batch.journal import Journal
 from hasten.serve.batch.queue import BatchQueue
 from hasten.serve.endpoint import Reply
+from hasten.serve.files import Incoming
 from hasten.serve.jobs import Client
 from hasten.serve.protocols.openai import DIALECT, ROUTES
 from hasten.serve.settings import Limits, ServerSettings
@@ -28,14 +31,19 @@ KEYS = {
 
 
 @asynccontextmanager
-async def server(directory, endpoint=None, keys=KEYS, **limits):
+async def server(directory, endpoint=None, keys=KEYS, engines=None, **limits):
     """A server without a socket; yields a function that makes a client with a key."""
     settings = ServerSettings(keys=keys, limits=replace(Limits(), **limits))
     routes = [route for route in ROUTES if "/files" in route.path or "/batches" in route.path]
     chat = replace(table(endpoint or echo())[CHAT], dialect=DIALECT)
     queue = BatchQueue(directory, settings, [*routes, chat])
-    service = SimpleNamespace(batches=queue, settings=settings)
-    app = App(service, {"openai": [*routes, chat]}, settings, Observer(Metrics()))
+    service = SimpleNamespace(
+        batches=queue,
+        settings=settings,
+        observer=Observer(Metrics()),
+        registry=SimpleNamespace(engines=lambda: engines or {}),
+    )
+    app = App(service, {"openai": [*routes, chat]})
     await queue.start(service)
     clients = []
 
@@ -364,10 +372,77 @@ def test_a_second_server_leaves_the_directory_alone(tmp_path):
     asyncio.run(go())
 
 
-def test_a_full_disk_makes_results_wait(tmp_path, monkeypatch):
-    from hasten.errors import OverloadError
-    from hasten.serve.files import Incoming
+def test_a_full_disk_makes_lines_wait(tmp_path, monkeypatch):
+    append = Journal.append
+    failures = 0
 
+    def full(self, line):
+        nonlocal failures
+        if b"line-7" in line and failures < 2:
+            failures += 1
+            raise OverloadError("disk full", retry_after=1)
+        append(self, line)
+
+    async def go():
+        monkeypatch.setattr("hasten.serve.batch.queue.DISK_SECONDS", 0.01)
+        monkeypatch.setattr(Journal, "append", full)
+        async with server(tmp_path) as connect:
+            client = connect()
+            _, batch = await submit(client, [line(f"line-{i}") for i in range(20)])
+            batch = await wait_for(client, batch)
+            assert (batch.status, failures) == ("completed", 2)
+            assert len(await rows(client, batch.output_file_id)) == 20
+
+    asyncio.run(go())
+
+
+def test_lines_wait_for_an_engine_that_takes_its_time_to_come_back(tmp_path):
+    async def go():
+        back = asyncio.Event()
+        calls = 0
+
+        async def endpoint(call):
+            nonlocal calls
+            calls += 1
+            if not back.is_set():
+                raise EngineLostError("the engine ended")
+            return Reply(answer_to(call.body))
+
+        engines = {"m": SimpleNamespace(wait_ready=back.wait), "later": None}
+        async with server(tmp_path, endpoint, engines=engines) as connect:
+            client = connect()
+            _, batch = await submit(client, [line(str(i)) for i in range(5)])
+            while calls < 5:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)
+            assert calls == 5
+            back.set()
+            batch = await wait_for(client, batch)
+            assert (batch.request_counts.completed, batch.request_counts.failed) == (5, 0)
+
+    asyncio.run(go())
+
+
+def test_lines_of_an_engine_that_cannot_be_started_fail(tmp_path, monkeypatch):
+    monkeypatch.setattr("hasten.serve.batch.queue.LOSS_SECONDS", 0.01)
+
+    async def fail(*_):
+        raise EngineLostError("the engine cannot be started")
+
+    async def go():
+        engines = {"m": SimpleNamespace(wait_ready=fail)}
+        async with server(tmp_path, fail, engines=engines) as connect:
+            client = connect()
+            _, batch = await submit(client, [line("a")])
+            batch = await wait_for(client, batch)
+            assert (batch.status, batch.request_counts.failed) == ("completed", 1)
+            (row,) = await rows(client, batch.error_file_id)
+            assert row["response"]["status_code"] == 503
+
+    asyncio.run(go())
+
+
+def test_a_full_disk_makes_results_wait(tmp_path, monkeypatch):
     keep = Incoming.keep
     failures = 0
 

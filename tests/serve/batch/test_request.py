@@ -7,7 +7,7 @@ from batch_fakes import CHAT, line
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hasten.serve.batch.answer import Tally, render_answer, render_error
+from hasten.serve.batch.answer import Seen, Tally, make_id, render_answer, render_error
 from hasten.serve.batch.lineset import LineSet
 from hasten.serve.batch.request import LineError, custom_id, parse
 
@@ -84,18 +84,22 @@ def test_names_come_back_as_they_were(name):
 
 def test_tally_adds_up_what_the_endpoints_tell():
     tally = Tally()
+    run = "0123456789abcdef"
+    id_ = make_id(run, 7)
     chat = b'{"usage": {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}}'
     responses = (
         b'{"usage": {"input_tokens": 10, "output_tokens": 4, "input_tokens_details":'
         b' {"cached_tokens": 3}, "output_tokens_details": {"reasoning_tokens": 1}}}'
     )
     for body in (chat, responses, b'{"usage": null}', b"{}", b'{"usage": "much"}', b"[1]"):
-        tally.count(render_answer("i", "c", 200, "r", body))
-    tally.count(render_answer("i", "c", 400, "r", chat))
-    tally.count(render_error("i", None, "code", "message"))
+        assert tally.count(render_answer(id_, "c", 200, "r", body)) == Seen(run, 7, False)
+    assert tally.count(render_answer(id_, "c", 400, "r", chat)).failed
+    assert tally.count(render_error(id_, None, "code", "message")).failed
     assert tally == Tally(8, 2, 15, 3, 6, 1)
-    with pytest.raises(ValueError, match="no answer"):
-        tally.count(b"{}")
+    for wrong in (b"{}", render_error("batch_req_1", None, "code", "message")):
+        with pytest.raises(ValueError, match="answer"):
+            tally.count(wrong)
+    assert tally.answered == 8
 
 
 @given(st.lists(st.integers(0, 5000)))

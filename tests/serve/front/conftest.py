@@ -95,7 +95,8 @@ async def stream(call):
         finally:
             call.service.events.append("stream closed")
 
-    return Reply(ticks(), content_type="text/event-stream")
+    beat = call.query.get("beat", "").encode()
+    return Reply(ticks(), content_type="text/event-stream", beat=beat)
 
 
 async def upload(call):

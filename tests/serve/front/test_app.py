@@ -66,8 +66,9 @@ def test_request_ids(shared):
         "my-1.2:3_4"
     )
     for bad in ("a b", "x" * 129, "ä", "", '"'):
-        made = shared.request("GET", "/v1/models", x_request_id=bad)[1]["x-request-id"]
-        assert len(made) == 24
+        headers = shared.request("GET", "/v1/models", x_request_id=bad)[1]
+        assert len(headers["x-request-id"]) == 24
+        assert headers["request-id"] == headers["x-request-id"]
     # An id that is in use is not given twice.
     shared.service.release.clear()
     wait.send(b"GET /v1/wait HTTP/1.1\r\nx-request-id: same\r\n" + HOST + b"\r\n")
@@ -273,3 +274,16 @@ def test_access_is_logged_without_secrets(front, caplog):
         assert time.monotonic() < end  # a line is written after its reply
     assert [line.getMessage() for line in lines] == ["POST /v1/echo 200", "GET /v1/nothing 404"]
     assert not any("secret" in str(vars(line)) for line in lines)
+
+
+def test_a_silent_stream_shows_that_it_is_alive(front):
+    one = front(limits={"beat_seconds": 0.02})
+    _, _, body = one.request("GET", "/v1/stream?count=3&pause=0.2&beat=%3A+still%0A%0A")
+    for number in range(3):
+        assert body.count(b"data: %d\n\n" % number) == 1
+    assert body.index(b": still\n\n") < body.index(b"data: 0") < body.rindex(b": still\n\n")
+    assert not body.replace(b": still\n\n", b"").replace(b"data: ", b"").strip(b"012\n")
+    _, _, body = one.request("GET", "/v1/stream?count=30&pause=0.001&beat=%3A+still%0A%0A")
+    assert body.count(b"data: ") == 30
+    _, _, body = one.request("GET", "/v1/stream?count=1&pause=0.2")
+    assert body == b"data: 0\n\n"

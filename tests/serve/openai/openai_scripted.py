@@ -46,6 +46,13 @@ class Scripted:
         self.closed += 1
 
 
+class FakeRegistry:
+    """Knows every model, and nothing about it."""
+
+    def describe(self, name):
+        return SimpleNamespace(name=name, overrides={})
+
+
 @dataclass
 class FakeService:
     """Keeps what it was asked; an exception as script is raised at once."""
@@ -54,7 +61,7 @@ class FakeService:
     settings: ServerSettings = field(default_factory=ServerSettings)
     jobs: list = field(default_factory=list)
     generations: list = field(default_factory=list)
-    registry: object = None
+    registry: object = field(default_factory=FakeRegistry)
     vectors: Embeddings | None = None
     responses: ResponseStore = field(default_factory=ResponseStore)
 

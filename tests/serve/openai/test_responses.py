@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openai.types.responses import Response, ResponseStreamEvent
 from openai.types.responses.response_item_list import ResponseItemList
-from pydantic import TypeAdapter
 from openai_scripted import USAGE, FakeService, ask, call_of, events_of, said, spell
+from pydantic import TypeAdapter
 
 from hasten.errors import EngineLostError, HastenError, NotFoundError
 from hasten.serve.jobs import MAX_OUTPUT, CallPiece, Client, Ended, Piece
@@ -287,10 +287,14 @@ def test_a_response_goes_on_from_another():
     assert (turn["reasoning_content"], turn["content"], len(turn["tool_calls"])) == ("hm", "So", 2)
 
 
-def test_a_call_that_was_cut_short_is_left_out_afterwards():
+@pytest.mark.parametrize(
+    ("arguments", "reason"), [('{"a', "length"), ('{"a":@}', "tool_calls"), ("[1]", "tool_calls")]
+)
+def test_a_call_that_is_broken_is_left_out_afterwards(arguments, reason):
     service = FakeService()
-    pieces = [Piece(content="So"), Piece(calls=(CallPiece(0, "c0", "weather", '{"a'),))]
-    first = answer_of([*pieces, Ended(0, "length"), USAGE], service)
+    pieces = [Piece(content="So"), Piece(calls=(CallPiece(0, "c0", "weather", arguments),))]
+    first = answer_of([*pieces, Ended(0, reason), USAGE], service)
+    assert first["output"][1]["status"] == "incomplete"
     answer_of(said("ok"), service, previous_response_id=first["id"])
     assert service.jobs[-1].prompt.messages[1] == {"role": "assistant", "content": "So"}
 

@@ -69,7 +69,6 @@ def test_a_whole_message(ask):
     assert (message.role, message.type, message.model) == ("assistant", "message", "tiny")
     assert (message.stop_reason, message.stop_sequence) == ("end_turn", None)
     assert message.id.startswith("msg_")
-    assert message._request_id == "req-1"
     usage = message.usage
     assert (usage.input_tokens, usage.cache_read_input_tokens) == (4, 3)
     assert (usage.output_tokens, usage.output_tokens_details.thinking_tokens) == (5, 2)

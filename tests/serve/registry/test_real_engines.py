@@ -70,10 +70,10 @@ def test_unloading_while_it_answers_cuts_nothing(real, spec):
                 stream = await served.engine.submit(request("a"))
                 first = await anext(stream)
                 assert not await models.unload("a")
-                rest = [output async for step in stream for output in step]
-                tokens = [token for output in (*first, *rest) for token in output.tokens]
-                assert len(tokens) == 20
-                assert rest[-1].finish_reason == "length"
+                # On a busy machine all of it may have come at once.
+                outputs = [*first, *[output async for step in stream for output in step]]
+                assert len([token for output in outputs for token in output.tokens]) == 20
+                assert outputs[-1].finish_reason == "length"
             await until(lambda: models.describe("a").state == "known")
 
     asyncio.run(go())

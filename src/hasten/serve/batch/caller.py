@@ -44,9 +44,9 @@ class LineCaller:
         routes: The endpoints that lines may name, by url.
         service: What answers.
         client: Who asks.
+        recover: Returns when the engine may serve again after a loss.
         model: Replaces the model of every line; None leaves it as the line says.
         same_model: Lines that name another model than `model` are refused.
-        recover: Returns when the engine serves again after a loss.
 
     Attributes:
         other_models: With `model`, other names that lines gave, and how often.
@@ -57,17 +57,17 @@ class LineCaller:
         routes: Mapping[str, Route],
         service: Service,
         client: Client,
+        recover: Callable[[], Awaitable[None]],
         *,
         model: str | None = None,
         same_model: bool = False,
-        recover: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._routes = routes
         self._service = service
         self._client = client
         self._model = model
         self._same_model = same_model
-        self._recover = recover or _pause
+        self._recover = recover
         self._suspects = asyncio.Semaphore(1)
         self.other_models: Counter[str] = Counter()
 
@@ -153,7 +153,3 @@ class LineCaller:
         if not isinstance(reply.body, bytes):
             raise TypeError(f"{request.url} streams although it was not asked to")
         return reply.status, reply.body
-
-
-async def _pause() -> None:
-    await asyncio.sleep(1.0)

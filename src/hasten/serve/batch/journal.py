@@ -19,7 +19,7 @@ from types import TracebackType
 
 import msgspec
 
-from hasten.errors import UsageError
+from hasten.errors import HastenError, OverloadError, UsageError
 from hasten.serve.batch.answer import RUN_DIGITS, Tally
 from hasten.serve.batch.lineset import LineSet
 from hasten.serve.batch.source import Scan
@@ -120,7 +120,7 @@ class Journal:
         """Writes a whole line; it outlives the process when this returns.
 
         Raises:
-            UsageError: If it cannot be written; no part of it is then.
+            OverloadError: If the disk does not take it; no part of it is written then.
         """
         data = memoryview(line)
         try:
@@ -129,10 +129,7 @@ class Journal:
         except OSError as error:
             with contextlib.suppress(OSError):  # else the next start cuts it off
                 os.ftruncate(self._descriptor, self._size)
-            raise UsageError(
-                f"cannot write {str(self.path)!r}: {error.strerror}",
-                do="what was written before is kept: make room and start again",
-            ) from error
+            raise self._unwritable(error) from error
         self._size += len(line)
         self.tally.count(line)
 
@@ -148,7 +145,7 @@ class Journal:
         """Brings what was appended to the disk, so that it outlives the machine; in any thread.
 
         Raises:
-            UsageError: If the disk does not take it.
+            OverloadError: If the disk does not take it.
         """
         with self._closing:
             if self._descriptor >= 0:
@@ -158,7 +155,8 @@ class Journal:
         """Brings everything to the disk and gives the file free; idempotent.
 
         Raises:
-            UsageError: If the disk does not take it, or the file is no longer where it was.
+            OverloadError: If the disk does not take it.
+            UsageError: If the file is no longer where it was.
         """
         with self._closing:
             if self._descriptor < 0:
@@ -186,7 +184,7 @@ class Journal:
     ) -> None:
         try:
             self.close()
-        except UsageError:
+        except HastenError:
             if value is None:  # else what went wrong first is what the user reads
                 raise
 
@@ -194,14 +192,21 @@ class Journal:
         try:
             os.fsync(self._descriptor)
         except OSError as error:
-            raise UsageError(f"cannot write {str(self.path)!r}: {error.strerror}") from error
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> OverloadError:
+        return OverloadError(
+            f"cannot write {str(self.path)!r}: {error.strerror}",
+            retry_after=60.0,
+            do="what was written before is kept: make room and start again",
+        )
 
     def _write_state(self, state: _State) -> None:
         path = state_path(self.path)
         try:
             write_atomically(path, msgspec.json.encode(state))
         except OSError as error:
-            raise UsageError(f"cannot write {str(path)!r}: {error.strerror}") from error
+            raise self._unwritable(error) from error
 
     def _read_state(self) -> _State:
         path = state_path(self.path)

@@ -9,10 +9,11 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from hasten.errors import HastenError, OverloadError, RateLimitError, UsageError
+from hasten.errors import EngineLostError, HastenError, OverloadError, RateLimitError, UsageError
 from hasten.serve.batch.caller import LineCaller, batch_routes
 from hasten.serve.batch.journal import Journal
 from hasten.serve.batch.records import FINAL, BatchRecord, BatchStatus, BatchStore, Problem
@@ -40,6 +41,8 @@ WIDTH = 64
 """Lines under way; how many of them run is for admission to say."""
 DISK_SECONDS = 30.0
 """After which a batch that met a full disk is taken up again."""
+LOSS_SECONDS = 5.0
+"""Between two tries of a line whose engine cannot be started."""
 _log = logging.getLogger(__name__)
 
 
@@ -229,7 +232,7 @@ class BatchQueue:
                 record.become("in_progress")
             await _in_thread(self.batches.save, record)
             routes = {record.endpoint: self._routes[record.endpoint]}
-            caller = LineCaller(routes, service, client)
+            caller = LineCaller(routes, service, client, partial(_recover, service))
             run = asyncio.create_task(BatchRun(source, scan, journal, caller, width=WIDTH).run())
             return await self._wait(record, run)
 
@@ -250,6 +253,8 @@ class BatchQueue:
         error = run.exception()
         if error is None:
             return "completed"
+        if isinstance(error, OverloadError):
+            raise error
         self._fail(record, error)
         return "failed"
 
@@ -307,10 +312,10 @@ class BatchQueue:
 
     def _unavailable(self) -> OverloadError:
         return OverloadError(
-            "this server keeps no files: another one uses its data directory, or it cannot be "
-            "written",
+            "this server keeps no files: it still loads its models, or its data directory is used "
+            "by another one or cannot be written",
             retry_after=60.0,
-            do="start it with a data directory of its own",
+            do="try again later, or start it with a data directory of its own",
         )
 
 
@@ -325,6 +330,16 @@ async def _in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     except asyncio.CancelledError:
         await asyncio.wait({work})
         raise
+
+
+async def _recover(service: Service) -> None:
+    """Waits while engines start again; it is for the lines to tell of one that cannot."""
+    for engine in service.registry.engines().values():
+        if engine is not None:
+            try:
+                await engine.wait_ready()
+            except EngineLostError:
+                await asyncio.sleep(LOSS_SECONDS)
 
 
 def _is_cancelling(record: BatchRecord) -> bool:

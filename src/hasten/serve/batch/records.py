@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Literal
 
 import msgspec
@@ -108,6 +109,7 @@ class BatchStore:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._records: dict[str, BatchRecord] = {}
+        self._saving = Lock()
         directory.mkdir(parents=True, exist_ok=True)
         for path in directory.iterdir():
             if path.name.startswith((_NEW, _OLD)):
@@ -163,12 +165,12 @@ class BatchStore:
         self._records[record.id] = record
 
     def save(self, record: BatchRecord) -> None:
-        """Brings what changed to the disk.
+        """Brings what changed to the disk; any thread may call this.
 
         Raises:
             OverloadError: If the disk does not take it.
         """
-        with writable(self._directory):
+        with self._saving, writable(self._directory):
             path = self._directory / record.id / "record.json"
             write_atomically(path, msgspec.json.encode(record))
 

@@ -104,7 +104,8 @@ class Source:
         """
         self._file.seek(0)
         number = 0
-        while piece := self._file.readline(self.line_bytes + 2):
+        most = len(_MARK) + self.line_bytes + len(b"\r\n")
+        while piece := self._file.readline(most):
             number += 1
             size = len(piece)
             if see is not None:
@@ -115,10 +116,10 @@ class Source:
                 if see is not None:
                     see(piece)
                 text = None
-            if text is not None and len(text) > self.line_bytes:
-                text = None
             if text is not None and number == 1:
                 text = text.removeprefix(_MARK)
+            if text is not None and len(text) > self.line_bytes:
+                text = None
             if text is None or text.strip():
                 yield Line(number, text, size if text is None else len(text))
 

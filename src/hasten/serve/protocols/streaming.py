@@ -9,11 +9,14 @@ import msgspec
 
 from hasten.errors import HastenError
 
-__all__ = ["EventRenderer", "EventStream", "Events", "encode"]
+__all__ = ["COMMENT", "EventRenderer", "EventStream", "Events", "encode"]
 
 _Event_co = TypeVar("_Event_co", covariant=True)
 _Event_contra = TypeVar("_Event_contra", contravariant=True)
 _Event = TypeVar("_Event")
+
+COMMENT = b": still here\n\n"
+"""What readers of server-sent events skip."""
 
 _ENCODER = msgspec.json.Encoder()
 

@@ -157,8 +157,7 @@ class ModelRegistry:
         """
         entry = self._catalog.get(name)
         began = monotonic()
-        first = self._first_name(entry.spec) or entry
-        loaded = await self._pool.acquire(first.name, entry.spec)
+        loaded = await self._pool.acquire(self.engine_name(name), entry.spec)
         try:
             yield Served(
                 entry.name,
@@ -324,6 +323,15 @@ class ModelRegistry:
         """The engines of loaded models by name; None for those that `start` has yet to load."""
         missing: dict[str, EngineProcess | None] = {entry.name: None for entry in self._at_start}
         return missing | {one.place.name: one.engine for one in self._pool.engines()}
+
+    def engine_name(self, name: str) -> str:
+        """What the engine of a model is called; names that share one have the same.
+
+        Raises:
+            NotFoundError: There is no such model.
+        """
+        entry = self._catalog.get(name)
+        return (self._first_name(entry.spec) or entry).name
 
     async def digest(self, name: str) -> str:
         """SHA-256 of a model's files, in hexadecimal; read where nobody has yet.

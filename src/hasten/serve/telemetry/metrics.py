@@ -16,7 +16,9 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from hasten import __version__
+from hasten.serve.cache import CacheStatistics
 from hasten.serve.jobs import EndReason, Usage
+from hasten.serve.telemetry.answers import AnswerCollector
 from hasten.serve.telemetry.distribution import Distribution
 from hasten.serve.telemetry.engines import Engine, EngineCollector
 
@@ -51,6 +53,7 @@ class Metrics:
         engines: Those of the models that are loaded or should be, by model; read at each scrape.
         in_flight: Sequences that were admitted and have not ended, by model.
         connections: How many are open.
+        answers: What the response cache holds; None where there is none.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Metrics:
         engines: Callable[[], Mapping[str, Engine]] = dict,
         in_flight: Callable[[], Mapping[str, int]] = dict,
         connections: Callable[[], int] = lambda: 0,
+        answers: Callable[[], CacheStatistics] | None = None,
     ) -> None:
         self._registry = CollectorRegistry()
         self._token_counters: dict[str, list[Counter]] = {}
@@ -69,6 +73,8 @@ class Metrics:
         build = Gauge("hasten_build_info", "Always 1.", labels, registry=self._registry)
         build.labels(__version__, platform.python_version()).set(1)
         self._registry.register(EngineCollector(engines, in_flight))
+        if answers is not None:
+            self._registry.register(AnswerCollector(answers))
         ProcessCollector(registry=self._registry)
 
     def _declare_times(self) -> None:
@@ -86,8 +92,8 @@ class Metrics:
         self._itl = self._time(
             "hasten_itl_seconds",
             _TOKEN,
-            "Inter-token latency: gap between consecutive output events of a request that carry "
-            "tokens; an event may carry several.",
+            "Inter-token latency: gap between consecutive output events of a request, of the first "
+            "output where there are several; not from the response cache.",
         )
         self._e2e = self._time(
             "hasten_e2e_seconds", _REQUEST, "Arrival of the request to its last token, or vector."

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from hasten.errors import UsageError
 from hasten.serve.endpoint import Call
 from hasten.serve.jobs import Job
@@ -12,6 +15,8 @@ from hasten.serve.protocols.anthropic.schema import (
     EnabledThinking,
     MessageRequest,
 )
+from hasten.serve.protocols.made import begin_conversation
+from hasten.serve.protocols.ollama.parameters import fill_sampling
 from hasten.serve.protocols.reading import cache_wanted, check_count
 from hasten.serve.protocols.streaming import encode
 from hasten.types import SamplingParams, Structure
@@ -24,10 +29,12 @@ def message_job(call: Call, request: MessageRequest) -> Job:
 
     Raises:
         UsageError: The request asks for what cannot be done.
+        NotFoundError: There is no such model.
     """
     for name in ("container", "mcp_servers"):
         if getattr(request, name):
             raise UsageError(f"{name} is given: the server runs no tools", do="leave it out")
+    overrides = call.service.registry.describe(request.model).overrides
     sampling = SamplingParams(
         max_tokens=request.max_tokens,
         temperature=1.0 if request.temperature is None else request.temperature,
@@ -36,7 +43,7 @@ def message_job(call: Call, request: MessageRequest) -> Job:
         stop=tuple(request.stop_sequences or ()),
         structure=_structure(request),
     )
-    return _job(call, request, sampling)
+    return _job(call, request, fill_sampling(sampling, request, overrides), overrides)
 
 
 def count_job(call: Call, request: CountRequest) -> Job:
@@ -44,8 +51,10 @@ def count_job(call: Call, request: CountRequest) -> Job:
 
     Raises:
         UsageError: The messages cannot be told to a model.
+        NotFoundError: There is no such model.
     """
-    return _job(call, request, SamplingParams(max_tokens=1))
+    overrides = call.service.registry.describe(request.model).overrides
+    return _job(call, request, SamplingParams(max_tokens=1), overrides)
 
 
 def unheeded(request: CountRequest) -> list[str]:
@@ -55,14 +64,16 @@ def unheeded(request: CountRequest) -> list[str]:
     return ["thinking.display"] if hidden == "omitted" else []
 
 
-def _job(call: Call, request: CountRequest, sampling: SamplingParams) -> Job:
+def _job(
+    call: Call, request: CountRequest, sampling: SamplingParams, overrides: Mapping[str, Any]
+) -> Job:
     limits = call.service.settings.limits
     check_count(len(request.messages), limits.messages, "messages", "messages")
     check_count(len(request.tools or ()), limits.tools, "tools", "tools")
     return Job(
         id=call.id,
         model=request.model,
-        prompt=read_conversation(request),
+        prompt=begin_conversation(read_conversation(request), overrides),
         sampling=sampling,
         client=call.client,
         received=call.received,

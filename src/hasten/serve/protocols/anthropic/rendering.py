@@ -11,7 +11,10 @@ from hasten.serve.jobs import Answer, CallPiece, Ended, Event, Piece, Usage
 from hasten.serve.protocols.anthropic.dialect import error_event
 from hasten.serve.protocols.streaming import encode
 
-__all__ = ["MessageWriter"]
+__all__ = ["PING", "MessageWriter"]
+
+PING = b'event: ping\ndata: {"type":"ping"}\n\n'
+"""A sign of life."""
 
 _SIGNATURE = "unsigned"
 """Comes back with the reasoning, and nobody here checks it; an empty one some clients miss."""
@@ -45,7 +48,7 @@ class MessageWriter:
         message = self._message([], None, None)
         message["usage"] = {**_NO_CACHE, "input_tokens": self._prompt_tokens, "output_tokens": 0}
         begun = _event("message_start", {"type": "message_start", "message": message})
-        return begun + _event("ping", {"type": "ping"})
+        return begun + PING
 
     def event(self, event: Event) -> bytes:
         """What an event adds to the blocks; the reason and the figures at the end."""

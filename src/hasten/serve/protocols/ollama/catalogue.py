@@ -52,8 +52,7 @@ async def show(call: Call) -> Reply:
 
 
 def _visible(call: Call, models: list[ModelInfo]) -> list[ModelInfo]:
-    allowed = call.client.models
-    return [info for info in models if allowed is None or info.name in allowed]
+    return [info for info in models if call.client.may_use(info.name)]
 
 
 async def _digest(call: Call, info: ModelInfo) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hasten.errors import UsageError
 from hasten.serve.endpoint import Call
 from hasten.serve.jobs import Conversation, Job
+from hasten.serve.protocols.made import begin_conversation
 from hasten.serve.protocols.ollama.options import (
     read_keep_alive,
     read_options,
@@ -74,15 +75,14 @@ def generate_job(call: Call, request: GenerateRequest, info: ModelInfo) -> Asked
 
 
 def _answered(request: GenerateRequest, info: ModelInfo) -> Conversation:
-    system = info.overrides.get("system") if request.system is None else request.system
-    return Conversation(
-        [
-            *([{"role": "system", "content": system}] if system else []),
-            *info.overrides.get("messages", ()),
-            {"role": "user", "content": request.prompt or ""},
-        ],
-        extra=_thinking(request, info),
+    asked = Conversation(
+        [{"role": "user", "content": request.prompt or ""}], extra=_thinking(request, info)
     )
+    system = request.system
+    begun = begin_conversation(asked, info.overrides, system=system is None)
+    if not system:
+        return begun
+    return replace(begun, messages=[{"role": "system", "content": system}, *begun.messages])
 
 
 def chat_job(call: Call, request: ChatRequest, info: ModelInfo) -> Asked:
@@ -95,20 +95,14 @@ def chat_job(call: Call, request: ChatRequest, info: ModelInfo) -> Asked:
     check_count(len(request.messages or ()), limits.messages, "messages", "messages")
     check_count(len(request.tools or ()), limits.tools, "tools", "tools")
     messages = [_message(one, place) for place, one in enumerate(request.messages or ())]
-    system = info.overrides.get("system")
-    begins = bool(messages) and messages[0]["role"] == "system"
     last = messages[-1] if messages else {}
     conversation = Conversation(
-        [
-            *([{"role": "system", "content": system}] if system and not begins else []),
-            *info.overrides.get("messages", ()),
-            *messages,
-        ],
+        messages,
         tools=[_tool(tool) for tool in request.tools or ()],
         extra=_thinking(request, info),
         continue_last=last.get("role") == "assistant" and "tool_calls" not in last,
     )
-    return _job(call, request, info, conversation)
+    return _job(call, request, info, begin_conversation(conversation, info.overrides))
 
 
 def _job(

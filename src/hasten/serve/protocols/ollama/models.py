@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hasten.errors import AccessError, UsageError
+from hasten.errors import UsageError
+from hasten.serve import access
 from hasten.serve.endpoint import Call
 from hasten.serve.protocols.ollama.schema import NamedRequest
 
@@ -18,15 +19,9 @@ def find_model(call: Call, name: str) -> ModelInfo:
     """The model of a name, where this client may use it.
 
     Raises:
-        UsageError: It is no name.
-        NotFoundError: There is no such model.
-        AccessError: The client's key is for other models.
+        As `access.find_model`.
     """
-    info = call.service.registry.describe(name)
-    allowed = call.client.models
-    if allowed is not None and info.name not in allowed:
-        raise AccessError(f"this API key may not use {info.name!r}", allowed=", ".join(allowed))
-    return info
+    return access.find_model(call.service.registry, call.client, name)
 
 
 def named_model(request: NamedRequest) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from hasten.serve.endpoint import Call, Reply
 from hasten.serve.generation import collect
 from hasten.serve.jobs import Job
+from hasten.serve.protocols.made import begin_conversation
+from hasten.serve.protocols.ollama.parameters import fill_sampling
 from hasten.serve.protocols.openai.answer import AnswerForm
 from hasten.serve.protocols.openai.chat_answer import ChatChunks, render_chat
 from hasten.serve.protocols.openai.conversation import read_conversation
@@ -12,7 +14,7 @@ from hasten.serve.protocols.openai.parsing import asked_priority, read_request
 from hasten.serve.protocols.openai.sampling import full_sampling
 from hasten.serve.protocols.openai.schema import ChatRequest
 from hasten.serve.protocols.reading import FieldError, cache_wanted, check_count, extra_headers
-from hasten.serve.protocols.streaming import EventStream
+from hasten.serve.protocols.streaming import COMMENT, EventStream
 
 __all__ = ["chat", "read_chat"]
 
@@ -37,7 +39,7 @@ async def chat(call: Call) -> Reply:
     headers = extra_headers(parsed.ignored, generation.cache)
     if request.stream:
         stream = EventStream(generation, ChatChunks(form))
-        return Reply(stream, content_type="text/event-stream", headers=headers)
+        return Reply(stream, content_type="text/event-stream", headers=headers, beat=COMMENT)
     answers, usage = await collect(generation)
     return Reply(render_chat(form, answers, usage), headers=headers)
 
@@ -53,15 +55,17 @@ def read_chat(request: ChatRequest, call: Call) -> Job:
     if request.top_logprobs is not None and not request.logprobs:
         raise FieldError("top_logprobs", "logprobs is not true", do="set logprobs")
     asked = request.max_completion_tokens
+    sampling = full_sampling(
+        request,
+        max_tokens=request.max_tokens if asked is None else asked,
+        logprobs=request.top_logprobs or 0 if request.logprobs else None,
+    )
+    overrides = call.service.registry.describe(request.model).overrides
     return Job(
         id=call.id,
         model=request.model,
-        prompt=read_conversation(request, limits),
-        sampling=full_sampling(
-            request,
-            max_tokens=request.max_tokens if asked is None else asked,
-            logprobs=request.top_logprobs or 0 if request.logprobs else None,
-        ),
+        prompt=begin_conversation(read_conversation(request, limits), overrides),
+        sampling=fill_sampling(sampling, request, overrides),
         client=call.client,
         received=call.received,
         timeout=request.timeout,

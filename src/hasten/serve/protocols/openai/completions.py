@@ -8,6 +8,7 @@ from dataclasses import replace
 from hasten.serve.endpoint import Call, Reply
 from hasten.serve.generation import Generation, collect, merge
 from hasten.serve.jobs import Job
+from hasten.serve.protocols.ollama.parameters import fill_sampling
 from hasten.serve.protocols.openai.answer import AnswerForm
 from hasten.serve.protocols.openai.completion_answer import (
     CompletionChunks,
@@ -22,7 +23,7 @@ from hasten.serve.protocols.openai.parsing import (
 from hasten.serve.protocols.openai.sampling import full_sampling
 from hasten.serve.protocols.openai.schema import CompletionRequest
 from hasten.serve.protocols.reading import FieldError, cache_wanted, check_count, extra_headers
-from hasten.serve.protocols.streaming import EventStream
+from hasten.serve.protocols.streaming import COMMENT, EventStream
 
 __all__ = ["completions", "read_completion"]
 
@@ -58,7 +59,7 @@ async def completions(call: Call) -> Reply:
     generation = merge(generations, outputs)
     if request.stream:
         stream = EventStream(generation, CompletionChunks(form, echoes, outputs))
-        return Reply(stream, content_type="text/event-stream", headers=headers)
+        return Reply(stream, content_type="text/event-stream", headers=headers, beat=COMMENT)
     answers, usage = await collect(generation)
     return Reply(render_completion(form, echoes, outputs, answers, usage), headers=headers)
 
@@ -80,6 +81,8 @@ def read_completion(request: CompletionRequest, call: Call) -> list[Job]:
     if asked == 0 and not request.echo:
         raise FieldError("max_tokens", "0", allowed="1 or more, or 0 with echo")
     sampling = full_sampling(request, max_tokens=max(asked, 1), logprobs=request.logprobs)
+    overrides = call.service.registry.describe(request.model).overrides
+    sampling = fill_sampling(sampling, request, overrides)
     if request.echo and request.logprobs is not None:
         if request.stream and outputs > 1:
             raise FieldError(

@@ -17,7 +17,7 @@ __all__ = ["list_models", "show_model"]
 
 async def list_models(call: Call) -> Reply:
     """Names the models that the client may use."""
-    data = [_model(info) for info in call.service.registry.list() if _visible(call, info.name)]
+    data = [_model(info) for info in call.service.registry.list() if call.client.may_use(info.name)]
     ends = (data[0]["id"], data[-1]["id"]) if data else (None, None)
     pages = {"has_more": False, "first_id": ends[0], "last_id": ends[1]}
     return Reply(encode({"object": "list", "data": data, **pages}))
@@ -26,13 +26,10 @@ async def list_models(call: Call) -> Reply:
 async def show_model(call: Call) -> Reply:
     """Describes one of them."""
     name = call.path["model"]
-    if not _visible(call, name):
+    info = call.service.registry.describe(name)
+    if not call.client.may_use(info.name):
         raise NotFoundError(f"there is no model {name!r:.256}", do="GET /v1/models names them")
-    return Reply(encode(_model(call.service.registry.describe(name))))
-
-
-def _visible(call: Call, name: str) -> bool:
-    return call.client.models is None or name in call.client.models
+    return Reply(encode(_model(info)))
 
 
 def _model(info: ModelInfo) -> dict[str, Any]:

@@ -12,6 +12,8 @@ import msgspec
 from hasten.serve.endpoint import Call, Reply
 from hasten.serve.generation import collect
 from hasten.serve.jobs import Ended, Job, Piece
+from hasten.serve.protocols.made import begin_conversation
+from hasten.serve.protocols.ollama.parameters import fill_sampling
 from hasten.serve.protocols.openai.listing import list_page
 from hasten.serve.protocols.openai.parsing import asked_priority, read_request
 from hasten.serve.protocols.openai.responses_answer import ResponseWriter
@@ -28,7 +30,7 @@ from hasten.serve.protocols.openai.responses_schema import (
 from hasten.serve.protocols.openai.sampling import base_sampling, format_structure
 from hasten.serve.protocols.openai.schema import JsonSchema, ResponseFormat
 from hasten.serve.protocols.reading import FieldError, cache_wanted, extra_headers
-from hasten.serve.protocols.streaming import EventStream, encode
+from hasten.serve.protocols.streaming import COMMENT, EventStream, encode
 from hasten.serve.response_store import StoredResponse
 
 __all__ = [
@@ -60,6 +62,7 @@ async def create_response(call: Call) -> Reply:
     name = f"resp_{secrets.token_hex(16)}"
     writer = ResponseWriter(
         request,
+        sampling=job.sampling,
         id=name,
         request_id=call.id,
         created=generation.created,
@@ -70,7 +73,7 @@ async def create_response(call: Call) -> Reply:
     headers = extra_headers(parsed.ignored, generation.cache)
     if request.stream:
         stream = EventStream(generation, writer)
-        return Reply(stream, content_type="text/event-stream", headers=headers)
+        return Reply(stream, content_type="text/event-stream", headers=headers, beat=COMMENT)
     (answer,), usage = await collect(generation)
     writer.event(
         Piece(
@@ -125,16 +128,19 @@ def read_job(request: ResponsesRequest, call: Call) -> Job:
     included = "message.output_text.logprobs" in (request.include or ())
     logprobs = request.top_logprobs or 0 if included or request.top_logprobs else None
     text_format = request.text.format if request.text else None
+    conversation = read_response(request, _earlier(request, call), call.service.settings.limits)
+    sampling = base_sampling(
+        request,
+        max_tokens=request.max_output_tokens,
+        logprobs=logprobs,
+        structure=format_structure(_response_format(text_format), "text.format.schema"),
+    )
+    overrides = call.service.registry.describe(request.model).overrides
     return Job(
         id=call.id,
         model=request.model,
-        prompt=read_response(request, _earlier(request, call), call.service.settings.limits),
-        sampling=base_sampling(
-            request,
-            max_tokens=request.max_output_tokens,
-            logprobs=logprobs,
-            structure=format_structure(_response_format(text_format), "text.format.schema"),
-        ),
+        prompt=begin_conversation(conversation, overrides),
+        sampling=fill_sampling(sampling, request, overrides),
         client=call.client,
         received=call.received,
         timeout=request.timeout,
@@ -150,7 +156,7 @@ def _earlier(request: ResponsesRequest, call: Call) -> list[InputItem]:
     while previous is not None and count <= call.service.settings.limits.messages:
         stored = call.service.responses.get(call.client.tenant, previous)
         output = _OUTPUT.decode(stored.response).output
-        # The arguments of a call that was cut short are no JSON.
+        # The arguments of a call that was cut short, or is broken, are no JSON.
         finished = [i for i in output if (i.type, i.status) != ("function_call", "incomplete")]
         turn = [*_ITEMS.decode(stored.items), *finished]
         turns.append(turn)

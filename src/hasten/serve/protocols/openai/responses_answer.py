@@ -14,7 +14,7 @@ from hasten.serve.protocols.openai.errors import explain
 from hasten.serve.protocols.openai.logprobs import chat_logprobs
 from hasten.serve.protocols.openai.responses_schema import ResponsesRequest
 from hasten.serve.protocols.streaming import encode
-from hasten.types import TokenLogprobs
+from hasten.types import SamplingParams, TokenLogprobs
 
 __all__ = ["ResponseWriter"]
 
@@ -62,6 +62,7 @@ class ResponseWriter:
 
     Args:
         request: What was asked.
+        sampling: What that comes to.
         id: Of the response.
         request_id: Of the HTTP request.
         created: When, in Unix seconds.
@@ -77,6 +78,7 @@ class ResponseWriter:
         self,
         request: ResponsesRequest,
         *,
+        sampling: SamplingParams,
         id: str,  # noqa: A002 - the name of the field
         request_id: str,
         created: int,
@@ -84,7 +86,7 @@ class ResponseWriter:
         spell: Callable[[int], bytes] | None,
         keep: Callable[[dict[str, Any]], None],
     ) -> None:
-        self.response = _begin(request, id, created, model)
+        self.response = _begin(request, sampling, id, created, model)
         self._request_id = request_id
         self._spell = spell
         self._keep = keep
@@ -174,6 +176,7 @@ class ResponseWriter:
         where: dict[str, Any] = {"item_id": item.id, "output_index": item.place}
         done = f"{_DELTAS[item.kind]}.done"
         if item.call is not None:
+            status = status if _is_object(text) else "incomplete"
             made = self._event(done, **where, name=item.call.name, arguments=text)
         else:
             where["content_index"] = 0
@@ -202,6 +205,14 @@ class ResponseWriter:
         return b"event: " + kind.encode() + b"\ndata: " + data + b"\n\n"
 
 
+def _is_object(arguments: str) -> bool:
+    """Whether a call can be understood: a model that is not held to a schema may write anything."""
+    try:
+        return isinstance(msgspec.json.decode(arguments or "{}"), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 def _number(call: CallPiece | None) -> int | None:
     return None if call is None else call.number
 
@@ -211,12 +222,13 @@ def _prefix(kind: str, where: dict[str, Any]) -> bytes:
     return b"event: " + kind.encode() + b"\ndata: " + data + b',"sequence_number":'
 
 
-def _begin(request: ResponsesRequest, name: str, created: int, model: str) -> dict[str, Any]:
+def _begin(
+    request: ResponsesRequest, sampling: SamplingParams, name: str, created: int, model: str
+) -> dict[str, Any]:
     """A response whose output is still to come; it repeats what was asked."""
     text = request.text
     text_format = text.format if text is not None and text.format is not None else None
     reasoning = request.reasoning
-    sampled = request.temperature
     return {
         "id": name,
         "object": "response",
@@ -238,14 +250,14 @@ def _begin(request: ResponsesRequest, name: str, created: int, model: str) -> di
             "summary": None,
         },
         "store": request.store is not False,
-        "temperature": 1.0 if sampled is None else sampled,
+        "temperature": sampling.temperature,
         "text": {
             "format": {"type": "text"} if text_format is None else msgspec.to_builtins(text_format)
         },
         "tool_choice": msgspec.to_builtins(request.tool_choice or "auto"),
         "tools": [msgspec.to_builtins(tool) for tool in request.tools or ()],
         "top_logprobs": request.top_logprobs,
-        "top_p": 1.0 if request.top_p is None else request.top_p,
+        "top_p": sampling.top_p,
         "truncation": "disabled",
         "usage": None,
         "user": request.user,

@@ -1,0 +1,70 @@
+"""The server's figures beside what was asked of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+__all__ = ["markdown"]
+
+Row = tuple[str, str, str, bool]
+"""What was measured, the figure, what was asked, and whether it holds."""
+
+
+def markdown(serving: Mapping[str, Any], batches: Mapping[str, Any]) -> str:
+    """A table of the results of `serving.py` and `batches.py`, without parts that did not run."""
+    lines = ["| | measured | asked | |", "|---|---:|---:|---|"]
+    rows = [*_speed(serving), *_load(serving), *_batches(batches)]
+    lines += [
+        f"| {what} | {figure} | {asked} | {'holds' if good else 'not reached'} |"
+        for what, figure, asked, good in rows
+    ]
+    return "\n".join(lines)
+
+
+def _speed(results: Mapping[str, Any]) -> Iterator[Row]:
+    if (part := results.get("throughput")) is not None:
+        ratios = part["ratios"]
+        figure = f"{part['ratio']:.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
+        yield (
+            f"tokens/s through HTTP over the engine's own, {part['streams']} streams",
+            figure,
+            "≥ 0.90",
+            part["ratio"] >= 0.9,
+        )
+    for streams, figures in results.get("latency", {}).items():
+        for name, metric in (("ttft", "time to first token"), ("itl", "gap between tokens")):
+            added = 1000 * figures["added"][f"{name}_p99"]
+            what = f"added to the {metric} at p99, {streams} stream{'s' * (streams != '1')}"
+            yield what, f"{added:.1f} ms", "< 5 ms", added < 5
+
+
+def _load(results: Mapping[str, Any]) -> Iterator[Row]:
+    if (part := results.get("disconnects")) is not None:
+        wrong = {k: n for k, n in part["outcomes"].items() if k not in ("answered", "left")}
+        lost = sum(wrong.values())
+        what = f"{part['requests']:,} requests over 200 connections, of which clients leave: lost"
+        yield what, str(lost), "0", lost == 0
+        yield "… sequences left behind", f"{part['left_behind']:.0f}", "0", not part["left_behind"]
+    if (part := results.get("overload")) is not None:
+        ratio, slowest = part["goodput_ratio"], part["refusal_ms"]["max"]
+        yield "goodput at 4 × the capacity", f"{ratio:.2f} of its peak", "≥ 0.90", ratio >= 0.9
+        yield "slowest refusal there", f"{slowest:.0f} ms", "≤ 50 ms", slowest <= 50
+        before, after = (sum(memory.values()) for memory in part["memory"])
+        grown = (after - before) / before
+        yield "memory grown by it", f"{100 * grown:.0f} %", "bounded", grown < 0.1
+    if (part := results.get("kills")) is not None:
+        unclear = sum(n for kind, n in part["outcomes"].items() if kind.startswith("no "))
+        what = f"engine killed {part['kills']} times: requests without an answer or an error"
+        yield what, str(unclear), "0", unclear == 0
+
+
+def _batches(results: Mapping[str, Any]) -> Iterator[Row]:
+    if (part := results.get("throughput")) is not None:
+        ratio = part["ratio"]
+        figure = f"{ratio:.2f} [{min(part['ratios']):.2f}, {max(part['ratios']):.2f}]"
+        yield "tokens/s of `hasten batch` over the engine's own", figure, "≥ 0.95", ratio >= 0.95
+    if (part := results.get("kills")) is not None:
+        wrong = part["missing"] + part["twice"] + part["different"]
+        what = f"`hasten batch` killed {part['kills']} times: lines missing, twice or different"
+        yield what, str(wrong), "0", wrong == 0
