@@ -73,7 +73,8 @@ soak: $(VENV)/hasten ## Random traffic for SECONDS: no wrong token, no lost bloc
 
 fuzz: $(VENV)/hasten ## Try many more broken model files and requests than the tests do
 	HASTEN_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(PY) -m pytest tests/models/test_reader_fuzz.py \
-		tests/serve/front/test_fuzz.py
+		tests/serve/front/test_fuzz.py tests/serve/attacks/test_raw_bytes.py \
+		tests/serve/attacks/test_published_schema.py
 
 sanitize: $(VENV)/hasten ## Run the kernels' tests under the address, undefined and thread sanitizers
 	$(PY) $(PIP) --no-build-isolation --no-deps --target build/sanitized --upgrade . \

@@ -79,6 +79,8 @@ def imports_at_load(tree):
     return found
 
 
+RUNS_WHAT_IT_READS = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
+"""Whoever reads with these what others wrote runs what they want."""
 MODULES = dict(modules())
 
 
@@ -119,6 +121,18 @@ def test_heavy_modules_wait():
 @pytest.mark.parametrize("module", MODULES)
 def test_modules_that_only_tests_need(module):
     assert not {name.split(".")[0] for name in all_imports(MODULES[module])} & NEVER
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_is_unpickled(module):
+    tree = MODULES[module]
+    heads = {name.split(".")[0] for name in all_imports(tree)}
+    assert not heads & (RUNS_WHAT_IT_READS | {"multiprocessing"})
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            assert ast.unparse(node.func) not in ("eval", "exec", "torch.load", "compile")
+            values = {one.arg: ast.unparse(one.value) for one in node.keywords}
+            assert values.get("allow_pickle", "False") == "False"
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -21,6 +21,7 @@ class Words:
     """A tokenizer: a word of n letters is token n; 1 and 2 stand around each text."""
 
     prefix, suffix = [1], [2]
+    longest_token = 9
 
     def encode(self, text, *, parse_special):
         assert not parse_special
@@ -193,6 +194,17 @@ def test_prompts_that_the_mean_leaves_out(encoder):
         np.testing.assert_allclose(got, hidden_states(model, tokens)[3:].mean(axis=0), atol=2e-5)
     with Embedder(with_settings(encoder)) as embedder:
         assert embedder.prompt_tokens("find this ") == 0
+
+
+def test_texts_are_cut_or_refused_before_they_are_tokenised(encoder):
+    model = with_settings(encoder, max_tokens=6)
+    with Embedder(model) as embedder:
+        with pytest.raises(CapacityError, match="text 1 has 55 characters; allowed: up to 54"):
+            embedder.tokenize(["a" * 55])
+        (cut,) = embedder.tokenize(["a " * 27 + "bb"], truncate=True)
+        assert cut.tolist() == [1, 1, 1, 1, 1, 2]
+        (whole,) = embedder.tokenize(["a" * 54])
+        assert whole.tolist() == [1, 54, 2]
 
 
 def test_lower_case_where_the_files_ask_for_it(encoder):

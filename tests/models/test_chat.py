@@ -288,6 +288,16 @@ def test_time_is_bounded(monkeypatch):
         ChatTemplate(source).render([])
 
 
+def test_a_template_that_may_hold_others_up_says_so(monkeypatch):
+    quick = ChatTemplate("{{ messages[0].content }}")
+    assert quick.busy  # it is compiled with the first text
+    for _ in range(2):
+        quick.render([{"role": "user", "content": "x"}])
+        assert not quick.busy
+    monkeypatch.setattr("hasten.models.chat._MOMENT", -1.0)
+    assert quick.busy
+
+
 def test_output_is_bounded():
     with pytest.raises(UnsupportedModelError, match="writes too much"):
         ChatTemplate("{% for i in range(30000) %}" + "x" * 60 + "{% endfor %}").render([])

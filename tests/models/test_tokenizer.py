@@ -270,3 +270,19 @@ def test_every_cut_of_tokenizer_json_is_refused_or_read(directory):
         (directory / "tokenizer.json").write_bytes(whole[:size])
         with pytest.raises(ModelFileError, match="not valid"):
             Tokenizer.from_directory(directory)
+
+
+def test_no_text_is_longer_than_its_tokens_can_spell(tokenizer):
+    for text in [*HARD_TEXTS, long_text()]:
+        assert len(text) <= len(tokenizer.encode(text, add_special=False)) * tokenizer.longest_token
+
+
+def test_who_would_wait_can_know(tokenizer):
+    text = "a b " * 200_000
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(tokenizer.encode, text)
+        while not tokenizer.busy and not running.done():
+            pass
+        assert tokenizer.busy
+        running.result()
+    assert not tokenizer.busy

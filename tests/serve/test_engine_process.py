@@ -365,6 +365,7 @@ def test_an_embedder(tiny_model):
             for bad, kind, text in [
                 (["y" * 200], CapacityError, "text 1 has 200 tokens"),
                 ([[]], UsageError, "text 1 has no tokens"),
+                (["x", ""], UsageError, "text 2 has no tokens"),
                 ([[1 << 40]], UsageError, "not in the vocabulary"),
                 ([[-1]], UsageError, "not in the vocabulary"),
                 (["x", [1]], UsageError, "some texts are tokens"),

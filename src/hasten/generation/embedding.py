@@ -138,11 +138,11 @@ class Embedder(OverExecutor):
         room = self.max_tokens - len(tokenizer.suffix)
         found = []
         for number, text in enumerate(texts):
-            whole = (prompt + text).lower() if self.settings.lowercase else prompt + text
+            whole = self._within_reach(number, prompt + text, truncate=truncate)
             ids = tokenizer.encode(whole, parse_special=False)
             if len(ids) > self.max_tokens:
                 if not truncate:
-                    raise self._too_long(number, len(ids))
+                    raise self._too_long(number, f"{len(ids)} tokens", self.max_tokens)
                 ids = [*ids[:room], *tokenizer.suffix]
             found.append(np.asarray(ids, np.int32))
         return found
@@ -246,7 +246,7 @@ class Embedder(OverExecutor):
             if tokens.ndim != 1 or len(tokens) == 0:
                 raise UsageError(f"text {number + 1} has no tokens", allowed="at least one token")
             if len(tokens) > self.max_tokens:
-                raise self._too_long(number, len(tokens))
+                raise self._too_long(number, f"{len(tokens)} tokens", self.max_tokens)
             if tokens.min() < 0 or tokens.max() >= vocabulary:
                 raise UsageError(
                     f"text {number + 1} holds a token that is not in the vocabulary",
@@ -266,11 +266,23 @@ class Embedder(OverExecutor):
             )
         return wanted
 
-    def _too_long(self, number: int, tokens: int) -> CapacityError:
+    def _within_reach(self, number: int, text: str, *, truncate: bool) -> str:
+        """A text as it is tokenised, which takes hundreds of bytes a character.
+
+        So what no tokens that fit could spell is cut, or refused, before that.
+        """
+        most = self.max_tokens
+        if len(text) > most:
+            most *= self.model.tokenizer.longest_token
+        if len(text) > most and not truncate:
+            raise self._too_long(number, f"{len(text)} characters", most)
+        text = text[:most]
+        return text.lower() if self.settings.lowercase else text
+
+    def _too_long(self, number: int, found: str, most: int) -> CapacityError:
         return CapacityError(
-            f"text {number + 1} has {tokens} tokens",
-            allowed=f"up to {self.max_tokens} (the model has {self.model.config.max_position} "
-            "positions)",
+            f"text {number + 1} has {found}",
+            allowed=f"up to {most} (the model has {self.model.config.max_position} positions)",
             do="split it, raise max_context where the model allows it, or cut it with truncate",
         )
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from threading import Lock
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from hasten.errors import HastenError, ModelFileError, UnsupportedModelError, UsageError
@@ -30,6 +31,8 @@ _BASE_UNITS = 8 << 20
 _UNITS_PER_CHARACTER = 64
 _BASE_OUTPUT = 1 << 20
 _SECONDS = 5.0
+_SHORT = 16 << 10
+_MOMENT = 0.05
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -82,6 +85,15 @@ class ChatTemplate:
         self._lock = Lock()
         self._environment: ChatEnvironment | None = None
         self._compiled: dict[str, Template] = {}
+        self._slowest = 0.0  # seconds of a short conversation
+
+    @property
+    def busy(self) -> bool:
+        """Whether a short conversation may take longer than a moment now.
+
+        Another thread renders one, nothing was compiled yet, or a short one took long before.
+        """
+        return self._lock.locked() or not self._compiled or self._slowest > _MOMENT
 
     @classmethod
     def from_directory(cls, path: Path | str) -> Self | None:
@@ -178,7 +190,13 @@ class ChatTemplate:
         }
         source = self.source if tools is None or self.tool_source is None else self.tool_source
         with self._lock:
-            return self._run(source, values, data.weight)
+            timed = source in self._compiled and data.weight <= _SHORT
+            began = perf_counter()
+            try:
+                return self._run(source, values, data.weight)
+            finally:
+                if timed:
+                    self._slowest = max(self._slowest, perf_counter() - began)
 
     def _run(self, source: str, values: Mapping[str, Any], weight: int) -> str:
         from hasten.models.chat_sandbox import ChatEnvironment

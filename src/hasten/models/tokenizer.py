@@ -7,6 +7,7 @@ end a generation, and that the text of a special token does not act as one where
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Self
@@ -86,6 +87,19 @@ class Tokenizer:
         from hasten.models.gguf_tokenizer import build
 
         return cls(build(metadata))
+
+    @property
+    def busy(self) -> bool:
+        """Whether `encode` would wait for another thread's text now."""
+        return self._lock.locked()
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest token: n tokens hold no text of more than n times as many.
+
+        Where a tokenizer drops characters (repeated white space, say), a text may be longer.
+        """
+        return max(map(len, self._backend.get_vocab()), default=1)
 
     def encode(
         self, text: str, *, add_special: bool = True, parse_special: bool = True

@@ -14,6 +14,7 @@ import math
 import re
 import secrets
 import time
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -212,6 +213,10 @@ class App:
         exchange.seen.error = error
         if not isinstance(error, HastenError):
             _log.error("a request met a bug", exc_info=error)
+        # Frames hold the body, and what they hold holds the error: memory that only the garbage
+        # collector would find.
+        traceback.clear_frames(error.__traceback__)
+        error.__traceback__ = None
         headers = dict(error.headers) if isinstance(error, HttpError) else {}
         if status == 401:
             headers["www-authenticate"] = "Bearer"

@@ -131,9 +131,9 @@ class EmbeddingWork:
             tokens = embedder.tokenize(strings, prompt=self._prompt, truncate=message.truncate)
         else:
             most = embedder.max_tokens if message.truncate else None
-            tokens = embedder.check_tokens(
-                [text[:most] for text in message.texts if not isinstance(text, str)]
-            )
+            listed = [text for text in message.texts if not isinstance(text, str)]
+            tokens = [np.asarray(text[:most]) for text in listed]
+        tokens = embedder.check_tokens(tokens)
         dimensions = embedder.check_dimensions(message.dimensions)
         vectors = np.empty((len(tokens), dimensions), np.float32)
         texts = _Texts(message.number, tokens, self._skip if strings else 0, vectors)

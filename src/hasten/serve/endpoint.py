@@ -99,6 +99,8 @@ class Route:
         admin: Needs a client with `Client.admin`.
         streams_body: The endpoint reads the body from `Call.chunks`, for uploads.
         max_body: Bytes of the decompressed body; None takes the server's own limit.
+        gives: Media types of what comes back where all is well, for the published schema; empty
+            where nothing but headers does.
     """
 
     method: str
@@ -111,3 +113,4 @@ class Route:
     admin: bool = False
     streams_body: bool = False
     max_body: int | None = None
+    gives: tuple[str, ...] = ("application/json",)

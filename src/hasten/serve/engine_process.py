@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.errors import DeadlineError, EngineLostError, HastenError, OverloadError
-from hasten.serve.link import Link
+from hasten.serve.link import Link, texts_content
 from hasten.serve.output_stream import OutputStream
+from hasten.serve.quarantine import Content, Quarantine
 from hasten.serve.wire import EngineInfo, EngineSpec
 from hasten.types import EngineStatistics, Request, SamplingParams
 
@@ -100,6 +101,7 @@ class EngineProcess:
         self._wanted = asyncio.Event()
         self._waiting = 0
         self._last_token: float | None = None
+        self._quarantine = Quarantine()
 
     @property
     def info(self) -> EngineInfo | None:
@@ -171,8 +173,11 @@ class EngineProcess:
             EngineLostError: The engine is gone, and not back in time.
             OverloadError: Too many wait for it already.
             DeadlineError: The request's deadline passed meanwhile.
+            GenerationError: The engine ended each time that this was in it.
         """
         link = await self._reach(request.deadline)
+        if not _is_test(request):
+            self._quarantine.check(request, link.in_flight())
         return await link.submit(request)
 
     async def embed(
@@ -198,6 +203,7 @@ class EngineProcess:
             HastenError: As `submit`, and as `Embedder.embed`.
         """
         link = await self._reach(None)
+        self._quarantine.check(texts_content(texts), link.in_flight())
         return await link.embed(texts, dimensions, truncate)
 
     async def load_adapter(self, name: str, path: str) -> None:
@@ -329,12 +335,16 @@ class EngineProcess:
             self._link = link
             self.failure = None
             link.on_loss = lambda: self._lose(link)
+            link.on_done = self._quarantine.cleared
             self._set("ready")
             _LOG.info("the engine of %r is ready: %s", self.name, link.info)
         try:
             cause = await asyncio.shield(link.ended)
             _LOG.error("the engine of %r ended: %s", self.name, cause)
             self.failure = EngineLostError(f"the process that ran {self.name!r} ended: {cause}")
+            blamed = [content for content in link.crashed_with if not _is_test(content)]
+            if blamed:
+                self._quarantine.crashed(blamed)
         finally:
             if self._link is link:
                 self._forget()
@@ -358,3 +368,8 @@ class EngineProcess:
     def _forget(self) -> None:
         self._last_token = self.last_token
         self._link = None
+
+
+def _is_test(content: Content) -> bool:
+    """Whether it is the self-test, which is in flight at many a crash and causes none."""
+    return isinstance(content, Request) and content.id == _SELF_TEST

@@ -169,8 +169,15 @@ _DIALECT = HealthDialect()
 ROUTES = [
     Route("GET", "/health/live", _live, _DIALECT, "Whether the server runs", open=True),
     Route("GET", "/health/ready", _ready, _DIALECT, "Whether it can answer", open=True),
-    Route("GET", "/health", _health, _DIALECT, "As /health/ready, without a body", open=True),
-    Route("GET", "/metrics", _metrics, _DIALECT, "Metrics for Prometheus"),
+    Route(
+        *("GET", "/health", _health, _DIALECT, "As /health/ready, without a body"),
+        open=True,
+        gives=(),
+    ),
+    Route(
+        *("GET", "/metrics", _metrics, _DIALECT, "Metrics for Prometheus"),
+        gives=("text/plain", "application/openmetrics-text"),
+    ),
     Route("GET", "/version", _version, _DIALECT, "The server's version"),
 ]
 """What machines that look after the server ask."""

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from asyncio import Future
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from time import monotonic
 from typing import Self, cast
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from hasten.errors import EngineLostError, UsageError
 from hasten.serve.output_stream import OutputStream
+from hasten.serve.quarantine import Content
 from hasten.serve.wire import (
     Accepted,
     Cancel,
@@ -46,13 +47,16 @@ from hasten.serve.wire import (
 )
 from hasten.types import EngineStatistics, Request
 
-__all__ = ["Link"]
+__all__ = ["Link", "texts_content"]
 
 _PINGS = 4
 """In the time after which a worker counts as hung."""
 
 _LAUNCH = 10 * _PINGS
 """Pings without an answer that a worker may have at its start."""
+
+_FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)
+"""Exit statuses of a process that others ended, or the kernel where memory ran out."""
 
 _REAP_PAUSE = 0.002
 """Seconds between two looks at a process that is about to end."""
@@ -72,7 +76,10 @@ class Link(asyncio.Protocol):
         info: What the worker opened; None before.
         connected: Whether it can take anything.
         on_loss: Called at once when it cannot any more; what was in flight has failed then.
+        on_done: Called with each request that ended well.
         ended: Done when the process is gone and reaped; tells why.
+        crashed_with: What was in flight when it ended, if it ended by itself or hung; known from
+            `ended` on.
         statistics: As of the last step.
         last_token: `time.monotonic` of the last token or vectors.
     """
@@ -102,9 +109,12 @@ class Link(asyncio.Protocol):
         self._opened: Future[EngineInfo] = self._loop.create_future()
         self._answers: dict[int, Future[Embedded | None]] = {}
         self._streams: dict[int, OutputStream] = {}
+        self._texts: dict[int, Content] = {}
         self._cause: str | None = None
         self.connected = True
         self.on_loss: Callable[[], None] = lambda: None
+        self.on_done: Callable[[Content], None] = lambda _: None
+        self.crashed_with: tuple[Content, ...] = ()
         self._stopping = False
         self._heard = False
         self._pong = Pong(0, False)
@@ -184,11 +194,21 @@ class Link(asyncio.Protocol):
         """
         number = next(self._numbers)
         listed = [text if isinstance(text, str) else list(text) for text in texts]
-        found = await self._ask(number, lambda: Embed(number, listed, dimensions, truncate))
+        self._texts[number] = content = texts_content(texts)
+        try:
+            found = await self._ask(number, lambda: Embed(number, listed, dimensions, truncate))
+        finally:
+            self._texts.pop(number, None)
         if found is None:
             raise TypeError("texts were accepted rather than embedded")
+        self.on_done(content)
         vectors = np.frombuffer(found.vectors, "<f4").reshape(-1, found.dimensions)
         return vectors, found.tokens
+
+    def in_flight(self) -> Iterator[Content]:
+        """What is generated from and embedded now."""
+        yield from (stream.request for stream in self._streams.values())
+        yield from self._texts.values()
 
     async def load_adapter(self, name: str, path: str) -> None:
         """Has the engine load a LoRA adapter; a HastenError as `Engine.load_adapter`."""
@@ -230,6 +250,7 @@ class Link(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the event loop when the process ends, or has closed the socket."""
         self.connected = False
+        self.crashed_with = () if self._stopping else tuple(self.in_flight())
         self._fail_all()
         self.on_loss()
         self._ending = self._loop.create_task(self._end())
@@ -264,6 +285,7 @@ class Link(asyncio.Protocol):
             stream = self._streams.get(progress.number)
             if stream is not None and stream.add(progress.output(stream.request.id)):
                 del self._streams[progress.number]
+                self.on_done(stream.request)
 
     async def _ask(self, number: int, make: Callable[[], ToWorker]) -> Embedded | None:
         """Sends a message and waits for its answer; leaving early cancels what it asked for."""
@@ -355,12 +377,19 @@ class Link(asyncio.Protocol):
         while (status := self._process.poll()) is None:
             await asyncio.sleep(_REAP_PAUSE)
         cause = self._cause or _describe(status)
+        if self._cause is None and status in _FROM_OUTSIDE:
+            self.crashed_with = ()
         if not self._opened.done():
             self._opened.set_exception(
                 EngineLostError(f"the process that was to run {self._name!r} ended: {cause}")
             )
             self._opened.exception()  # nobody waits for it where `open` was left
         self.ended.set_result(cause)
+
+
+def texts_content(texts: Sequence[str] | Sequence[Sequence[int]]) -> Content:
+    """Texts to embed as what they are known by."""
+    return tuple(text if isinstance(text, str) else tuple(text) for text in texts)
 
 
 def _describe(status: int) -> str:

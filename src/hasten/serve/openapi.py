@@ -19,11 +19,15 @@ _ERRORS = {
     "401": "There is no valid API key.",
     "403": "This client, host or origin may not do that.",
     "404": "There is no such model, file or path.",
+    "405": "The place is there for other methods.",
+    "408": "The request did not come in its time.",
     "413": "The request is too large.",
     "415": "The body is packed in a way that is not known.",
     "429": "The client has used up what it may use for now.",
+    "431": "The headers are too large.",
     "500": "The server failed.",
     "501": "Something that this needs is not installed.",
+    "502": "The Hub that models come from cannot be reached, or sent what is damaged.",
     "503": "The server has as much to do as it may have.",
     "504": "The request did not end in its time.",
 }
@@ -86,9 +90,8 @@ def _operation(route: Route, schema: dict[str, Any] | None) -> dict[str, Any]:
         "operationId": name,
         "summary": route.summary,
         "responses": {
-            "2XX": {"description": "What was asked for.", "content": _ANYTHING},
+            "2XX": {"description": "What was asked for.", "content": _contents(route)},
             **{status: _error(text) for status, text in _ERRORS.items()},
-            "default": _error("Something else is wrong."),
         },
     }
     names = parameters(route.path)
@@ -105,6 +108,10 @@ def _operation(route: Route, schema: dict[str, Any] | None) -> dict[str, Any]:
     elif route.streams_body:
         operation["requestBody"] = {"required": True, "content": _ANYTHING}
     return operation
+
+
+def _contents(route: Route) -> dict[str, Any]:
+    return {kind: {"schema": {}} for kind in route.gives}
 
 
 def _error(text: str) -> dict[str, Any]:

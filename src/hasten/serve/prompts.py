@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hasten.errors import UsageError
+from hasten.errors import CapacityError, UsageError
 from hasten.models.chat import ChatTemplate
 from hasten.serve.formats import OutputFormat, Splitter, find_format
 from hasten.serve.jobs import Conversation, Job
@@ -51,8 +51,9 @@ async def prepare(served: Served, job: Job) -> Prompt:
 
     Raises:
         UsageError: The template refuses the conversation, or there is none for it.
+        CapacityError: No tokens that the context holds could spell the text.
     """
-    if _weight(job.prompt) <= _INLINE_CHARACTERS:
+    if _weight(job.prompt) <= _INLINE_CHARACTERS and not _busy(served, job.prompt):
         return _prepare(served, job)
     return await asyncio.to_thread(_prepare, served, job)
 
@@ -61,6 +62,7 @@ def _prepare(served: Served, job: Job) -> Prompt:
     if isinstance(job.prompt, Conversation):
         return _converse(served, job, job.prompt)
     if isinstance(job.prompt, str):
+        _check_length(served, job.prompt)
         return Prompt(tuple(served.model.tokenizer.encode(job.prompt)), job.sampling, job.prompt)
     return Prompt(job.prompt, job.sampling)
 
@@ -76,6 +78,7 @@ def _converse(served: Served, job: Job, conversation: Conversation) -> Prompt:
         raise UsageError("there are no messages", allowed="at least one")
     chosen = find_format(template, served.model.tokenizer)
     text = _render(template, chosen.prepare(conversation))
+    _check_length(served, text)
     sampling = job.sampling
     demanded = chosen.structure(conversation, text)
     if demanded is not None:
@@ -105,6 +108,27 @@ def _render(template: ChatTemplate, conversation: Conversation) -> str:
         begun = str(messages.pop().get("content") or "")
     tools = list(conversation.tools) or None
     return template.render(messages, tools=tools, **conversation.extra) + begun
+
+
+def _busy(served: Served, prompt: Conversation | str | tuple[int, ...]) -> bool:
+    """Whether even a short prompt would hold others up: it has to wait for a long one."""
+    template = served.model.chat_template if isinstance(prompt, Conversation) else None
+    return served.model.tokenizer.busy or (template is not None and template.busy)
+
+
+def _check_length(served: Served, text: str) -> None:
+    """Refuses what cannot fit before it is tokenised, which takes hundreds of bytes a character."""
+    info = served.engine.info
+    context = served.model.config.max_position if info is None else info.context
+    if len(text) <= context:
+        return
+    most = context * served.model.tokenizer.longest_token
+    if len(text) > most:
+        raise CapacityError(
+            f"the prompt has {len(text)} characters and the context holds {context} tokens",
+            allowed=f"prompts of up to {most} characters, whatever their tokens",
+            do="shorten the prompt",
+        )
 
 
 def _weight(prompt: Conversation | str | tuple[int, ...]) -> int:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from hasten.errors import UsageError
+from hasten.errors import TooLargeError, UsageError
 
 __all__ = [
     "MAX_DEPTH",
@@ -26,6 +26,9 @@ MAX_DEPTH = 64
 """How deep the values of a request may be nested."""
 
 _T = TypeVar("_T", bound=msgspec.Struct)
+
+_MOST_MARKS = 1 << 20
+"""Commas and brackets of a body: each may begin a value, which takes far more room than they do."""
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 _MOST_NAMES = 32
@@ -62,9 +65,17 @@ def read(body: bytes, kind: type[_T]) -> tuple[_T, list[str]]:
 
     Raises:
         UsageError: The body is no JSON, or a field is not what it must be; the error says where.
+        TooLargeError: It holds too many values.
     """
     if not body:
         raise UsageError("the request has no body", allowed="a JSON object")
+    marks = sum(map(body.count, (b",", b"[", b"{"))) if len(body) > _MOST_MARKS else 0
+    if marks > _MOST_MARKS:
+        raise TooLargeError(
+            f"the body has {marks} commas and brackets",
+            allowed=f"up to {_MOST_MARKS}",
+            do="spread it over several requests",
+        )
     try:
         value = msgspec.json.decode(body)
     except RecursionError as error:

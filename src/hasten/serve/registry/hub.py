@@ -25,6 +25,7 @@ from hasten.errors import (
 )
 from hasten.models.source import SMALL_FILES, weight_files
 from hasten.serve.registry.names import ModelName
+from hasten.serve.status import HttpError
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
@@ -162,7 +163,8 @@ class HubStore:
             if kind == "sha256" and await self._in_thread(_sha256, path) != wanted:
                 path.resolve().unlink()
                 path.unlink(missing_ok=True)
-                raise HastenError(
+                raise HttpError(
+                    502,
                     f"{file.name} of {download.repository} was damaged on its way",
                     do="pull it again",
                 )
@@ -326,7 +328,8 @@ def _explained(what: str, error: Exception) -> HastenError:
     if isinstance(error, absent):
         return NotFoundError(f"{what} is not on the Hub", do="check the name, or set HF_TOKEN")
     lines = str(error).strip().splitlines()
-    return HastenError(
+    return HttpError(
+        502,
         f"{what} could not be downloaded ({lines[0] if lines else type(error).__name__})",
         do="check the server's network, or start the server with a path to the model",
     )

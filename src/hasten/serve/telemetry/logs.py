@@ -24,7 +24,7 @@ from hasten.serve.telemetry.observed import CURRENT, Observed
 
 __all__ = ["ConsoleFormatter", "JsonFormatter", "log_access", "logging_to"]
 
-_ROUTED = ("hasten.serve", "uvicorn", "asyncio")
+_ROUTED = ("hasten.serve", "uvicorn", "asyncio", "python_multipart")
 """Loggers whose records, and those below them, get our format."""
 _ACCESS = logging.getLogger("hasten.serve.access")
 _OWN = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "color_message"}
@@ -81,7 +81,7 @@ def _printable(text: str) -> str:
 
 @contextmanager
 def logging_to(level: str, stream: TextIO | None = None) -> Iterator[None]:
-    """Sends our logs, uvicorn's and asyncio's to a stream until the block ends.
+    """Sends our logs, and those of libraries that serve, to a stream until the block ends.
 
     uvicorn must be told to leave logging alone (`log_config=None`); its access log is not wanted,
     since ours says more.

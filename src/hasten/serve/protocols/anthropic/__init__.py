@@ -11,6 +11,7 @@ ROUTES: list[Route] = [
         *("POST", "/v1/messages", messages.messages, DIALECT),
         summary="Answer a conversation",
         request=schema.MessageRequest,
+        gives=("application/json", "text/event-stream"),
     ),
     Route(
         *("POST", "/v1/messages/count_tokens", messages.count_tokens, DIALECT),

@@ -13,16 +13,21 @@ from hasten.serve.protocols.ollama.dialect import DIALECT
 
 __all__ = ["DIALECT", "ROUTES"]
 
+_STREAMED = ("application/json", generation.NDJSON)
+_TEXT = ("text/plain",)
+
 ROUTES: list[Route] = [
     Route(
         *("POST", "/api/generate", generation.generate, DIALECT),
         summary="Answer or continue a text",
         request=schema.GenerateRequest,
+        gives=_STREAMED,
     ),
     Route(
         *("POST", "/api/chat", generation.chat, DIALECT),
         summary="Answer a conversation",
         request=schema.ChatRequest,
+        gives=_STREAMED,
     ),
     Route(
         *("POST", "/api/embed", embedding.embed, DIALECT),
@@ -44,12 +49,13 @@ ROUTES: list[Route] = [
     ),
     Route("GET", "/api/version", catalogue.version, DIALECT, summary="Tell the version"),
     Route("HEAD", "/api/version", catalogue.version, DIALECT, summary="Check the version"),
-    Route("GET", "/", catalogue.root, DIALECT, summary="Tell that the server runs"),
-    Route("HEAD", "/", catalogue.root, DIALECT, summary="Check that the server runs"),
+    Route("GET", "/", catalogue.root, DIALECT, "Tell that the server runs", gives=_TEXT),
+    Route("HEAD", "/", catalogue.root, DIALECT, "Check that the server runs", gives=_TEXT),
     Route(
         *("POST", "/api/pull", management.pull, DIALECT),
         summary="Download a model",
         request=schema.TransferRequest,
+        gives=_STREAMED,
         admin=True,
     ),
     Route(
@@ -62,28 +68,33 @@ ROUTES: list[Route] = [
         *("POST", "/api/create", management.create, DIALECT),
         summary="Create a model",
         request=schema.CreateRequest,
+        gives=_STREAMED,
         admin=True,
     ),
     Route(
         *("POST", "/api/copy", management.copy, DIALECT),
         summary="Copy a model",
         request=schema.CopyRequest,
+        gives=(),
         admin=True,
     ),
     Route(
         *("DELETE", "/api/delete", management.delete, DIALECT),
         summary="Delete a model",
         request=schema.NamedRequest,
+        gives=(),
         admin=True,
     ),
     Route(
         *("HEAD", "/api/blobs/{digest}", blobs.has_blob, DIALECT),
         summary="Check for an uploaded file",
+        gives=(),
         admin=True,
     ),
     Route(
         *("POST", "/api/blobs/{digest}", blobs.store_blob, DIALECT),
         summary="Upload a file",
+        gives=(),
         admin=True,
         streams_body=True,
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hasten.errors import UsageError
+from hasten.errors import ModelFileError, UnsupportedModelError, UsageError
 from hasten.serve.endpoint import Call, Reply
 from hasten.serve.protocols.ollama.dialect import error_line
 from hasten.serve.protocols.ollama.generation import NDJSON
@@ -119,12 +119,16 @@ async def _progress(
 ) -> Reply:
     """Waits for the first steps, so that what cannot begin is an error and no stream."""
     headers = extra_headers(ignored)
-    begun = [step async for step in _first(progress, _TO_BEGIN)]
-    if stream is not False:
-        lines = EventStream(progress, _ProgressWriter(begun, call.id))
-        return Reply(lines, content_type=NDJSON, headers=headers)
-    async for _ in progress:
-        pass
+    try:
+        begun = [step async for step in _first(progress, _TO_BEGIN)]
+        if stream is not False:
+            lines = EventStream(progress, _ProgressWriter(begun, call.id))
+            return Reply(lines, content_type=NDJSON, headers=headers)
+        async for _ in progress:
+            pass
+    except (ModelFileError, UnsupportedModelError) as error:
+        # The client chose the files, so the fault is not the server's.
+        raise UsageError(error.what, allowed=error.allowed, do=error.do) from error
     return Reply(encode({"status": "success"}), headers=headers)
 
 

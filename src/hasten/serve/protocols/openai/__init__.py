@@ -32,6 +32,8 @@ from hasten.serve.protocols.openai.schema import ChatRequest, CompletionRequest,
 
 __all__ = ["DIALECT", "ROUTES"]
 
+_STREAMED = ("application/json", "text/event-stream")
+
 _GENERATION = [
     Route(
         "POST",
@@ -39,6 +41,7 @@ _GENERATION = [
         chat,
         DIALECT,
         "Continue a conversation",
+        gives=_STREAMED,
         request=ChatRequest,
     ),
     Route(
@@ -47,6 +50,7 @@ _GENERATION = [
         completions,
         DIALECT,
         "Continue a text",
+        gives=_STREAMED,
         request=CompletionRequest,
     ),
     Route(
@@ -70,6 +74,7 @@ _RESPONSES = [
         create_response,
         DIALECT,
         "Respond to an input",
+        gives=_STREAMED,
         request=ResponsesRequest,
     ),
     Route(
@@ -94,7 +99,10 @@ _FILES = [
     Route("POST", "/v1/files", create_file, DIALECT, "Upload a file", streams_body=True),
     Route("GET", "/v1/files", list_files, DIALECT, "Name the files"),
     Route("GET", "/v1/files/{file}", show_file, DIALECT, "Describe a file"),
-    Route("GET", "/v1/files/{file}/content", file_content, DIALECT, "Fetch a file"),
+    Route(
+        *("GET", "/v1/files/{file}/content", file_content, DIALECT, "Fetch a file"),
+        gives=("application/octet-stream",),
+    ),
     Route("DELETE", "/v1/files/{file}", delete_file, DIALECT, "Delete a file"),
 ]
 _BATCHES = [
