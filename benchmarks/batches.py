@@ -19,14 +19,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from serving import Texts, report
+from serving import Part, Texts, report, run_parts
 
 from hasten.generation import Engine, engine_options
-from hasten.machine import detect_machine
 from hasten.models import load_model
 from hasten.types import Request, SamplingParams
 
@@ -226,7 +225,7 @@ def _answers(path: Path) -> dict[str, list[object]]:
     return found
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+PARTS: dict[str, Part] = {
     "throughput": throughput,
     "kills": kills,
 }
@@ -246,15 +245,9 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--kill-lines", type=int, default=300)
     parser.add_argument("--seed", type=int, default=1, help="of the moments of the kills")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="gets the results")
     options = parser.parse_args()
-    results = {part: PARTS[part](options) for part in options.parts}
-    document = {"machine": detect_machine().as_dict(), "results": results}
-    text = json.dumps(document, indent=2, default=str)
-    print(text)
-    if options.json is not None:
-        options.json.write_text(text + "\n")
-    wrong = results.get("kills", {})
+    wrong = run_parts(PARTS, options).get("kills", {})
     return int(any(wrong.get(name) for name in ("missing", "twice", "different", "failed")))
 
 

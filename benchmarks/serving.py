@@ -423,19 +423,21 @@ def report(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def run_parts(parts: Mapping[str, Part], options: argparse.Namespace) -> None:
-    """Runs the parts of `options.parts`; each goes into the file of `options.json` when it ends."""
+def run_parts(parts: Mapping[str, Part], options: argparse.Namespace) -> dict[str, Any]:
+    """Results of the parts of `options.parts`; each goes into `options.json` when it is there."""
     path: Path | None = options.json
     document: dict[str, Any] = {}
+    results = {}
     if path is not None and path.exists():
         document = json.loads(path.read_text(encoding="utf-8"))
     for name in options.parts:
-        result = parts[name](options)
+        result = results[name] = parts[name](options)
         document["machine"] = detect_machine().as_dict()
         document.setdefault("results", {})[name] = result
         if path is not None:
             path.write_text(json.dumps(document, indent=2, default=str) + "\n", encoding="utf-8")
         print(json.dumps({name: result}, indent=2, default=str), flush=True)
+    return results
 
 
 PARTS: dict[str, Part] = {
