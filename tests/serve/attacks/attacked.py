@@ -23,11 +23,12 @@ class Attacked:
         limits: As in `Limits`.
         keys: Fields of `Client` by API key.
         environment: Further variables.
+        others: As in `ServerSettings`.
     """
 
-    def __init__(self, model, data, *, limits=None, keys=None, environment=None):
+    def __init__(self, model, data, *, limits=None, keys=None, environment=None, **others):
         self.data, self.log = data, data.with_name(f"{data.name}.log")
-        given = json.dumps({"limits": limits or {}, "keys": keys or {}})
+        given = json.dumps({"limits": limits or {}, "keys": keys or {}, **others})
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, CHILD, model, data, given],

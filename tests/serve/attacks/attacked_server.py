@@ -1,7 +1,7 @@
 """The whole server in a process of its own: python attacked_server.py MODEL DATA SETTINGS.
 
-SETTINGS is JSON: "limits" as in `Limits`, and "keys": fields of `Client` by API key. It prints its
-port, and on SIGUSR1 how many tasks it has.
+SETTINGS is JSON: "limits" as in `Limits`, "keys": fields of `Client` by API key, and others as in
+`ServerSettings`. It prints its port, and on SIGUSR1 how many tasks it has.
 """
 
 import asyncio
@@ -25,13 +25,14 @@ from hasten.types import EngineOptions
 OPTIONS = EngineOptions(threads=1, max_context=128, max_sequences=4)
 
 
-async def serve(model, data, limits, keys):
+async def serve(model, data, limits, keys, **others):
     settings = ServerSettings(
         port=0,
         data=data,
         limits=Limits(**limits),
         keys={key_digest(key): Client(**fields) for key, fields in keys.items()},
         drain_seconds=5.0,
+        **others,
     )
     specs = {
         "tiny": EngineSpec(model, "generate", OPTIONS),
@@ -43,8 +44,7 @@ async def serve(model, data, limits, keys):
     asyncio.get_running_loop().add_signal_handler(
         signal.SIGUSR1, lambda: print(len(asyncio.all_tasks()), flush=True)
     )
-    await service.registry.start()
-    await service.batches.start(service)
+    await service.start()
     await server.start()
     print(server.port, flush=True)
     await server.serve()

@@ -22,7 +22,7 @@ ROUTES = [route for listed in all_routes().values() for route in listed]
 
 @pytest.fixture(scope="module")
 def server(start_server):
-    with start_server(keys=KEYS) as running:
+    with start_server(keys=KEYS, response_cache=1 << 20) as running:
         yield running
 
 
@@ -136,6 +136,18 @@ def test_prefixes_are_shared_within_a_tenant_only(server):
     assert cached("alice-key") > 0
     assert cached("alex-key") > 0
     assert cached("bob-key") == 0
+
+
+def test_answers_are_shared_within_a_tenant_only(server):
+    body = {"model": "tiny", "prompt": "another secret", "max_tokens": 3, "temperature": 0}
+
+    def cache(key):
+        status, headers, _ = server.post("/v1/completions", body, x_api_key=key)
+        assert status == 200
+        return headers["x-hasten-cache"]
+
+    assert [cache(f"{name}-key") for name in ("alice", "alice", "alex")] == ["miss", "hit", "hit"]
+    assert cache("bob-key") == "miss"
 
 
 def test_a_key_sees_and_uses_its_own_models_only(server):
