@@ -43,6 +43,12 @@ def long_spec(tiny_model, tmp_path_factory):
     return spec_of(model, max_context=60_000, max_sequences=4, kv="int8")
 
 
+def kill_all_but(others):
+    """Ends the workers of a test, which are all that this process started since."""
+    for pid in children() - others:
+        os.kill(pid, signal.SIGKILL)
+
+
 def long_request(number=0):
     return Request(f"long {number}", PROMPT, LONG)
 
@@ -310,11 +316,10 @@ def test_an_engine_that_cannot_be_started_again(false_worker):
     false_worker("accepts")
 
     async def scenario():
+        others = children()
         async with started(EngineSpec("none"), tries=2, rest=1.0, steady=0.0) as engine:
-            worker = children()
             false_worker("dies-at-once")
-            for pid in worker:
-                os.kill(pid, signal.SIGKILL)
+            kill_all_but(others)
             await until(lambda: engine.state == "restarting")
             waiting = asyncio.create_task(engine.submit(request()))
             await until(lambda: engine.state == "failed")
@@ -331,8 +336,7 @@ def test_an_engine_that_cannot_be_started_again(false_worker):
             await engine.start()
             assert engine.state == "ready"
             false_worker("dies-at-once")
-            for pid in children():
-                os.kill(pid, signal.SIGKILL)
+            kill_all_but(others)
             await until(lambda: engine.state == "failed")
             false_worker("accepts")
             await until(lambda: engine.state == "ready")  # by itself, after its rest
@@ -344,10 +348,10 @@ def test_those_who_wait_for_a_start_are_bounded(false_worker):
     false_worker("accepts")
 
     async def scenario():
+        others = children()
         async with started(EngineSpec("none"), wait=0.5, waiting=2) as engine:
             false_worker("never-opens")
-            for pid in children():
-                os.kill(pid, signal.SIGKILL)
+            kill_all_but(others)
             await until(lambda: engine.state == "restarting")
             patient = asyncio.create_task(engine.submit(request()))
             hasty = Request("hasty", PROMPT, LONG, deadline=monotonic() + 0.1)

@@ -124,7 +124,7 @@ def takes(engine, structure, *pieces):
     """Whether a grammar takes these to their end; numbers are tokens."""
     compiler = StructureCompiler(engine.model.tokenizer, engine.model.config.vocab_size)
     guide = compiler.compile(structure, [2])
-    vocabulary = compiler._prepare()[0]
+    vocabulary = compiler.prepare()[0]
     try:
         for piece in pieces:
             for token in [piece] if isinstance(piece, int) else vocabulary(piece):
