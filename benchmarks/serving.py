@@ -62,7 +62,7 @@ class Times:
     """Token times of one request, in seconds of `time.monotonic`."""
 
     sent: float
-    tokens: Sequence[float]
+    tokens: list[float]
 
     @property
     def ttft(self) -> float:
@@ -87,30 +87,32 @@ class InProcess:
         self._texts = Texts(1)
 
     def run(self, streams: int, seconds: float) -> list[Times]:
-        """So many requests at once, each followed by another, for so long."""
+        """So many requests at once, each followed by another, cut off after so long."""
         limit, number = time.monotonic() + seconds, 0
-        sent: dict[str, float] = {}
-        came: dict[str, list[float]] = {}
+        running: dict[str, Times] = {}
         done: list[Times] = []
 
         def start() -> None:
             nonlocal number
             name, number = str(number), number + 1
-            sent[name], came[name] = time.monotonic(), []
+            running[name] = Times(time.monotonic(), [])
             self._engine.submit(Request(name, self._prompt(), _sampling()))
 
         for _ in range(streams):
             start()
-        while came:
+        while time.monotonic() < limit:
             outputs = self._engine.step()
             now = time.monotonic()
             for output in outputs:
-                came[output.request_id] += [now] * len(output.tokens)
+                running[output.request_id].tokens.extend([now] * len(output.tokens))
                 if output.finish_reason is not None:
-                    done.append(Times(sent.pop(output.request_id), came.pop(output.request_id)))
-                    if now < limit:
-                        start()
-        return done
+                    done.append(running.pop(output.request_id))
+                    start()
+        for name in running:
+            self._engine.cancel(name)
+        while self._engine.has_work:
+            self._engine.step()
+        return [*done, *running.values()]
 
     def close(self) -> None:
         """Frees the engine."""
@@ -130,31 +132,36 @@ async def through_http(
 ) -> list[Times]:
     """The same through the server, each stream over a connection of its own."""
     limit = time.monotonic() + seconds
+    connections = [Connection(HOST, server.port) for _ in range(streams)]
+    done: list[Times] = []
 
-    async def stream() -> list[Times]:
-        connection, done = Connection(HOST, server.port), []
+    async def stream(connection: Connection) -> None:
         while time.monotonic() < limit:
             reply = await connection.ask(_fixed(model, texts.draw()))
-            if not reply.done:
+            if not reply.done and time.monotonic() < limit:
                 raise RuntimeError(f"a request ended with {reply.status}: {reply.body[:300]!r}")
             # The first event opens the message; the last ones close it.
             times = [at for at, count in reply.events for _ in range(count)]
             done.append(Times(reply.sent, times[1 : OUTPUT + 1]))
-        connection.close()
-        return done
 
-    found = await asyncio.gather(*(stream() for _ in range(streams)))
-    return [times for one in found for times in one]
+    async def cut_off() -> None:
+        await asyncio.sleep(seconds)
+        for connection in connections:
+            connection.close()
+
+    await asyncio.gather(cut_off(), *map(stream, connections))
+    return done
 
 
 def _fixed(model: str, words: str) -> bytes:
     return chat_body(model, words, OUTPUT, temperature=0, ignore_eos=True)
 
 
-def rate(done: Sequence[Times]) -> float:
-    """Tokens a second of what ended, from the first request to the last token."""
-    tokens = sum(len(one.tokens) for one in done)
-    return tokens / (max(one.tokens[-1] for one in done) - min(one.sent for one in done))
+def rate(done: Sequence[Times], seconds: float) -> float:
+    """Tokens a second once the streams have come apart: in the last three quarters of a turn."""
+    begin = min(one.sent for one in done) + seconds / 4
+    end = begin + seconds * 3 / 4
+    return sum(begin <= at < end for one in done for at in one.tokens) / (end - begin)
 
 
 def throughput(options: argparse.Namespace) -> dict[str, Any]:
@@ -163,9 +170,10 @@ def throughput(options: argparse.Namespace) -> dict[str, Any]:
     texts, engine = Texts(2), InProcess(options.model)
     with serving(options.model) as server:
         for number in range(options.rounds + 1):
-            ours = rate(engine.run(STREAMS, options.seconds))
+            seconds = options.seconds
+            ours = rate(engine.run(STREAMS, seconds), seconds)
             http = rate(
-                asyncio.run(through_http(server, options.model, texts, STREAMS, options.seconds))
+                asyncio.run(through_http(server, options.model, texts, STREAMS, seconds)), seconds
             )
             if number == 0:
                 continue  # warm-up
@@ -212,7 +220,7 @@ def latency(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _percentiles(done: Sequence[Times]) -> dict[str, float]:
-    ttft = [one.ttft for one in done]
+    ttft = [one.ttft for one in done if one.tokens]
     gaps = [gap for one in done for gap in one.gaps]
     return {
         "ttft_p50": float(np.percentile(ttft, 50)),
@@ -457,7 +465,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="+", choices=list(PARTS))
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=15.0, help="of one turn")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of one turn")
     parser.add_argument("--requests", type=int, default=10_000, help="of disconnects")
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--peak-seconds", type=float, default=30.0)
