@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import resource
 from collections.abc import Sequence
 from dataclasses import replace
@@ -328,6 +329,7 @@ def _run(settings: ServerSettings, specs: dict[str, EngineSpec]) -> None:
         await server.start()
         try:
             if await _started(service, server):
+                gc.freeze()  # what is there stays: looking through it would hold up all streams
                 remark(_greeting(server.url, next(iter(specs))))
         except BaseException:
             server.stop()
