@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from serving import Part, Texts, report, run_parts
+from parts import Part, Texts, report, run_parts
 
 from hasten.generation import Engine, engine_options
 from hasten.models import load_model

@@ -16,9 +16,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from parts import Texts
 from peers_environment import find_python, install
 from served import HOST, serving
-from serving import Texts
 
 PROMPTS = 2000
 WORDS = 60

@@ -34,9 +34,11 @@ def _speed(results: Mapping[str, Any]) -> Iterator[Row]:
         )
     for streams, figures in results.get("latency", {}).items():
         for name, metric in (("ttft", "time to first token"), ("itl", "gap between tokens")):
-            added = 1000 * figures["added"][f"{name}_p99"]
+            measured = figures[f"{name}_p99"]
+            added = 1000 * measured["added"]
+            low, high = (1000 * bound for bound in measured["interval"])
             what = f"added to the {metric} at p99, {streams} stream{'s' * (streams != '1')}"
-            yield what, f"{added:.1f} ms", "< 5 ms", added < 5
+            yield what, f"{added:.1f} [{low:.1f}, {high:.1f}] ms", "< 5 ms", added < 5
 
 
 def _load(results: Mapping[str, Any]) -> Iterator[Row]:
