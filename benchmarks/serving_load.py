@@ -33,7 +33,7 @@ def disconnects(options: argparse.Namespace) -> dict[str, Any]:
             numbers.pop()
             leave = chance.choice([None, None, 0, 1, chance.randrange(2, 12)])
             stream = chance.random() < 0.7
-            body = chat_body(options.model, texts.draw(12), chance.randrange(1, 24), stream=stream)
+            body = chat_body(options.model, texts.draw(6), chance.randrange(1, 16), stream=stream)
             reply = await connection.ask(body, leave_after=leave if stream or leave == 0 else None)
             counts[_kind(reply)] += 1
             if sum(counts.values()) % 1000 == 0:
