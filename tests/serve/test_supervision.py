@@ -132,12 +132,13 @@ def test_many_kills_under_load(long_spec):
 
     async def scenario():
         ends, stop = [], asyncio.Event()
-        async with started(long_spec, steady=0.0) as engine:
+        async with started(long_spec) as engine:
             async with asyncio.TaskGroup() as group:
                 for number in range(6):
                     group.create_task(client(engine, number, ends, stop))
                 for kill in range(20):
                     await engine.wait_ready(10)
+                    assert await engine.self_test(10)  # one that gave output is started at once
                     await asyncio.sleep(0.01 * kill)
                     if engine.info is not None:
                         os.kill(engine.info.pid, signal.SIGKILL)

@@ -50,11 +50,10 @@ class Supervision:
             long prompts may take minutes.
         wait: Requests wait so long for an engine that starts.
         waiting: So many of them; more are refused.
-        steady: A worker that ran for so long started well; after one that ended earlier, the next
-            is started at once, and later ones with growing pauses.
+        steady: A worker that ran for so long, or gave any output, started well. After one that did
+            not, the next is started at once, and later ones with growing pauses.
         longest_pause: Between two starts.
-        tries: So many starts in a row that fail, or soon end without any output, and the engine
-            counts as failed.
+        tries: So many in a row that did not start well, and the engine counts as failed.
         rest: After which a failed one is tried again; `EngineProcess.start` does so at once.
         farewell: What a worker may take to end when asked to.
     """
@@ -291,8 +290,7 @@ class EngineProcess:
     async def _supervise(self) -> None:
         """Starts workers, one after another; ends where the very first cannot be started."""
         supervision = self._supervision
-        short = 0  # workers in a row that did not come about, or ended soon
-        fruitless = 0  # those of the last in a row that yielded nothing
+        fruitless = 0  # workers in a row that did not come about, or soon ended without output
         ready = False
         while True:
             link = await self._open()
@@ -305,14 +303,13 @@ class EngineProcess:
                 self._set("failed")
                 return
             steady = link is not None and monotonic() - began >= supervision.steady
-            short = 0 if steady else short + 1
             yielded = link is not None and link.last_token is not None
             fruitless = 0 if steady or yielded else fruitless + 1
             if fruitless >= supervision.tries:
                 await self._rest()
                 fruitless -= 1
-            elif short > 1:
-                pause = _FIRST_PAUSE * 2.0 ** min(short - 2, 16)
+            elif fruitless > 1:
+                pause = _FIRST_PAUSE * 2.0 ** min(fruitless - 2, 16)
                 await asyncio.sleep(min(pause, supervision.longest_pause))
 
     async def _open(self) -> Link | None:
