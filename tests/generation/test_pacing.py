@@ -19,7 +19,7 @@ def play(pacer, steps, decoding=8, noise=None, **costs):
     rng = np.random.default_rng(0)
     found = []
     for _ in range(steps):
-        tokens = pacer.limit(decoding)
+        tokens = pacer.limit(decoding, 1)
         assert tokens is not None
         took = seconds(decoding, tokens, **costs)
         found.append((tokens, took / seconds(decoding, 0, **costs)))
@@ -36,12 +36,12 @@ def warm(stretch=2.0):
 
 
 def test_nothing_is_limited_while_nothing_decodes():
-    assert Pacer(2.0).limit(0) is None
-    assert warm().limit(0) is None
+    assert Pacer(2.0).limit(0, 1) is None
+    assert warm().limit(0, 1) is None
 
 
 def test_no_stretch_is_no_limit():
-    assert Pacer(float("inf")).limit(8) is None
+    assert Pacer(float("inf")).limit(8, 1) is None
 
 
 def test_decoding_is_measured_before_prompts_join():
@@ -58,13 +58,21 @@ def test_steps_are_stretched_as_far_as_allowed(stretch, noise):
     assert np.median(mixed) >= 1 + 0.8 * (stretch - 1)
 
 
+def test_where_more_wait_than_decode_prompts_get_more():
+    pacer = warm()
+    play(pacer, 20)
+    alone = pacer.limit(8, 1)
+    assert pacer.limit(8, 8) == alone
+    assert pacer.limit(8, 32) == pytest.approx(4 * alone, abs=4)
+
+
 def test_a_disturbed_step_changes_little():
     pacer = warm()
     play(pacer, 20)
-    before = pacer.limit(8)
+    before = pacer.limit(8, 1)
     pacer.record(8, before, 1.0)
     pacer.record(8, 0, 1.0)
-    assert abs(pacer.limit(8) - before) <= 2
+    assert abs(pacer.limit(8, 1) - before) <= 2
 
 
 def test_it_follows_what_steps_take():
@@ -80,7 +88,7 @@ def test_it_follows_what_steps_take():
 def test_more_sequences_cost_more():
     pacer = warm()
     play(pacer, 20, decoding=2)
-    few, many = pacer.limit(2), pacer.limit(12)
+    few, many = pacer.limit(2, 1), pacer.limit(12, 1)
     assert many >= few + 9
 
 
@@ -90,4 +98,4 @@ def test_prompts_always_go_on():
     stuck = Pacer(2.0)
     for _ in range(3):
         stuck.record(4, 0, 0.0)
-    assert stuck.limit(4) > 0
+    assert stuck.limit(4, 1) > 0

@@ -44,10 +44,15 @@ class Scene:
         self.scheduler.add(sequence)
         return sequence
 
-    def step(self, seconds=0.01):
-        """One step, with token 0 as every sample; the plan that was run."""
+    def step(self, seconds=lambda decoding, prompts: 0.01):
+        """One step, with token 0 as every sample; the plan that was run.
+
+        Args:
+            seconds: What it takes, by the sequences that decode and the tokens of prompts.
+        """
         plan = self.scheduler.schedule()
-        self.scheduler.update(plan, seconds)
+        prompts = len(plan.batch.tokens) - plan.decoding
+        self.scheduler.update(plan, seconds(plan.decoding, prompts))
         for sequence in plan.shares:
             if sequence.remaining == 0:
                 sequence.tokens.append(0)
@@ -298,12 +303,27 @@ def test_prompts_are_paced_while_others_decode():
     scene = Scene(blocks=64, budget=512, stretch=2.0)
     scene.add("running", 10, max_tokens=1000)
     for _ in range(5):
-        scene.step(seconds=0.01)
+        scene.step()
     scene.add("long", 1000, start=100)
-    plan = scene.step(seconds=0.02)
+    plan = scene.step(lambda decoding, prompts: 0.02)
     assert 0 < shares(plan)["long"] < 100
     scene.scheduler.remove(scene.scheduler.running[0])
     assert shares(scene.step()) == {"long": 512}
+
+
+@pytest.mark.parametrize(("priority", "least", "most"), [(0, 5, 16), (1, 1, 2)])
+def test_a_queue_of_short_answers_runs_side_by_side(priority, least, most):
+    """But for those that decode, the less urgent do not count."""
+    scene = Scene(blocks=512, max_sequences=16, budget=512, stretch=1.75, prefix_cache=False)
+    scene.add("urgent", 10, max_tokens=10_000)
+    for number in range(300):
+        scene.add(str(number), 40, max_tokens=8, start=100, priority=priority)
+
+    def took(decoding, prompts):
+        return 0.01 + 0.0005 * decoding + 0.001 * prompts
+
+    decoding = [scene.step(took).decoding - 1 for _ in range(250)]
+    assert least <= np.median(decoding[50:]) <= most
 
 
 def test_blocks_that_are_held_elsewhere():

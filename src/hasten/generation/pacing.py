@@ -25,7 +25,9 @@ class Pacer:
 
     A step of d sequences that decode and t prompt tokens takes about decode(d) + t * cost. Both are
     medians over the last steps, which a few disturbed ones do not move. Prompts may make a step
-    `stretch` times as long as decoding alone. Only times depend on this, never results.
+    `stretch` times as long as decoding alone. Where more sequences wait for their first token than
+    decode, that share grows with their number: the time is theirs, too, and few sequences side by
+    side are few tokens a second. Only times depend on this, never results.
 
     Args:
         stretch: At least 1; infinity sets no limit.
@@ -38,11 +40,12 @@ class Pacer:
         self._alone: deque[float] = deque(maxlen=_MIXED)
         self._mixed_steps = 0
 
-    def limit(self, decoding: int) -> int | None:
+    def limit(self, decoding: int, waiting: int) -> int | None:
         """Prompt tokens that the next step may hold.
 
         Args:
             decoding: Sequences that decode in it.
+            waiting: Sequences that wait for their first token, as urgently as those.
 
         Returns:
             None for no limit; 0 where a step without prompt tokens is due, to measure it.
@@ -56,7 +59,10 @@ class Pacer:
         # or more, and hardly more than a sequence that decodes, but for a longer context.
         lowest, highest = self._lowest_cost() / 2, 2 * seconds / decoding
         cost = min(max(self._token_cost(), lowest), highest)
-        return max(_LEAST, int((self._stretch - 1) * seconds / cost)) if cost > 0 else _LEAST
+        if cost <= 0:
+            return _LEAST
+        share = (self._stretch - 1) * max(1.0, waiting / decoding)
+        return max(_LEAST, int(share * seconds / cost))
 
     def record(self, decoding: int, prompt_tokens: int, seconds: float) -> None:
         """Learns from a step.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from bisect import insort
+from bisect import bisect_right, insort
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -109,7 +109,7 @@ class Scheduler:
             if sequence.running and self._grow(sequence, 1):
                 self._shares[sequence] = 1
         decoding = len(self._shares)
-        limit = self._pacer.limit(decoding)
+        limit = self._pacer.limit(decoding, self._count_waiting())
         room = self._budget - decoding
         self._read_prompts(room if limit is None else min(room, limit))
         if not self._shares:
@@ -132,6 +132,13 @@ class Scheduler:
                 names = sequence.names.up_to(sequence.tokens, sequence.computed // KV_BLOCK)
                 for block, name in zip(sequence.blocks[full:], names[full:], strict=False):
                     self._pool.set_name(block, name)
+
+    def _count_waiting(self) -> int:
+        """Sequences without a first token that are as urgent as the most urgent that decodes."""
+        urgent = min((s.request.priority for s in self._shares), default=0)
+        waiting = bisect_right(self.waiting, urgent, key=lambda s: s.request.priority)
+        reading = sum(s.remaining > 1 and s.request.priority <= urgent for s in self.running)
+        return waiting + reading
 
     def _read_prompts(self, room: int) -> None:
         """Gives the room of this step to prompts, in order; takes waiting sequences in."""
