@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import random
 import statistics
 import time
 from collections.abc import Sequence
@@ -22,7 +23,9 @@ from hasten.types import Request, SamplingParams
 __all__ = ["STREAMS", "latency", "through_http", "throughput"]
 
 STREAMS = 16
-OUTPUT = 128
+OUTPUT = (64, 192)
+"""Tokens of an answer, drawn: streams of equal lengths would begin and end together in an engine
+that gets the next requests all at once, and come apart in one that gets them from clients."""
 SHORT = 16
 """Tokens of an answer where times to the first one are compared."""
 WARM_PAIRS = 5
@@ -60,7 +63,7 @@ class InProcess:
 
     def run(self, streams: int, seconds: float) -> list[Times]:
         """So many requests at once, each followed by another, cut off after so long."""
-        limit, number = time.monotonic() + seconds, 0
+        limit, number, lengths = time.monotonic() + seconds, 0, random.Random(streams)
         running: dict[str, Times] = {}
         done: list[Times] = []
 
@@ -68,7 +71,8 @@ class InProcess:
             nonlocal number
             name, number = str(number), number + 1
             running[name] = Times(time.monotonic(), [])
-            self._engine.submit(Request(name, self._prompt(), _sampling()))
+            sampling = SamplingParams(max_tokens=lengths.randint(*OUTPUT), ignore_eos=True)
+            self._engine.submit(Request(name, self._prompt(), sampling))
 
         for _ in range(streams):
             start()
@@ -106,10 +110,6 @@ class InProcess:
         return tuple(self._model.tokenizer.encode(text, add_special=False))
 
 
-def _sampling() -> SamplingParams:
-    return SamplingParams(max_tokens=OUTPUT, ignore_eos=True)
-
-
 async def through_http(
     server: Server, model: str, texts: Texts, streams: int, seconds: float
 ) -> list[Times]:
@@ -117,15 +117,18 @@ async def through_http(
     limit = time.monotonic() + seconds
     connections = [Connection(HOST, server.port) for _ in range(streams)]
     done: list[Times] = []
+    lengths = random.Random(streams)
 
     async def stream(connection: Connection) -> None:
         while time.monotonic() < limit:
-            reply = await connection.ask(_fixed(model, texts.draw()))
+            tokens = lengths.randint(*OUTPUT)
+            body = chat_body(model, texts.draw(), tokens, temperature=0, ignore_eos=True)
+            reply = await connection.ask(body)
             if not reply.done and time.monotonic() < limit:
                 raise RuntimeError(f"a request ended with {reply.status}: {reply.body[:300]!r}")
             # The first event opens the message; the last ones close it.
             times = [at for at, count in reply.events for _ in range(count)]
-            done.append(Times(reply.sent, times[1 : OUTPUT + 1]))
+            done.append(Times(reply.sent, times[1 : tokens + 1]))
 
     async def cut_off() -> None:
         await asyncio.sleep(seconds)
@@ -134,10 +137,6 @@ async def through_http(
 
     await asyncio.gather(cut_off(), *map(stream, connections))
     return done
-
-
-def _fixed(model: str, words: str) -> bytes:
-    return chat_body(model, words, OUTPUT, temperature=0, ignore_eos=True)
 
 
 def rate(done: Sequence[Times], seconds: float) -> float:
