@@ -92,7 +92,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self.running: RequestResponseCycle | None = None
         self._limits = config.limits
-        self._wire: asyncio.Transport = None  # type: ignore[assignment]
+        self._wire: asyncio.Transport  # once there is a connection
         self._in_head = False
         self._between = True  # requests
         self._head_bytes = 0

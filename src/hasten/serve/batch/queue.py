@@ -76,7 +76,7 @@ class BatchQueue:
         """The files.
 
         Raises:
-            OverloadError: If another server has the directory.
+            OverloadError: If models still load, or the directory cannot be had.
         """
         if self._files is None:
             raise self._unavailable()
@@ -87,7 +87,7 @@ class BatchQueue:
         """The batches.
 
         Raises:
-            OverloadError: If another server has the directory.
+            OverloadError: If models still load, or the directory cannot be had.
         """
         if self._batches is None:
             raise self._unavailable()
