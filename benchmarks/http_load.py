@@ -1,7 +1,7 @@
 """A streaming HTTP client that costs little, so that what it measures is the server.
 
 Parsing every event as JSON would take more of the two cores than the server does; so events are
-counted in the bytes, and only the first and the last piece of a reply are kept.
+counted in the bytes, and only the last piece of a reply is kept.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 __all__ = ["Connection", "Reply", "chat_body"]
 
 _EVENT = b"data: "
+_PIECE = b'"content":'
 _END = b"0\r\n\r\n"
 
 
@@ -25,7 +26,8 @@ class Reply:
     Attributes:
         status: Of HTTP; 0 where the connection ended without one.
         sent: When the request was sent, in seconds of `time.monotonic`.
-        events: When each piece of the reply came, and how many events it held.
+        events: When each part of the reply came, and how many pieces of text it held. A stream's
+            first piece is the opening of its message, an empty one.
         done: The reply is whole: a stream ended with [DONE], a body with its last byte.
         left: The client went away on purpose.
         body: The reply without its head, where it is no stream; its last piece where it is one.
@@ -42,6 +44,11 @@ class Reply:
     def ended(self) -> float:
         """When the last piece came; when the request was sent where none did."""
         return self.events[-1][0] if self.events else self.sent
+
+    @property
+    def pieces(self) -> list[float]:
+        """When each piece of a stream's text came. A character of several tokens is one piece."""
+        return [at for at, count in self.events for _ in range(count)][1:]
 
     @property
     def failed_within(self) -> bool:
@@ -77,7 +84,7 @@ class Connection(asyncio.Protocol):
         Args:
             body: JSON.
             path: Of the endpoint.
-            leave_after: Close the connection after so many events; 0 right after sending.
+            leave_after: Close the connection after so many pieces; 0 right after sending.
         """
         loop = asyncio.get_running_loop()
         if self._transport is None or self._transport.is_closing():
@@ -120,8 +127,8 @@ class Connection(asyncio.Protocol):
                 reply.events.append((now, 0))
                 self._finish(done=True)
             return
-        count = data.count(_EVENT)
-        if count:
+        if _EVENT in data:
+            count = data.count(_PIECE)
             reply.events.append((now, count))
             reply.body = data
             self._seen += count

@@ -1,4 +1,8 @@
-"""The server beside the engine alone: tokens a second, and the times of tokens."""
+"""The server beside the engine alone: pieces of text a second, and when they come.
+
+Pieces, not tokens: a character of several tokens, such as an emoji, is shown when it is whole, so
+that a client cannot see its tokens come.
+"""
 
 from __future__ import annotations
 
@@ -35,20 +39,20 @@ DRAWS = 1000
 
 @dataclass(frozen=True)
 class Times:
-    """Token times of one request, in seconds of `time.monotonic`."""
+    """When the pieces of one answer came, in seconds of `time.monotonic`."""
 
     sent: float
-    tokens: list[float]
+    pieces: list[float]
 
     @property
     def ttft(self) -> float:
-        """From sending to the first token."""
-        return self.tokens[0] - self.sent
+        """From sending to the first piece."""
+        return self.pieces[0] - self.sent
 
     @property
     def gaps(self) -> list[float]:
-        """Between tokens."""
-        return [b - a for a, b in zip(self.tokens, self.tokens[1:], strict=False)]
+        """Between pieces."""
+        return [b - a for a, b in zip(self.pieces, self.pieces[1:], strict=False)]
 
 
 class InProcess:
@@ -82,7 +86,8 @@ class InProcess:
             outputs = self._engine.step()
             now = time.monotonic()
             for output in outputs:
-                running[output.request_id].tokens.extend([now] * len(output.tokens))
+                if output.text:
+                    running[output.request_id].pieces.append(now)
                 if output.finish_reason is not None:
                     done.append(running.pop(output.request_id))
                     start()
@@ -97,7 +102,8 @@ class InProcess:
         times = Times(time.monotonic(), [])
         sampling = SamplingParams(max_tokens=tokens, ignore_eos=True)
         for output in self._engine.generate(self._tokens_of(words), sampling):
-            times.tokens.extend([time.monotonic()] * len(output.tokens))
+            if output.text:
+                times.pieces.append(time.monotonic())
         return times
 
     def close(self) -> None:
@@ -128,9 +134,7 @@ async def through_http(
             reply = await connection.ask(body)
             if not reply.done and time.monotonic() < limit:
                 raise RuntimeError(f"a request ended with {reply.status}: {reply.body[:300]!r}")
-            # The first event opens the message; the last ones close it.
-            times = [at for at, count in reply.events for _ in range(count)]
-            done.append(Times(reply.sent, times[1 : tokens + 1]))
+            done.append(Times(reply.sent, reply.pieces))
 
     async def cut_off() -> None:
         await asyncio.sleep(seconds)
@@ -148,14 +152,14 @@ def settled(done: Sequence[Times], seconds: float) -> list[Times]:
 
 
 def rate(done: Sequence[Times], seconds: float) -> float:
-    """Tokens a second once the streams have come apart: in the last three quarters of a turn."""
+    """Pieces a second once the streams have come apart: in the last three quarters of a turn."""
     begin = min(one.sent for one in done) + seconds / 4
     end = begin + seconds * 3 / 4
-    return sum(begin <= at < end for one in done for at in one.tokens) / (end - begin)
+    return sum(begin <= at < end for one in done for at in one.pieces) / (end - begin)
 
 
 def throughput(options: argparse.Namespace) -> dict[str, Any]:
-    """Tokens a second through HTTP beside the engine's own."""
+    """Pieces a second through HTTP beside the engine's own."""
     ratios, alone, served = [], [], []
     texts, engine = Texts(2), InProcess(options.model)
     with serving(options.model) as server:
@@ -170,12 +174,12 @@ def throughput(options: argparse.Namespace) -> dict[str, Any]:
             alone.append(ours)
             served.append(http)
             ratios.append(http / ours)
-            report(f"engine {ours:.0f} tok/s, through HTTP {http:.0f}: {http / ours:.3f}")
+            report(f"engine {ours:.0f} pieces/s, through HTTP {http:.0f}: {http / ours:.3f}")
     engine.close()
     return {
         "streams": STREAMS,
-        "engine_tokens_per_s": statistics.median(alone),
-        "http_tokens_per_s": statistics.median(served),
+        "engine_pieces_per_s": statistics.median(alone),
+        "http_pieces_per_s": statistics.median(served),
         "ratio": statistics.median(ratios),
         "ratios": ratios,
     }
@@ -218,9 +222,8 @@ async def _pairs(
             ours, reply = engine.run_one(words, SHORT), await connection.ask(body)
         else:
             reply, ours = await connection.ask(body), engine.run_one(words, SHORT)
-        times = [at for at, count in reply.events for _ in range(count)]
         if number >= WARM_PAIRS:
-            pairs.append((ours, Times(reply.sent, times[1 : SHORT + 1])))
+            pairs.append((ours, Times(reply.sent, reply.pieces)))
     connection.close()
     return pairs
 
@@ -250,5 +253,5 @@ def _added(ours: Sequence[Times], http: Sequence[Times]) -> dict[str, Any]:
 
 def _samples(done: Sequence[Times], metric: str) -> list[float]:
     if metric == "ttft":
-        return [one.ttft for one in done if one.tokens]
+        return [one.ttft for one in done if one.pieces]
     return [gap for one in done for gap in one.gaps]
