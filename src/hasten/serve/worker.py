@@ -125,8 +125,9 @@ class Reader:
 def main() -> None:
     """Runs a worker on the file descriptor that the command line names."""
     gc.set_threshold(100_000, 20, 100)  # as in hasten.cli.main
-    # What a terminal or a service manager sends to all processes is the server's to act on.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    # What a terminal or a service manager sends to all processes is the server's to act on. And
+    # writing to the terminal from the background must not stop this one (stty tostop).
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTTOU):
         signal.signal(number, signal.SIG_IGN)
     faulthandler.enable()
     # Should every thread of this process be stuck when the server dies.

@@ -313,6 +313,21 @@ def test_without_marks_text_comes_at_once():
     assert texts == ["Hi", "", " th", "ere", "", " <tx"]
 
 
+@pytest.mark.parametrize("thoughts", [None, TAGS])
+def test_white_space_waits_only_where_a_mark_can_come(thoughts):
+    """Every line break of an answer would come a token late."""
+    splitter = Splitter(None, thoughts, {}, str)
+    texts = ["".join(p.text for p in splitter.push(x)) for x in ("Hi.", "\n", "\n", "You", " ")]
+    assert texts == ["Hi.", "\n", "\n", "You", " "]
+
+
+def test_white_space_comes_at_once_after_reasoning():
+    splitter = Splitter(None, TAGS, {}, str)
+    texts = ["".join(p.text for p in splitter.push(x)) for x in ("<think>a", "\n", "</think>")]
+    texts += ["".join(p.text for p in splitter.push(x)) for x in ("\n", "Hi.", "\n")]
+    assert texts == ["a", "", "", "", "Hi.", "\n"]
+
+
 MEGABYTE = 1 << 20
 HOSTILE = [
     ("hermes", "<tool_call>"),

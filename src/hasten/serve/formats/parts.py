@@ -33,13 +33,16 @@ class Part:
 class Sink:
     """Collects the parts of an output.
 
-    White space is held back until something follows it, for next to a mark it is none of the text.
-
     Args:
         new_id: Makes the id of a call.
+
+    Attributes:
+        marks_may_come: White space is held back until something follows it, for next to a mark it
+            is none of the text. Where no mark can come, it goes through at once.
     """
 
     def __init__(self, new_id: Callable[[], str]) -> None:
+        self.marks_may_come = True
         self._new_id = new_id
         self._parts: list[Part] = []
         self._pieces: list[str] = []
@@ -86,7 +89,7 @@ class Sink:
             return
         if self._open.kind != kind:
             self._turn_to(Part(kind, ""))
-        solid = text.rstrip()
+        solid = text.rstrip() if self.marks_may_come else text
         if solid:
             self._pieces += [*self._space, solid]
             self._space.clear()

@@ -77,10 +77,12 @@ class Splitter:
             yield from calls.read("", reader, sink, self._tools)
         opens = () if calls is None else calls.opens.texts
         marks = Marks(*opens, answer_end) if answer_end else Marks(*opens)
+        sink.marks_may_come = bool(marks.texts)
         while (mark := (yield from reader.until(marks, sink.content))) is not None:
             if calls is None or mark == answer_end:
                 sink.strip()
                 marks = Marks(*opens)
+                sink.marks_may_come = bool(opens)
             else:
                 yield from calls.read(mark, reader, sink, self._tools)
 
