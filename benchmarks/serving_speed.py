@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from http_load import Connection, chat_body
+from numpy.typing import NDArray
 from parts import Texts, report
 from served import HOST, Server, serving
 
@@ -194,7 +195,7 @@ def latency(options: argparse.Namespace) -> dict[str, Any]:
     texts, engine = Texts(3), InProcess(options.model)
     with serving(options.model) as server:
         pairs = asyncio.run(_pairs(engine, server, options, texts))
-        result = {"1": _added(*zip(*pairs, strict=True))}
+        result = {"1": _added(*zip(*pairs, strict=True), paired=True)}
         ours: list[Times] = []
         http: list[Times] = []
         for number in range(options.rounds + 1):
@@ -205,7 +206,7 @@ def latency(options: argparse.Namespace) -> dict[str, Any]:
             if number > 0:
                 ours += settled(of_engine, options.seconds)
                 http += settled(of_server, options.seconds)
-        result[str(STREAMS)] = _added(ours, http)
+        result[str(STREAMS)] = _added(ours, http, paired=False)
     engine.close()
     return result
 
@@ -228,19 +229,28 @@ async def _pairs(
     return pairs
 
 
-def _added(ours: Sequence[Times], http: Sequence[Times]) -> dict[str, Any]:
-    """Percentiles in seconds, and their differences with intervals of 95 % (bootstrap)."""
+def _added(ours: Sequence[Times], http: Sequence[Times], *, paired: bool) -> dict[str, Any]:
+    """Percentiles in seconds, and their differences with intervals of 95 % (bootstrap).
+
+    Whole requests are drawn, as the gaps of one belong together; pairs of them where both sides
+    answered the same ones, so that what differs from request to request cancels out.
+    """
     chance = np.random.default_rng(9)
     result: dict[str, Any] = {}
     for metric in ("ttft", "itl"):
         both = [_samples(ours, metric), _samples(http, metric)]
         for percent in (50, 99):
-            engine, served = (float(np.percentile(one, percent)) for one in both)
-            drawn = [
-                [np.percentile(chance.choice(one, len(one)), percent) for one in both]
-                for _ in range(DRAWS)
-            ]
-            low, high = np.percentile([b - a for a, b in drawn], (2.5, 97.5))
+            engine, served = (float(np.percentile(np.concatenate(one), percent)) for one in both)
+            differences = []
+            for _ in range(DRAWS):
+                first = chance.integers(len(ours), size=len(ours))
+                second = first if paired else chance.integers(len(http), size=len(http))
+                drawn = [
+                    np.percentile(np.concatenate([side[i] for i in chosen]), percent)
+                    for side, chosen in zip(both, (first, second), strict=True)
+                ]
+                differences.append(drawn[1] - drawn[0])
+            low, high = np.percentile(differences, (2.5, 97.5))
             result[f"{metric}_p{percent}"] = {
                 "engine": engine,
                 "http": served,
@@ -251,7 +261,7 @@ def _added(ours: Sequence[Times], http: Sequence[Times]) -> dict[str, Any]:
     return result
 
 
-def _samples(done: Sequence[Times], metric: str) -> list[float]:
+def _samples(done: Sequence[Times], metric: str) -> list[NDArray[np.float64]]:
     if metric == "ttft":
-        return [one.ttft for one in done if one.pieces]
-    return [gap for one in done for gap in one.gaps]
+        return [np.array([one.ttft] if one.pieces else []) for one in done]
+    return [np.array(one.gaps) for one in done]

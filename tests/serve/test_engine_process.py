@@ -106,19 +106,6 @@ def test_outputs_are_those_of_an_engine(tiny_model):
         ]
 
 
-def test_it_runs_on_uvloop(tiny_model):
-    uvloop = pytest.importorskip("uvloop")
-
-    async def scenario():
-        async with started(spec_of(tiny_model)) as engine:
-            outputs = await answer(engine, request(max_tokens=5, ignore_eos=True))
-            assert sum(len(output.tokens) for output in outputs) == 5
-            assert await engine.self_test(10)
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(scenario())
-
-
 def test_what_it_tells_of_itself(tiny_model):
     others = children()
 

@@ -181,15 +181,10 @@ class Server:
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
-    """An event loop of uvloop where that is installed, else of asyncio."""
-    # A loop that Ctrl-C leaves half-made complains about it when it is collected.
+    """An event loop that Ctrl-C cannot leave half-made, to complain when it is collected."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        import uvloop
-    except ImportError:
         return asyncio.new_event_loop()
-    else:
-        return cast(asyncio.AbstractEventLoop, uvloop.new_event_loop())
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
