@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from hasten.cli.main import main
 from hasten.errors import CapacityError, ModelFileError
 from hasten.generation.threads import ThreadChoice
-from hasten.types import EngineOptions, Output, SamplingParams, TokenLogprobs
+from hasten.types import EngineOptions, Output, Request, SamplingParams, TokenLogprobs
 
 
 class Letters:
@@ -49,6 +50,7 @@ class FakeEngine:
     closed: bool = False
     formats: dict[str, str] = field(default_factory=lambda: {"w": "int4:32"})
     memory: dict[str, int] = field(default_factory=lambda: {"weights": 1, "kv_cache": 2})
+    running: dict[str, Iterator[Output]] = field(default_factory=dict)
 
     @property
     def context(self) -> int:
@@ -79,6 +81,30 @@ class FakeEngine:
             entry = TokenLogprobs(ord(letter), -0.5, 1, ((ord(letter), -0.5),))
             asked = () if sampling.logprobs is None else (entry,)
             yield Output("1", (ord(letter),), letter, reason, 0.001, logprobs=asked)
+
+    def submit(self, request: Request) -> None:
+        if len(request.prompt) >= self.context:
+            next(self.generate(request.prompt, request.sampling))
+        self.running[request.id] = self.generate(request.prompt, request.sampling)
+
+    def cancel(self, request_id: str) -> None:
+        self.running.pop(request_id, None)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if not self.running:
+            time.sleep(0.001)
+        return bool(self.running)
+
+    def step(self) -> list[Output]:
+        made = [
+            replace(output, request_id=name)
+            for name, outputs in list(self.running.items())
+            if (output := next(outputs, None)) is not None
+        ]
+        for output in made:
+            if output.finish_reason is not None:
+                self.running.pop(output.request_id, None)
+        return made
 
     def __enter__(self) -> FakeEngine:
         return self

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import asyncio
+import signal
+from collections.abc import Callable
 
 import pytest
 
 from hasten.errors import HastenError
+from hasten.measure.records import Answer
 from hasten.measure.workload import Item, Workload
-from hasten.types import Output, SamplingParams
 
 
 class FakeTarget:
@@ -16,30 +18,45 @@ class FakeTarget:
 
     def __init__(self) -> None:
         self.now = 100.0
-        self.prompts: list[tuple[int, ...]] = []
+        self.prompts: list[Item] = []
         self.fail_on: set[int] = set()
         self.interrupt_after: tuple[int, int] | None = None  # (request, tokens)
         self.stop_after: int | None = None
+        self.cut_after: int | None = None
         self.closed = 0
+        self.opened = 0
 
     def clock(self) -> float:
         return self.now
 
-    def generate(self, prompt: Sequence[int], sampling: SamplingParams) -> Iterator[Output]:
+    def describe(self):
+        return {"kind": "fake", "model": "fake"}
+
+    async def __aenter__(self):
+        self.opened += 1
+        return self
+
+    async def __aexit__(self, *_):
+        self.opened -= 1
+
+    async def send(self, work: Item, answer: Answer) -> None:
+        await asyncio.sleep(0)
         index = len(self.prompts)
-        self.prompts.append(tuple(prompt))
+        self.prompts.append(work)
+        answer.prompt_tokens = len(work.prompt) if isinstance(work.prompt, tuple) else None
         try:
-            for token in range(sampling.max_tokens):
+            for token in range(work.output_tokens):
                 if index in self.fail_on:
                     raise HastenError("the target is broken")
                 if self.interrupt_after == (index, token):
-                    raise KeyboardInterrupt
+                    signal.raise_signal(signal.SIGINT)
+                    await asyncio.sleep(10)
+                if token == self.cut_after:
+                    return
                 self.now += 1.0 if token == 0 else 0.1
-                stopped = not sampling.ignore_eos and token + 1 == self.stop_after
-                last = stopped or token + 1 == sampling.max_tokens
-                reason = ("stop" if stopped else "length") if last else None
-                yield Output("x", (token,), "a", reason, 0.05)
-                if stopped:
+                answer.arrive(1, text="a", model_seconds=0.05)
+                if token + 1 == self.stop_after:
+                    answer.stopped = True
                     return
         finally:
             self.closed += 1

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hasten.measure.metrics import (
-    Event,
-    Record,
     decode_rate,
     e2e,
     itl,
@@ -18,12 +18,15 @@ from hasten.measure.metrics import (
     tpot,
     ttft,
 )
+from hasten.measure.records import Event, Record
 
 
 def record(*events: tuple[float, int], sent: float = 0.0, status: str = "completed") -> Record:
     made = tuple(Event(time, tokens, 0.5) for time, tokens in events)
     end = made[-1].time if made else sent
-    return Record("r", 10, sent, end, made, status, None if status == "completed" else "why")
+    tokens = sum(tokens for _, tokens in events)
+    reason = None if status == "completed" else "why"
+    return Record("r", 10, sent, sent, end, made, tokens, status, reason)
 
 
 def test_definitions_on_a_worked_example():
@@ -48,6 +51,19 @@ def test_tpot_of_one_token_is_undefined_and_not_zero():
     assert tpot(record((2.0, 1))) is None
     summary = latencies([record((2.0, 1)), record((1.0, 1), (3.0, 1))])["tpot"]
     assert (summary.n, summary.mean) == (1, 2000.0)
+
+
+def test_tpot_of_tokens_that_came_at_once_is_undefined():
+    one = record((2.0, 5), (2.5, 0))
+    assert tpot(one) is None
+    assert decode_rate([one]) is None
+
+
+def test_a_prompt_of_unknown_length():
+    one = dataclasses.replace(record((2.0, 1)), prompt_tokens=None)
+    assert throughput([one], 4.0).total_tokens_per_s is None
+    assert throughput([one], 4.0).output_tokens_per_s == 0.25
+    assert prefill_rate([one]) is None
 
 
 def test_nothing_arrived():

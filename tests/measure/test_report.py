@@ -8,7 +8,7 @@ import pytest
 
 from hasten.machine import detect_machine
 from hasten.measure.interference import CpuTimes, Interference, between, read_cpu_times
-from hasten.measure.load import run_closed_loop
+from hasten.measure.load import run_load
 from hasten.measure.memory import PeakRss, peak_rss, reset_peak_rss
 from hasten.measure.metrics import FORMULAS
 from hasten.measure.report import build_report
@@ -18,7 +18,7 @@ PEAK = PeakRss(123456789, since_start=False)
 
 
 def report_of(target, workload, *, interference=QUIET, peak=PEAK, **loop):
-    result = run_closed_loop(target, workload, clock=target.clock, **loop)
+    result = run_load(target, workload, clock=target.clock, **loop)
     return build_report(
         target={"model": "fake"},
         workload=workload,

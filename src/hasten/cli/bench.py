@@ -160,19 +160,19 @@ def _measure(
     """Run the load and gather what belongs in the report."""
     from hasten.machine import detect_machine
     from hasten.measure.interference import between, read_cpu_times
-    from hasten.measure.load import run_closed_loop
+    from hasten.measure.load import run_load
     from hasten.measure.memory import peak_rss, reset_peak_rss
     from hasten.measure.report import build_report
+    from hasten.measure.targets.engine import EngineTarget
 
     was_reset = reset_peak_rss()
     before = read_cpu_times()
     with progress("requests", len(workload.items)) as show_done:
-        result = run_closed_loop(
-            engine, workload, ignore_eos=ignore_eos, duration=duration, on_progress=show_done
-        )
+        target = EngineTarget(engine, ignore_eos=ignore_eos, description=_describe(engine))
+        result = run_load(target, workload, duration=duration, on_progress=show_done)
     interference = between(before, read_cpu_times())
     report = build_report(
-        target=_describe(engine),
+        target=target.describe(),
         workload=workload,
         machine=detect_machine(),
         result=result,

@@ -9,15 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
+from hasten.measure.records import Record
 from hasten.measure.statistics import Summary, summarize
 
 __all__ = [
     "FORMULAS",
-    "Event",
-    "Record",
-    "Status",
     "Throughput",
     "decode_rate",
     "e2e",
@@ -31,12 +28,11 @@ __all__ = [
     "ttft",
 ]
 
-Status = Literal["completed", "failed", "truncated"]
-
 FORMULAS = {
     "ttft": "first event that carries a token - intended send",
     "itl": "gap between consecutive output events that carry tokens; an event may carry several",
-    "tpot": "(last token - first token) / (tokens - 1) per request; undefined for one token",
+    "tpot": "(last token - first token) / (tokens - 1) per request; undefined for one token, or "
+    "where all tokens came at once",
     "e2e": "last output event - intended send",
     "model_latency": "sum over a request of the time inside the executor",
     "requests_per_s": "completed requests / measured window",
@@ -46,7 +42,8 @@ FORMULAS = {
     "decode_tokens_per_s": "sum of (tokens - 1) / sum of (last token - first token), "
     "over completed requests with two tokens or more",
     "window": "intended send of the first measured request to the end of the last one",
-    "intended_send": "closed loop of one: the moment the previous request ended",
+    "intended_send": "closed loop: the moment that a request before ended; open loop: the moment "
+    "that the schedule said",
     "percentile": "linear interpolation between order statistics; null unless n reaches the count "
     "that bounds it at 99 % confidence (p50 7, p90 44, p95 90, p99 459)",
     "truncated": "requests that ended before the output asked for; they count in no metric",
@@ -54,56 +51,11 @@ FORMULAS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
-    """One arrival of output.
-
-    Attributes:
-        time: When it arrived.
-        tokens: Tokens it carried; 0 for an event that only ends the request.
-        model_seconds: Time inside the executor for it.
-    """
-
-    time: float
-    tokens: int
-    model_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One request as it went; filled by the load, read by the metrics.
-
-    Attributes:
-        request_id: Names the request.
-        prompt_tokens: Length of the prompt.
-        intended_send: When it was to be sent, which is what latencies count from.
-        end: When it was over, well or not.
-        events: What arrived, in order.
-        status: "completed", "failed", or "truncated" (ended before the output asked for).
-        reason: Why it is not completed.
-    """
-
-    request_id: str
-    prompt_tokens: int
-    intended_send: float
-    end: float
-    events: tuple[Event, ...]
-    status: Status
-    reason: str | None = None
-
-    @property
-    def output_tokens(self) -> int:
-        """Tokens that all events carried."""
-        return sum(event.tokens for event in self.events)
-
-    @property
-    def token_events(self) -> tuple[Event, ...]:
-        """The events that carried tokens."""
-        return tuple(event for event in self.events if event.tokens)
-
-
-@dataclass(frozen=True, slots=True)
 class Throughput:
-    """Completed work per second of the measured window; None for an empty window."""
+    """Completed work per second of the measured window; None for an empty window.
+
+    The total is None, too, where a prompt's length is not known.
+    """
 
     requests_per_s: float | None
     output_tokens_per_s: float | None
@@ -123,9 +75,12 @@ def itl(record: Record) -> list[float]:
 
 
 def tpot(record: Record) -> float | None:
-    """Time per output token after the first, in seconds; None for fewer than two tokens."""
+    """Time per output token after the first, in seconds.
+
+    None for fewer than two tokens, and where all came at once: nothing tells them apart in time.
+    """
     events = record.token_events
-    if record.output_tokens < 2:
+    if record.output_tokens < 2 or len(events) < 2:
         return None
     return (events[-1].time - events[0].time) / (record.output_tokens - 1)
 
@@ -175,14 +130,19 @@ def throughput(records: Sequence[Record], window: float) -> Throughput:
         return Throughput(None, None, None)
     completed = _completed(records)
     output = sum(record.output_tokens for record in completed)
-    prompt = sum(record.prompt_tokens for record in completed)
-    return Throughput(len(completed) / window, output / window, (prompt + output) / window)
+    prompts = [record.prompt_tokens for record in completed if record.prompt_tokens is not None]
+    total = (sum(prompts) + output) / window if len(prompts) == len(completed) else None
+    return Throughput(len(completed) / window, output / window, total)
 
 
 def prefill_rate(records: Sequence[Record]) -> float | None:
     """Prompt tokens per second until the first token; None without a completed request."""
-    firsts = [(record.prompt_tokens, ttft(record)) for record in _completed(records)]
-    seconds = sum(first for _, first in firsts if first is not None)
+    firsts = [
+        (record.prompt_tokens, first)
+        for record in _completed(records)
+        if record.prompt_tokens is not None and (first := ttft(record)) is not None
+    ]
+    seconds = sum(first for _, first in firsts)
     return sum(tokens for tokens, _ in firsts) / seconds if seconds > 0 else None
 
 
@@ -191,7 +151,7 @@ def decode_rate(records: Sequence[Record]) -> float | None:
     tokens, seconds = 0, 0.0
     for record in _completed(records):
         events = record.token_events
-        if record.output_tokens > 1:
+        if record.output_tokens > 1 and len(events) > 1:
             tokens += record.output_tokens - 1
             seconds += events[-1].time - events[0].time
     return tokens / seconds if seconds > 0 else None

@@ -4,16 +4,33 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
 
 from hasten.errors import UsageError
 from hasten.measure.corpus import Corpus
 
-__all__ = ["Encoder", "Item", "Workload", "read_prompts", "synthetic"]
+__all__ = [
+    "Chat",
+    "Encoder",
+    "Item",
+    "Message",
+    "Session",
+    "Tensors",
+    "Turn",
+    "Work",
+    "Workload",
+    "cut_prompts",
+    "read_prompts",
+    "synthetic",
+]
 
+Message = Mapping[str, str]
+"""Of a conversation: "role" and "content"."""
 MAX_LINE_BYTES = 16 << 20
 MAX_PROMPTS = 1_000_000
 
@@ -29,11 +46,61 @@ class Encoder(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
-    """One request to make: a prompt and how many tokens to ask for."""
+class Chat:
+    """A conversation so far, ending with what the user says."""
 
-    prompt: tuple[int, ...]
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One request to make of a language model.
+
+    Attributes:
+        prompt: Token ids, a text to go on with, or a conversation.
+        output_tokens: Tokens to ask for.
+    """
+
+    prompt: tuple[int, ...] | str | Chat
     output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a user says in a conversation.
+
+    Attributes:
+        text: The message.
+        output_tokens: Tokens of the answer to ask for.
+        pause: Seconds between the answer before and this message.
+    """
+
+    text: str
+    output_tokens: int
+    pause: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A conversation of several turns; each sends all messages and answers before it, too.
+
+    Attributes:
+        system: A message before the first one.
+        turns: At least one.
+    """
+
+    system: str | None
+    turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tensors:
+    """One request to make of a model that takes tensors; their names are the model's."""
+
+    inputs: Mapping[str, NDArray[Any]]
+
+
+Work = Item | Session | Tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +112,15 @@ class Workload:
         seed: What chose them, None if nothing was drawn.
         warmup: Requests to make first and not to count.
         items: Requests to count.
+        times: When each item is to be sent, in seconds from the first; None where nobody recorded
+            that.
     """
 
     source: str
     seed: int | None
-    warmup: tuple[Item, ...]
-    items: tuple[Item, ...]
+    warmup: tuple[Work, ...]
+    items: tuple[Work, ...]
+    times: tuple[float, ...] | None = None
 
     def as_dict(self) -> dict[str, object]:
         """JSON-ready description; lengths in tokens."""
@@ -59,8 +129,7 @@ class Workload:
             "seed": self.seed,
             "requests": len(self.items),
             "warmup": len(self.warmup),
-            "input_tokens": _spread([len(item.prompt) for item in self.items]),
-            "output_tokens": _spread([item.output_tokens for item in self.items]),
+            **_lengths(self.items),
         }
 
 
@@ -74,10 +143,7 @@ def synthetic(
     warmup: int,
     seed: int,
 ) -> Workload:
-    """Cut prompts of exact length from a text, each beginning somewhere else.
-
-    Prompts begin at different tokens of the text, those of the warm-up too, so that no prefix of a
-    measured prompt has been computed before. A text shorter than a prompt is repeated.
+    """Makes prompts of exact length from a text; see `cut_prompts`.
 
     Args:
         tokenizer: Turns the text into tokens, without special ones.
@@ -91,8 +157,31 @@ def synthetic(
     Raises:
         UsageError: If the text has fewer tokens than there are prompts.
     """
-    ids = tokenizer.encode(corpus.text, add_special=False, parse_special=False)
     count = requests + warmup
+    prompts = cut_prompts(tokenizer, corpus, tokens=input_tokens, count=count, seed=seed)
+    items = [Item(prompt, output_tokens) for prompt in prompts]
+    return Workload(corpus.name, seed, tuple(items[:warmup]), tuple(items[warmup:]))
+
+
+def cut_prompts(
+    tokenizer: Encoder, corpus: Corpus, *, tokens: int, count: int, seed: int
+) -> list[tuple[int, ...]]:
+    """Cuts prompts of exact length from a text, each beginning somewhere else.
+
+    Prompts begin at different tokens of the text, so that no prefix of one is one of another. A
+    text shorter than a prompt is repeated.
+
+    Args:
+        tokenizer: Turns the text into tokens, without special ones.
+        corpus: Running text.
+        tokens: Length of every prompt, at least 1.
+        count: How many.
+        seed: Chooses where prompts begin.
+
+    Raises:
+        UsageError: If the text has fewer tokens than there are prompts.
+    """
+    ids = tokenizer.encode(corpus.text, add_special=False, parse_special=False)
     if len(ids) < count:
         raise UsageError(
             f"{corpus.name} has {len(ids)} tokens, too few for {count} different prompts",
@@ -103,9 +192,8 @@ def synthetic(
     stretch = len(ids) // count
     starts = [index * stretch + draw.randrange(stretch) for index in range(count)]
     draw.shuffle(starts)
-    doubled = ids * (1 + -(-input_tokens // len(ids)))
-    items = [Item(tuple(doubled[start : start + input_tokens]), output_tokens) for start in starts]
-    return Workload(corpus.name, seed, tuple(items[:warmup]), tuple(items[warmup:]))
+    doubled = ids * (1 + -(-tokens // len(ids)))
+    return [tuple(doubled[start : start + tokens]) for start in starts]
 
 
 def read_prompts(
@@ -188,6 +276,25 @@ def _parse_line(
     if not prompt:
         raise UsageError(f"{where} has a prompt without tokens", do="remove the line")
     return Item(prompt, wanted)
+
+
+def _lengths(items: Sequence[Work]) -> dict[str, object]:
+    """Lengths in tokens, as far as they are known before a server counts."""
+    asked = [item.output_tokens for item in items if isinstance(item, Item)]
+    asked += [
+        turn.output_tokens for item in items if isinstance(item, Session) for turn in item.turns
+    ]
+    prompts = [
+        len(item.prompt)
+        for item in items
+        if isinstance(item, Item) and isinstance(item.prompt, tuple)
+    ]
+    found: dict[str, object] = {}
+    if prompts:
+        found["input_tokens"] = _spread(prompts)
+    if asked:
+        found["output_tokens"] = _spread(asked)
+    return found
 
 
 def _spread(lengths: Sequence[int]) -> dict[str, float]:

@@ -17,9 +17,10 @@ from hasten.generation.formats import MatrixFormat, choose_formats
 from hasten.measure.accuracy import Accuracy, Reference, summarize
 from hasten.measure.corpus import Windows
 from hasten.measure.interference import Interference, between, read_cpu_times
-from hasten.measure.load import run_closed_loop
-from hasten.measure.metrics import Record
+from hasten.measure.load import run_load
+from hasten.measure.records import Record
 from hasten.measure.statistics import interleave
+from hasten.measure.targets.engine import EngineTarget
 from hasten.measure.workload import Item, Workload
 from hasten.models.weights import StoredTensor
 from hasten.optimize.candidates import Candidate, matrix_shapes, original, why_unfit
@@ -261,7 +262,7 @@ class EngineLaboratory:
 
     def _time(self, engine: Engine, prompt: tuple[int, ...]) -> Record:
         item = Item(prompt, self._material.shape.output_tokens)
-        result = run_closed_loop(engine, Workload("race", None, (), (item,)))
+        result = run_load(EngineTarget(engine), Workload("race", None, (), (item,)))
         if result.interrupted:
             raise KeyboardInterrupt
         record = result.records[0]

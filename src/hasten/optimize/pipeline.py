@@ -10,7 +10,7 @@ from hasten.errors import CapacityError
 from hasten.generation import Engine, engine_options
 from hasten.machine import detect_machine, memory_limit
 from hasten.measure.corpus import Corpus, cut_windows
-from hasten.measure.workload import synthetic
+from hasten.measure.workload import cut_prompts
 from hasten.models import Model, load_model
 from hasten.optimize.candidates import (
     FORMATS,
@@ -69,21 +69,15 @@ def prepare_material(
     first, second = corpus.halves()
     context = min(_CONTEXT, longest)
     wanted = _EVALUATION_TOKENS[quick] if tokens is None else tokens
-    prompts = synthetic(
-        model.tokenizer,
-        first,
-        input_tokens=shape.input_tokens,
-        output_tokens=shape.output_tokens,
-        requests=_PROMPTS,
-        warmup=1,
-        seed=seed,
+    prompts = cut_prompts(
+        model.tokenizer, first, tokens=shape.input_tokens, count=_PROMPTS + 1, seed=seed
     )
     return Material(
         calibration=cut_windows(
             first, model.tokenizer, tokens=_CALIBRATION_TOKENS[quick], context=context
         ),
         evaluation=cut_windows(second, model.tokenizer, tokens=wanted, context=context),
-        prompts=tuple(item.prompt for item in (*prompts.warmup, *prompts.items)),
+        prompts=tuple(prompts),
         shape=shape,
     )
 

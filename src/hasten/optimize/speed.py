@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hasten.measure.metrics import Record, e2e, tpot, ttft
+from hasten.measure.metrics import e2e, tpot, ttft
+from hasten.measure.records import Record
 from hasten.measure.statistics import Interval, bootstrap_ratio_of_medians
 
 __all__ = ["SPEED_FORMULAS", "Duel", "Effort", "RequestShape", "Timings", "speedup", "timings"]
