@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from hasten.cli.console import format_bytes, print_table, progress, remark, write_json
-from hasten.cli.engine import open_engine, prompt_ids
+from hasten.cli.engine import open_engine
 from hasten.cli.options import (
     EngineChoice,
     FiniteFloat,
@@ -102,7 +101,8 @@ def command(
     Definitions of all figures are in the report (--json). Ctrl-C reports what was measured so far.
     """
     from hasten.measure.corpus import default_corpus
-    from hasten.measure.workload import read_prompts, synthetic
+    from hasten.measure.synthetic import Lengths, Shape, synthetic
+    from hasten.measure.workload_file import read_workload
 
     # What is measured is one request alone, whose prompt was not seen before.
     engine = engine.or_else(max_sequences=1, prefix_cache=False)
@@ -112,19 +112,14 @@ def command(
             workload = synthetic(
                 running.model.tokenizer,
                 default_corpus(),
-                input_tokens=input_len,
-                output_tokens=output_len,
+                Shape(Lengths(input_len, input_len), Lengths(output_len, output_len)),
                 requests=requests or REQUESTS,
                 warmup=warmup,
                 seed=seed,
             )
         else:
-            workload = read_prompts(
-                prompt_file,
-                _chat_encoder(running),
-                output_tokens=output_len,
-                warmup=warmup,
-                limit=requests,
+            workload = read_workload(
+                prompt_file, output_tokens=output_len, warmup=warmup, limit=requests
             )
         report, result = _measure(running, workload, ignore_eos, duration)
     if json_path != "-":
@@ -143,15 +138,6 @@ def _check_fit(input_len: int, output_len: int, context: int) -> None:
             f"{input_len} input and {output_len} output tokens do not fit the context of {context}",
             do="lower --input-len or --output-len, or raise --max-context",
         )
-
-
-def _chat_encoder(engine: Engine) -> Callable[[str], list[int]]:
-    """Turn a prompt of a file into tokens as `hasten run` does."""
-
-    def encode(text: str) -> list[int]:
-        return prompt_ids(engine.model, [{"role": "user", "content": text}], raw=False)
-
-    return encode
 
 
 def _measure(

@@ -10,7 +10,7 @@ from hasten.errors import CapacityError
 from hasten.generation import Engine, engine_options
 from hasten.machine import detect_machine, memory_limit
 from hasten.measure.corpus import Corpus, cut_windows
-from hasten.measure.workload import cut_prompts
+from hasten.measure.synthetic import cut_prompts
 from hasten.models import Model, load_model
 from hasten.optimize.candidates import (
     FORMATS,
@@ -70,7 +70,7 @@ def prepare_material(
     context = min(_CONTEXT, longest)
     wanted = _EVALUATION_TOKENS[quick] if tokens is None else tokens
     prompts = cut_prompts(
-        model.tokenizer, first, tokens=shape.input_tokens, count=_PROMPTS + 1, seed=seed
+        model.tokenizer, first, [shape.input_tokens] * (_PROMPTS + 1), seed=seed
     )
     return Material(
         calibration=cut_windows(

@@ -93,10 +93,12 @@ class EngineTarget:
     def _tokens(self, work: Item) -> tuple[int, ...]:
         prompt, model = work.prompt, self._engine.model
         if isinstance(prompt, Chat):
-            if model.chat_template is None:
-                raise UsageError(f"{model.name} has no chat template to put messages in")
-            text = model.chat_template.render(list(prompt.messages))
-            return tuple(model.tokenizer.encode(text, add_special=False))
+            if model.chat_template is not None:
+                text = model.chat_template.render(list(prompt.messages))
+                return tuple(model.tokenizer.encode(text, add_special=False))
+            if len(prompt.messages) > 1:
+                raise UsageError(f"{model.name} has no chat template to put a conversation in")
+            return tuple(model.tokenizer.encode(prompt.messages[0]["content"]))
         if isinstance(prompt, str):
             return tuple(model.tokenizer.encode(prompt))
         return prompt
