@@ -126,14 +126,27 @@ def test_conversations_of_sharegpt(tmp_path):
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(
-        st.sampled_from(
-            ["prompt", "messages", "text", "tokens", "at", "max_tokens", "conversations"]
-            + ["from", "value", "role", "content", "x"]
-        ),
-        inner,
-        max_size=4,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    "prompt",
+                    "messages",
+                    "text",
+                    "tokens",
+                    "at",
+                    "max_tokens",
+                    "conversations",
+                    "from",
+                    "value",
+                    "role",
+                    "x",
+                ]
+            ),
+            inner,
+            max_size=4,
+        )
     ),
     max_leaves=12,
 )

@@ -41,6 +41,7 @@ FORMULAS = {
     "prefill_tokens_per_s": "sum of prompt tokens / sum of TTFT, over completed requests",
     "decode_tokens_per_s": "sum of (tokens - 1) / sum of (last token - first token), "
     "over completed requests with two tokens or more",
+    "goodput_requests_per_s": "completed requests that met all bounds of the goal / window",
     "window": "intended send of the first measured request to the end of the last one",
     "intended_send": "closed loop: the moment that a request before ended; open loop: the moment "
     "that the schedule said",
