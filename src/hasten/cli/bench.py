@@ -282,11 +282,8 @@ def _fails_gate(before: dict[str, Any] | None, document: dict[str, Any], toleran
 
     if before is None:
         return False
-    for one in compare_reports(before, document):
-        remark(
-            f"{one.metric}: {one.before:.2f} -> {one.after:.2f} ms, ratio "
-            f"{one.ratio.estimate:.3f} [{one.ratio.low:.3f}, {one.ratio.high:.3f}]: {one.verdict}"
-        )
+    for change in compare_reports(before, document):
+        remark(str(change))
     worse = regressions(before, document, tolerance)
     for reason in worse:
         remark(f"worse: {reason}")

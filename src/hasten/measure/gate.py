@@ -42,6 +42,13 @@ class Change:
     ratio: Interval
     verdict: Verdict
 
+    def __str__(self) -> str:
+        low, high = self.ratio.low, self.ratio.high
+        return (
+            f"{self.metric}: {self.before:.2f} -> {self.after:.2f} ms, ratio "
+            f"{self.ratio.estimate:.3f} [{low:.3f}, {high:.3f}]: {self.verdict}"
+        )
+
     def as_dict(self) -> dict[str, object]:
         """JSON-ready values."""
         return {
@@ -122,8 +129,7 @@ def regressions(before: Mapping[str, Any], after: Mapping[str, Any], tolerance: 
             interval of its ratio lies beyond that.
     """
     found = [
-        f"{one.metric}: {one.before:.2f} -> {one.after:.2f} ms, ratio {one.ratio.estimate:.3f} "
-        f"[{one.ratio.low:.3f}, {one.ratio.high:.3f}], allowed {1 + tolerance:.3f}"
+        f"{one}; allowed {1 + tolerance:.3f}"
         for one in compare_reports(before, after)
         if one.ratio.low > 1 + tolerance
     ]

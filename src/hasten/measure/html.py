@@ -194,7 +194,9 @@ def _facts(document: Document) -> Iterator[str]:
     for key in ("model", "url", "weights", "kv", "isa", "threads"):
         if target.get(key) is not None:
             yield f"{key} {target[key]}"
-    yield from (f"{key} {value}" for key, value in scenario.items() if not isinstance(value, dict))
+    for key, value in scenario.items():
+        if value is not None:
+            yield f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
 
 
 def _latency_table(document: Document) -> dict[str, Any]:
