@@ -38,9 +38,9 @@ def read_workload(
 
     A line of a JSON Lines file holds one of "prompt" (what a user says), "messages" (a
     conversation), "text" (to go on with) and "tokens" (ids); "max_tokens" may be missing, as may
-    "at", the second at which it was sent, which all lines have or none. Other keys are refused, so
-    that a misspelt one is not ignored. A file that begins with "[" is one of ShareGPT: entries with
-    "conversations" of "from" and "value".
+    "at", the second at which it was sent, which all lines have or none, in any order. Other keys are
+    refused, so that a misspelt one is not ignored. A file that begins with "[" is one of ShareGPT:
+    entries with "conversations" of "from" and "value".
 
     The warm-up takes its requests from the end of the file and does not count them.
 
@@ -76,13 +76,11 @@ def read_workload(
                     f"{where} has no 'at'" if at is None else f"{where} has an 'at'",
                     allowed="a time in every line, or in none",
                 )
-            if at is not None and times and at < times[-1]:
-                raise UsageError(
-                    f"{where} was sent at {at}, before the line before it",
-                    do="sort the lines by 'at'",
-                )
             works.append(work)
             times += [] if at is None else [at]
+    if times:  # a recording holds requests in the order in which they ended
+        order = sorted(range(len(times)), key=times.__getitem__)
+        works, times = [works[at] for at in order], [times[at] for at in order]
     measured = len(works) - warmup
     if measured < 1:
         raise UsageError(
