@@ -38,7 +38,7 @@ def read_workload(
 
     A line of a JSON Lines file holds one of "prompt" (what a user says), "messages" (a
     conversation), "text" (to go on with) and "tokens" (ids); "max_tokens" may be missing, as may
-    "at", the second at which it was sent, which all lines have or none, in any order. Other keys are
+    "at", the second at which it was sent, which all lines have or none. Other keys are
     refused, so that a misspelt one is not ignored. A file that begins with "[" is one of ShareGPT:
     entries with "conversations" of "from" and "value".
 
