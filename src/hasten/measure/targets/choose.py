@@ -166,8 +166,8 @@ async def _find_kind(client: HttpClient, model: str | None) -> str:
             )
         if reply.status == 200:
             try:
-                decoder.decode(reply.body)
-            except (msgspec.DecodeError, RecursionError):
+                read(reply.body, decoder, path)
+            except TargetError:
                 found.append(f"{path} answered something else")
             else:
                 return kind

@@ -15,6 +15,7 @@ T = TypeVar("T")
 Count = Annotated[int, msgspec.Meta(ge=0)]
 """A number that cannot be negative, in what is read."""
 
+_MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 LONGEST = 500
 """Characters that are told of what a server said."""
 
@@ -27,7 +28,7 @@ def read(data: bytes, decoder: msgspec.json.Decoder[T], what: str) -> T:
     """
     try:
         return decoder.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except _MALFORMED as error:
         raise TargetError(f"{what} is not as its protocol has it: {error}: {said(data)}") from error
 
 
@@ -41,7 +42,7 @@ def refusal(status: int, body: bytes) -> TargetError:
     """The error of an answer that refuses a request."""
     try:
         told = said(msgspec.json.decode(body))
-    except (msgspec.DecodeError, RecursionError):
+    except _MALFORMED:
         told = said(body)
     return TargetError(f"status {status}: {told}")
 
