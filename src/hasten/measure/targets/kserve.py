@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from hasten.measure.records import Answer
 from hasten.measure.targets.http import HttpOptions, HttpTarget, Reply
-from hasten.measure.targets.replies import Count, expect_success, read
+from hasten.measure.targets.replies import NOTHING, Count, expect_success, read
 from hasten.measure.targets.target import TargetError
 from hasten.measure.targets.tensors import (
     TensorSpec,
@@ -99,7 +99,7 @@ class _Parameters(msgspec.Struct):
 
 class _Output(_Tensor):
     parameters: _Parameters | None = None
-    data: msgspec.Raw | None = None
+    data: msgspec.Raw = NOTHING
 
 
 class _Inference(msgspec.Struct):
@@ -158,7 +158,7 @@ def _check(reply: Reply) -> None:
         if size is not None:
             check_size(one.name, one.datatype, one.shape, size)
             rest -= size
-        elif one.data is None:
+        elif one.data == NOTHING:
             raise TargetError(f"the output {one.name!r} has no data")
     if rest:
         raise TargetError(f"the outputs' sizes differ by {abs(rest)} bytes from what came")

@@ -14,8 +14,6 @@ from hasten.errors import ModelFileError
 
 __all__ = ["check_external_data"]
 
-Buffer = memoryview
-
 PATHS = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
@@ -56,58 +54,53 @@ def check_external_data(path: Path) -> None:
 def _external_files(path: Path) -> set[str]:
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            view = memoryview(data)
-            try:
-                return {bytes(name).decode() for name in _locations(view, "model", MAX_DEPTH)}
-            finally:
-                view.release()
+            return {name.decode() for name in _locations(data, 0, len(data), "model", MAX_DEPTH)}
     except OSError as error:
         raise ModelFileError(f"{path} cannot be read: {error}") from error
     except ValueError as error:  # an empty file, or what is not as it should be
         raise ModelFileError(f"{path} is not an ONNX file: {error}") from error
 
 
-def _locations(data: Buffer, message: str, depth: int) -> Iterator[bytes]:
+def _locations(data: mmap.mmap, at: int, end: int, message: str, depth: int) -> Iterator[bytes]:
     """The values beside the key "location" of all external data in a message."""
     if depth == 0:
         raise ValueError("its messages are nested too deeply")
     if message == "external":
-        fields = [(number, bytes(value)) for number, value in _fields(data) if number in (1, 2)]
+        fields = [(number, data[a:b]) for number, a, b in _fields(data, at, end)]
         if (1, b"location") in fields:
             yield from (value for number, value in fields if number == 2)
         return
     onward = PATHS[message]
-    for number, value in _fields(data):
+    for number, a, b in _fields(data, at, end):
         if number in onward:
-            yield from _locations(value, onward[number], depth - 1)
+            yield from _locations(data, a, b, onward[number], depth - 1)
 
 
-def _fields(data: Buffer) -> Iterator[tuple[int, Buffer]]:
-    """The fields of a message that have a length, by their numbers."""
-    at = 0
-    while at < len(data):
-        key, at = _varint(data, at)
+def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """The fields of a message that have a length: their numbers, and where they are."""
+    while at < end:
+        key, at = _varint(data, at, end)
         number, kind = key >> 3, key & 7
         if kind == 2:
-            size, at = _varint(data, at)
-            if size > len(data) - at:
-                raise ValueError(f"a field of {size} bytes where {len(data) - at} are left")
-            yield number, data[at : at + size]
+            size, at = _varint(data, at, end)
+            if size > end - at:
+                raise ValueError(f"a field of {size} bytes where {end - at} are left")
+            yield number, at, at + size
             at += size
         elif kind == 0:
-            _, at = _varint(data, at)
+            _, at = _varint(data, at, end)
         elif kind in (1, 5):
             at += 8 if kind == 1 else 4
         else:
             raise ValueError(f"a field of the wire type {kind}")
-    if at != len(data):
+    if at != end:
         raise ValueError("it ends within a field")
 
 
-def _varint(data: Buffer, at: int) -> tuple[int, int]:
+def _varint(data: mmap.mmap, at: int, end: int) -> tuple[int, int]:
     value = 0
     for shift in range(0, 70, 7):
-        if at >= len(data):
+        if at >= end:
             raise ValueError("it ends within a number")
         byte = data[at]
         at += 1

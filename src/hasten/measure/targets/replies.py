@@ -9,12 +9,14 @@ import msgspec
 from hasten.measure.targets.http import Reply
 from hasten.measure.targets.target import TargetError
 
-__all__ = ["Count", "expect_success", "read", "refusal", "said"]
+__all__ = ["NOTHING", "Count", "expect_success", "read", "refusal", "said"]
 
 T = TypeVar("T")
 Count = Annotated[int, msgspec.Meta(ge=0)]
 """A number that cannot be negative, in what is read."""
 
+NOTHING = msgspec.Raw(b"")
+"""Of a field that is only looked for, where it is missing."""
 _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 LONGEST = 500
 """Characters that are told of what a server said."""

@@ -42,6 +42,7 @@ NUMPY = {
     "FP64": "<f8",
 }
 """NumPy's names of the datatypes of a fixed size."""
+_NAMES = {np.dtype(code): name for name, code in NUMPY.items()}
 MAX_VALUES = 2**28
 """Values of a made-up tensor."""
 LETTERS = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz ", "S1")
@@ -129,10 +130,10 @@ def datatype_of(array: NDArray[Any]) -> str:
     """
     if array.dtype.kind in "OSU":
         return "BYTES"
-    for name, code in NUMPY.items():
-        if array.dtype == np.dtype(code):
-            return name
-    raise UsageError(f"no datatype for arrays of {array.dtype}", allowed=", ".join(NUMPY))
+    name = _NAMES.get(array.dtype.newbyteorder("<"))
+    if name is None:
+        raise UsageError(f"no datatype for arrays of {array.dtype}", allowed=", ".join(NUMPY))
+    return name
 
 
 def to_bytes(array: NDArray[Any]) -> bytes:

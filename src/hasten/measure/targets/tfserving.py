@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hasten.errors import UsageError
 from hasten.measure.records import Answer
 from hasten.measure.targets.http import HttpOptions, HttpTarget
-from hasten.measure.targets.replies import expect_success, read
+from hasten.measure.targets.replies import NOTHING, expect_success, read
 from hasten.measure.targets.target import TargetError
 from hasten.measure.targets.tensors import TensorSpec, bytes_of, datatype_of, tensors_of
 from hasten.measure.workload import Item, Tensors
@@ -108,7 +108,7 @@ class TfServingTarget(HttpTarget):
         expect_success(reply)
         prediction = read(reply.body, _PREDICTION, "the prediction")
         if rows is None:
-            if prediction.outputs is None:
+            if prediction.outputs == NOTHING:
                 raise TargetError("the prediction has no outputs")
         elif prediction.predictions is None or len(prediction.predictions) != len(rows):
             got = len(prediction.predictions or ())
@@ -148,7 +148,7 @@ class _Metadata(msgspec.Struct):
 
 class _Prediction(msgspec.Struct):
     predictions: list[msgspec.Raw] | None = None
-    outputs: msgspec.Raw | None = None
+    outputs: msgspec.Raw = NOTHING
 
 
 _METADATA = msgspec.json.Decoder(_Metadata)
