@@ -69,10 +69,12 @@ def add(asked):
 
 def serving(answer, use, **settings):
     async def go():
-        async with odd_server(answer, repeat=True) as server:
-            async with KServeTarget(server.url, "add", **settings) as target:
-                async with asyncio.timeout(SECONDS):
-                    return await use(target), server
+        async with (
+            asyncio.timeout(SECONDS),
+            odd_server(answer, repeat=True) as server,
+            KServeTarget(server.url, "add", **settings) as target,
+        ):
+            return await use(target), server
 
     return asyncio.run(go())
 

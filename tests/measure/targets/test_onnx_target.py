@@ -1,6 +1,7 @@
 """ONNX files, run in this process; models are made on the spot."""
 
 import asyncio
+import contextlib
 
 import numpy as np
 import onnx
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from packets import broken
 
 from hasten.errors import HastenError, ModelFileError, UsageError
 from hasten.measure.arrivals import ClosedLoop
@@ -87,7 +89,12 @@ def test_all_datatypes(tmp_path):
 
 @pytest.mark.parametrize(
     "inputs",
-    [{}, {"z": np.zeros((1, 3), np.float32)}, {"x": np.zeros((1, 4), np.float32)}, {"x": np.zeros(3)}],
+    [
+        {},
+        {"z": np.zeros((1, 3), np.float32)},
+        {"x": np.zeros((1, 4), np.float32)},
+        {"x": np.zeros(3)},
+    ],
 )
 def test_inputs_that_do_not_fit(model, inputs):
     async def go():
@@ -122,7 +129,9 @@ def hidden_places(tensor):
     constant = helper.make_node("Constant", [], ["c"], value=tensor)
     value = helper.make_tensor_value_info("c", TensorProto.FLOAT, None)
     branch = helper.make_graph([constant], "branch", [], [value])
-    held = helper.make_graph([helper.make_node("Identity", ["v"], ["c"])], "b", [], [value], [tensor])
+    held = helper.make_graph(
+        [helper.make_node("Identity", ["v"], ["c"])], "b", [], [value], [tensor]
+    )
     condition = numpy_helper.from_array(np.array(True), "if")
     choice = [
         helper.make_node("If", ["if"], ["z"], then_branch=one, else_branch=one)
@@ -226,13 +235,7 @@ WHOLE = matmul([external("../w.bin")]).SerializeToString()
 
 @given(st.data())
 def test_broken_files_end_as_errors(tmp_path_factory, data):
-    broken = bytearray(WHOLE)
-    for _ in range(data.draw(st.integers(0, 4))):
-        at = data.draw(st.integers(0, len(broken) - 1))
-        broken[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=4))
     path = tmp_path_factory.getbasetemp() / "broken.onnx"
-    path.write_bytes(bytes(broken))
-    try:
+    path.write_bytes(broken(data, WHOLE))
+    with contextlib.suppress(HastenError):
         check_external_data(path)
-    except HastenError:
-        pass

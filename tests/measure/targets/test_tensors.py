@@ -107,7 +107,7 @@ def test_arrays_without_a_datatype(code):
 def test_sizes_of_outputs():
     check_size("y", "FP32", [2, 3], 24)
     check_size("y", "BYTES", [2], 7)
-    with pytest.raises(TargetError, match="'y'.*20 bytes, not 24"):
+    with pytest.raises(TargetError, match=r"'y'.*20 bytes, not 24"):
         check_size("y", "FP32", [2, 3], 20)
 
 

@@ -33,7 +33,9 @@ METADATA = {
                     "outputs": {"y": info("DT_FLOAT", -1, 2)},
                     "method_name": "tensorflow/serving/predict",
                 },
-                "odd": {"inputs": {"a": {"dtype": "DT_FLOAT", "tensor_shape": {"unknown_rank": True}}}},
+                "odd": {
+                    "inputs": {"a": {"dtype": "DT_FLOAT", "tensor_shape": {"unknown_rank": True}}}
+                },
             }
         }
     },
@@ -61,10 +63,12 @@ def add(asked):
 
 def serving(answer, use, **settings):
     async def go():
-        async with odd_server(answer, repeat=True) as server:
-            async with TfServingTarget(server.url, "add", **settings) as target:
-                async with asyncio.timeout(SECONDS):
-                    return await use(target), server
+        async with (
+            asyncio.timeout(SECONDS),
+            odd_server(answer, repeat=True) as server,
+            TfServingTarget(server.url, "add", **settings) as target,
+        ):
+            return await use(target), server
 
     return asyncio.run(go())
 
@@ -105,10 +109,12 @@ def test_texts_of_any_shape():
 
 def test_versions_and_signatures():
     async def use(target):
-        with pytest.raises(TargetError, match="'other'.*serving_default"):
+        with pytest.raises(TargetError, match=r"'other'.*serving_default"):
             await target.signature()
 
-    _, server = serving(whole(json.dumps(METADATA).encode()), use, version="3", signature_name="other")
+    _, server = serving(
+        whole(json.dumps(METADATA).encode()), use, version="3", signature_name="other"
+    )
     assert server.requests[0].line == "GET /v1/models/add/versions/3/metadata HTTP/1.1"
 
 

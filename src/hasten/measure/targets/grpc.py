@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from hasten.errors import MissingDependencyError, UsageError
 from hasten.measure.targets.http import HttpOptions
-from hasten.measure.targets.messages import Message, declare
+from hasten.measure.targets.messages import Message, declare, parse
 from hasten.measure.targets.target import TargetError
 
 __all__ = ["GrpcTarget"]
@@ -67,8 +67,8 @@ class GrpcTarget:
         channel, self._channel = self._channel, None
         await channel.close()
 
-    async def _call(self, method: str, request: Message, reply: str) -> Message:
-        """Calls a method and gives its reply.
+    async def _call(self, method: str, request: Message) -> bytes:
+        """Calls a method and gives its reply, to be read with `_read`.
 
         Raises:
             TargetError: It failed; the status and the server's words are in the message.
@@ -78,12 +78,11 @@ class GrpcTarget:
             call = self._calls[method] = self._channel.unary_unary(
                 f"/{self._service}/{method}",
                 request_serializer=type(request).SerializeToString,
-                response_deserializer=self._messages[reply].FromString,
             )
         total, quiet = self._options.total_seconds, self._options.quiet_seconds
         headers = self._options.all_headers
         try:
-            return await call(
+            reply: bytes = await call(
                 request,
                 timeout=quiet if total is None else min(total, quiet),
                 metadata=[(name.lower(), value) for name, value in headers.items()],
@@ -91,6 +90,11 @@ class GrpcTarget:
         except self._grpc.RpcError as error:
             status, details = error.code().name, error.details()
             raise TargetError(f"gRPC status {status}: {details}") from error
+        return reply
+
+    def _read(self, kind: str, data: bytes) -> Message:
+        """Reads a message; TargetError where it is malformed."""
+        return parse(self._messages[kind], data)
 
     def _credentials(self) -> Any:  # noqa: ANN401 - gRPC has no types
         path = self._options.ca_file

@@ -72,7 +72,8 @@ class KServeGrpcTarget(GrpcTarget):
         request = self._messages["ModelMetadataRequest"](
             name=self._model, version=self._version or ""
         )
-        metadata = await self._call("ModelMetadata", request, "ModelMetadataResponse")
+        data = await self._call("ModelMetadata", request)
+        metadata = self._read("ModelMetadataResponse", data)
         return tuple(TensorSpec(o.name, o.datatype, tuple(o.shape)) for o in metadata.inputs)
 
     async def send(self, work: Item | Tensors, answer: Answer) -> None:
@@ -88,13 +89,14 @@ class KServeGrpcTarget(GrpcTarget):
             ],
             raw_input_contents=[to_bytes(array) for array in inputs.values()],
         )
-        reply = await self._call("ModelInfer", request, "ModelInferResponse")
+        data = await self._call("ModelInfer", request)
         at = answer.clock()
+        reply = self._read("ModelInferResponse", data)
         if not reply.outputs:
             raise TargetError("the inference has no outputs")
         raw = reply.raw_output_contents
         if raw and len(raw) != len(reply.outputs):
             raise TargetError(f"the inference has {len(reply.outputs)} outputs, {len(raw)} data")
-        for output, data in zip(reply.outputs, raw, strict=False):
-            check_size(output.name, output.datatype, output.shape, len(data))
+        for output, values in zip(reply.outputs, raw, strict=False):
+            check_size(output.name, output.datatype, output.shape, len(values))
         answer.arrive(at=at)

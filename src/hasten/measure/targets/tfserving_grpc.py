@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from hasten.measure.records import Answer
 from hasten.measure.targets.grpc import GrpcTarget
 from hasten.measure.targets.http import HttpOptions
-from hasten.measure.targets.messages import Message, parse
+from hasten.measure.targets.messages import Message
 from hasten.measure.targets.target import TargetError
 from hasten.measure.targets.tensors import (
     TensorSpec,
@@ -88,9 +88,9 @@ class TfServingGrpcTarget(GrpcTarget):
         request = self._messages["GetModelMetadataRequest"](
             model_spec=self._spec(), metadata_field=["signature_def"]
         )
-        reply = await self._call("GetModelMetadata", request, "GetModelMetadataResponse")
-        data = reply.metadata["signature_def"].value
-        definitions = parse(self._messages["SignatureDefMap"], data).signature_def
+        data = await self._call("GetModelMetadata", request)
+        packed = self._read("GetModelMetadataResponse", data).metadata["signature_def"]
+        definitions = self._read("SignatureDefMap", packed.value).signature_def
         if self._signature not in definitions:
             raise TargetError(
                 f"the model has no signature {self._signature!r}", allowed=", ".join(definitions)
@@ -105,9 +105,9 @@ class TfServingGrpcTarget(GrpcTarget):
             model_spec=self._spec(),
             inputs={name: self._tensor(array) for name, array in inputs.items()},
         )
-        reply = await self._call("Predict", request, "PredictResponse")
+        data = await self._call("Predict", request)
         at = answer.clock()
-        if not reply.outputs:
+        if not self._read("PredictResponse", data).outputs:
             raise TargetError("the prediction has no outputs")
         answer.arrive(at=at)
 
