@@ -18,7 +18,7 @@ from hasten.measure.records import Answer, Clock, Record, Status
 from hasten.measure.targets.target import Target
 from hasten.measure.workload import Chat, Item, Message, Session, Tensors, Work, Workload
 
-__all__ = ["LoadResult", "run_load"]
+__all__ = ["LoadResult", "make_record", "run_load"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,22 +188,52 @@ class _Load:
         except HastenError as error:
             failure, interrupted = str(error), False
         finally:
-            status, reason = _outcome(work, answer, failure, interrupted=interrupted)
             self.records.append(
-                Record(
-                    request_id=f"request-{number}",
-                    prompt_tokens=answer.prompt_tokens,
-                    intended_send=intended,
-                    sent=sent,
-                    end=self.clock(),
-                    events=tuple(answer.events),
-                    output_tokens=answer.counted_tokens,
-                    status=status,
-                    reason=reason,
-                    parts=answer.parts,
+                make_record(
+                    f"request-{number}",
+                    work,
+                    answer,
+                    times=(intended, sent, self.clock()),
+                    failure=failure,
+                    interrupted=interrupted,
                 )
             )
         return answer if failure is None else None
+
+
+def make_record(
+    name: str,
+    work: Item | Tensors,
+    answer: Answer,
+    *,
+    times: tuple[float, float, float],
+    failure: str | None = None,
+    interrupted: bool = False,
+) -> Record:
+    """Judges a request that is over.
+
+    Args:
+        name: Of the request.
+        work: What was asked for.
+        answer: What came.
+        times: When it was to be sent, was sent, and was over.
+        failure: What went wrong, if anything.
+        interrupted: It was not allowed to end.
+    """
+    status, reason = _outcome(work, answer, failure, interrupted=interrupted)
+    intended, sent, end = times
+    return Record(
+        request_id=name,
+        prompt_tokens=answer.prompt_tokens,
+        intended_send=intended,
+        sent=sent,
+        end=end,
+        events=tuple(answer.events),
+        output_tokens=answer.counted_tokens,
+        status=status,
+        reason=reason,
+        parts=answer.parts,
+    )
 
 
 def _outcome(

@@ -22,6 +22,7 @@ __all__ = [
     "latencies",
     "model_latency",
     "prefill_rate",
+    "samples",
     "throughput",
     "tokens_per_event",
     "tpot",
@@ -101,6 +102,15 @@ def latencies(records: Sequence[Record]) -> dict[str, Summary]:
     Returns:
         Summaries of "ttft", "tpot", "itl", "e2e" and "model_latency".
     """
+    return {name: summarize(values, "ms") for name, values in samples(records).items()}
+
+
+def samples(records: Sequence[Record]) -> dict[str, list[float]]:
+    """Latencies of the completed requests, in milliseconds and in their order.
+
+    Returns:
+        Values of "ttft", "tpot", "itl", "e2e" and "model_latency", where a request defines them.
+    """
     completed = _completed(records)
     single: dict[str, Callable[[Record], float | None]] = {
         "ttft": ttft,
@@ -108,15 +118,12 @@ def latencies(records: Sequence[Record]) -> dict[str, Summary]:
         "e2e": e2e,
         "model_latency": model_latency,
     }
-    samples = {
-        name: [value for record in completed if (value := metric(record)) is not None]
+    found = {
+        name: [1000 * value for record in completed if (value := metric(record)) is not None]
         for name, metric in single.items()
     }
-    samples["itl"] = [gap for record in completed for gap in itl(record)]
-    return {
-        name: summarize([1000 * value for value in samples[name]], "ms")
-        for name in ("ttft", "tpot", "itl", "e2e", "model_latency")
-    }
+    found["itl"] = [1000 * gap for record in completed for gap in itl(record)]
+    return {name: found[name] for name in ("ttft", "tpot", "itl", "e2e", "model_latency")}
 
 
 def throughput(records: Sequence[Record], window: float) -> Throughput:
