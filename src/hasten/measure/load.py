@@ -16,6 +16,7 @@ from hasten.errors import HastenError
 from hasten.measure.arrivals import ClosedLoop, OpenLoop, Pattern
 from hasten.measure.records import Answer, Clock, Record, Status
 from hasten.measure.targets.target import Target
+from hasten.measure.timer import Timer
 from hasten.measure.workload import Chat, Item, Message, Session, Tensors, Work, Workload
 
 __all__ = ["LoadResult", "make_record", "run_load"]
@@ -140,14 +141,15 @@ class _Load:
             async with room:
                 await self._do(work, intended)
 
-        async with asyncio.TaskGroup() as group:
-            for offset, work in zip(pattern.offsets(), items, strict=False):
-                intended = started + offset
-                if end is not None and intended >= end:
-                    self.out_of_time = True
-                    break
-                await asyncio.sleep(max(0.0, intended - self.clock()))
-                group.create_task(one(work, intended))
+        with Timer(real=self.clock is time.perf_counter) as timer:
+            async with asyncio.TaskGroup() as group:
+                for offset, work in zip(pattern.offsets(), items, strict=False):
+                    intended = started + offset
+                    if end is not None and intended >= end:
+                        self.out_of_time = True
+                        break
+                    await timer.sleep(intended - self.clock())
+                    group.create_task(one(work, intended))
 
     async def _do(self, work: Work, intended: float) -> None:
         """Makes a request, or the requests of a session one after another."""

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Thread, get_ident
 from typing import Any
@@ -152,7 +153,12 @@ class Bridge:
         for response, index in samples:
             task = self._loop.create_task(self._serve(response, index, now))
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(partial(self._over, response))
+
+    def _over(self, response: int, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled():  # before it began, so that it has not answered
+            self._give_up([response])
 
     async def _serve(self, response: int, index: int, intended: float) -> None:
         work = self.works[index]
@@ -233,8 +239,8 @@ class Bridge:
 
     def _stop(self, problem: str) -> None:
         """Sends nothing more and lets LoadGen end."""
-        self.problem = problem
-        for task in self._tasks:
+        self.problem = self.problem or problem
+        for task in self._tasks - {asyncio.current_task()}:
             task.cancel()
 
     def _give_up(self, responses: Sequence[int]) -> None:

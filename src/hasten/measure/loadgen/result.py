@@ -34,7 +34,7 @@ class LoadGenResult:
         score: What the scenario is judged by; None where LoadGen did not say.
         score_unit: Of the score.
         percentiles: By name and percent, in milliseconds, as LoadGen counts them: the value at
-            place n x percentile.
+            place n x percentile. None of them, nor a score, where a request failed.
         early_stopping: What LoadGen says about the sample's size, by name.
         problems: Why the result is not valid.
         notes: What else a reader should know.
@@ -103,6 +103,9 @@ def read_result(
         HastenError: LoadGen wrote no log.
     """
     detail = read_detail(folder)
+    if problem is not None:
+        # LoadGen timed answers that never were; what it makes of them says nothing.
+        detail = Detail({}, ())
     percentiles = detail.percentiles()
     score, unit = _score(settings, detail, percentiles)
     problems = tuple(_problems(settings, detail, problem))
@@ -110,7 +113,7 @@ def read_result(
     return LoadGenResult(
         settings=settings,
         valid=not problems,
-        result=None if settings.accuracy or verdict is None else str(verdict),
+        result=None if settings.accuracy else str(verdict or "INVALID"),
         n=len(records),
         score=score,
         score_unit=unit,
@@ -148,7 +151,7 @@ def _score(
 def _problems(settings: LoadGenSettings, detail: Detail, problem: str | None) -> Iterator[str]:
     if problem is not None:
         yield f"invalid: {problem}"
-        return  # what LoadGen makes of a run that was broken off says nothing more
+        return
     yield from (f"invalid: LoadGen: {error}" for error in detail.errors)
     if settings.accuracy or detail.values.get("result_validity") == "VALID":
         return
