@@ -21,6 +21,7 @@ __all__ = [
     "itl",
     "latencies",
     "model_latency",
+    "peak_output_rate",
     "prefill_rate",
     "samples",
     "throughput",
@@ -140,6 +141,33 @@ def throughput(records: Sequence[Record], window: float) -> Throughput:
     prompts = [record.prompt_tokens for record in completed if record.prompt_tokens is not None]
     total = (sum(prompts) + output) / window if len(prompts) == len(completed) else None
     return Throughput(len(completed) / window, output / window, total)
+
+
+def peak_output_rate(records: Sequence[Record]) -> float | None:
+    """Output tokens per second of completed requests in the busiest part of the window.
+
+    Parts are equal and of a second or a little more (the whole window if it is shorter), so that
+    the peak is never below the mean over the same window. Tokens count when they arrive, however
+    many an event carries.
+
+    Args:
+        records: All requests of the window.
+
+    Returns:
+        The rate; None for an empty window.
+    """
+    if not records:
+        return None
+    start = min(record.intended_send for record in records)
+    window = max(record.end for record in records) - start
+    if window <= 0:
+        return None
+    parts = [0] * max(1, int(window))
+    for record in _completed(records):
+        for event in record.token_events:
+            place = int((event.time - start) / window * len(parts))
+            parts[min(place, len(parts) - 1)] += event.tokens
+    return max(parts) * len(parts) / window
 
 
 def prefill_rate(records: Sequence[Record]) -> float | None:
