@@ -34,8 +34,6 @@ from hasten.measure.workload import Workload
 __all__ = ["COLUMNS", "SCHEMA", "BenchReport", "build_report", "columns", "write_csv"]
 
 SCHEMA = "hasten.bench/1"
-MAX_OTHERS = 0.10
-MAX_STEAL = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,16 +218,8 @@ def _problems(result: LoadResult, interference: Interference | None) -> list[str
         problems.append("partial: interrupted by the user")
     if not completed:
         problems.append("invalid: no request completed")
-    if interference is not None and interference.others > MAX_OTHERS:
-        problems.append(
-            f"invalid: other processes used {interference.others:.0%} of the processor "
-            f"(at most {MAX_OTHERS:.0%}); stop them and measure again"
-        )
-    if interference is not None and interference.steal > MAX_STEAL:
-        problems.append(
-            f"invalid: the hypervisor took {interference.steal:.0%} of the processor "
-            f"(at most {MAX_STEAL:.0%}); measure again"
-        )
+    if interference is not None:
+        problems += interference.problems()
     return problems
 
 
