@@ -8,6 +8,7 @@ import numpy as np
 
 from hasten.machine import detect_machine
 from hasten.measure.arrivals import ClosedLoop
+from hasten.measure.audit import Audit, ClockCheck
 from hasten.measure.load import LoadResult
 from hasten.measure.memory import PeakRss
 from hasten.measure.records import Event, Record
@@ -43,6 +44,23 @@ def made_result(records):
     return LoadResult(records, window, False, False, ())
 
 
+def made_audit(interference=None, problems=()):
+    """Of a run in which nothing was wrong but what is given."""
+    return Audit(
+        problems=tuple(problems) + tuple(interference.problems() if interference else ()),
+        notes=(),
+        seconds=1.0,
+        rate=1.0,
+        client_rate=None,
+        client_cpu=0.1,
+        lag=None,
+        clock=ClockCheck(1e-7, 0, None),
+        interference=interference,
+        target=None,
+        joules=None,
+    )
+
+
 def made_report(records, *, goal=None, model="made", pattern=None, requests=None):
     workload = Workload("made up", 0, (), (Item((1, 2), 5),) * (requests or len(records)))
     return build_report(
@@ -52,7 +70,7 @@ def made_report(records, *, goal=None, model="made", pattern=None, requests=None
         machine=detect_machine(),
         result=made_result(records),
         peak=PeakRss(1 << 20, since_start=False),
-        interference=None,
+        audit=made_audit(),
         goal=goal,
     )
 

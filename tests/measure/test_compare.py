@@ -129,7 +129,9 @@ def test_signed_rank_interval_moves_with_the_values(values, shift, scale):
     before = signed_rank_interval(values, 0.99)
     after = signed_rank_interval([scale * value + shift for value in values], 0.99)
     for name in ("estimate", "low", "high"):
-        assert getattr(after, name) == pytest.approx(scale * getattr(before, name) + shift, abs=1e-6)
+        assert getattr(after, name) == pytest.approx(
+            scale * getattr(before, name) + shift, abs=1e-6
+        )
     assert min(values) <= before.low <= before.estimate <= before.high <= max(values)
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,9 @@ from hasten.measure.load import run_load
 from hasten.measure.memory import PeakRss, peak_rss, reset_peak_rss
 from hasten.measure.metrics import FORMULAS
 from hasten.measure.report import build_report
+
+sys.path.insert(0, str(Path(__file__).parent))
+from made_reports import made_audit
 
 QUIET = Interference(others=0.01, steal=0.0)
 PEAK = PeakRss(123456789, since_start=False)
@@ -27,7 +31,7 @@ def report_of(target, workload, *, interference=QUIET, peak=PEAK, **loop):
         machine=detect_machine(),
         result=result,
         peak=peak,
-        interference=interference,
+        audit=made_audit(interference),
     )
 
 
@@ -37,7 +41,7 @@ def test_the_contract(target, make_workload):
     assert document["schema"] == "hasten.bench/1"
     assert set(document) == {
         *("schema", "target", "scenario", "workload", "machine", "metrics", "throughput"),
-        *("requests", "memory", "formulas", "valid", "notes", "goal", "checks", "records"),
+        *("requests", "memory", "formulas", "valid", "notes", "goal", "checks", "records", "audit"),
     }
     assert list(document["metrics"]) == ["ttft", "tpot", "itl", "e2e", "model_latency"]
     for summary in document["metrics"].values():

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+import functools
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from hasten.cli.console import format_bytes, print_table, progress, remark, write_json, write_text
-from hasten.cli.engine import open_engine
 from hasten.cli.load import REQUESTS, LoadChoice, load_choice
 from hasten.cli.options import (
     EngineChoice,
@@ -20,16 +19,13 @@ from hasten.cli.options import (
     json_option,
     output_option,
 )
-from hasten.errors import CapacityError, UsageError
+from hasten.cli.target import OpenTarget, TargetChoice, open_target, target_choice
+from hasten.errors import UsageError
 
 if TYPE_CHECKING:
-    from hasten.generation import Engine
     from hasten.measure.goals import Goal
     from hasten.measure.load import LoadResult
     from hasten.measure.report import BenchReport
-    from hasten.measure.synthetic import Coder
-    from hasten.measure.targets.target import Target
-    from hasten.measure.workload import Workload
 
 __all__ = ["command"]
 
@@ -47,12 +43,14 @@ SWEEP_SEQUENCES = 64
     "  hasten bench smollm2 --rate 2 --requests 100 --html report.html\n"
     "  hasten bench smollm2 --sweep auto --html saturation.html\n"
     "  hasten bench smollm2 --against report.json --tolerance 0.1\n"
-    "  hasten bench ./artefact --prompt-file recorded.jsonl --replay 1\n\n"
+    "  hasten bench ./artefact --prompt-file recorded.jsonl --replay 1\n"
+    "  hasten bench http://127.0.0.1:8000 --concurrency 8 --tokenizer smollm2\n"
+    "  hasten bench kserve+http://127.0.0.1:8000 --served-model resnet --shape x=1,3,224\n\n"
     'A line of a prompt file is {"prompt": "text", "max_tokens": 64, "at": 1.5}; instead of '
     '"prompt" it may have "messages", "text" (to go on with) or "tokens"; max_tokens and at may be '
     "missing. --against ends with status 1 where a latency grew beyond the tolerance."
 )
-@click.argument("model", metavar="MODEL")
+@click.argument("target", metavar="TARGET")
 @load_choice
 @click.option(
     "--sweep",
@@ -79,31 +77,29 @@ SWEEP_SEQUENCES = 64
     show_default=True,
     help="What a median may grow by before --against fails.",
 )
-@click.option(
-    "--ignore-eos/--honour-eos",
-    default=True,
-    help="Generate the whole length, or end where the model does  [default: ignore-eos]",
-)
+@target_choice
 @engine_choice
 @output_option("--html", "Also write a page with plots, which opens without a network.")
 @output_option("--csv", "Also write every request as a line of CSV.")
 @json_option
 def command(
-    model: str,
+    target: str,
     load: LoadChoice,
+    choice: TargetChoice,
     sweep: str | None,
     goal: str | None,
     against: Path | None,
     tolerance: float,
-    ignore_eos: bool,
     engine: EngineChoice,
     html: Path | None,
     csv: Path | None,
     json_path: str | None,
 ) -> int:
-    """Measure MODEL under a load: by default one request at a time.
+    """Measure TARGET under a load: by default one request at a time.
 
-    Synthetic prompts are pieces of English text, all different, of exactly --input-len tokens.
+    TARGET is a model to run in this process, an ONNX file, or a server: a URL, which may say what
+    it speaks, as in ollama+http://HOST:PORT, kserve+grpc://HOST:PORT or tfserving+http://HOST:PORT.
+    HASTEN_API_KEY is sent to it. Synthetic prompts are pieces of English text, all different, of exactly --input-len tokens.
     Definitions of all figures are in the report (--json). Ctrl-C reports what was measured so far.
     """
     from hasten.measure.gate import read_report
@@ -111,12 +107,21 @@ def command(
     chosen = _goal(goal)
     before = None if against is None else read_report(against)
     clients = None if sweep is None else _clients(sweep, load)
-    with _open(model, load, clients, ignore_eos, engine) as bench:
+    with open_target(
+        target,
+        choice,
+        engine,
+        max_sequences=_sequences(load, clients),
+        # What is measured is prompts that were not seen before, but where they are to share.
+        prefix_cache=bool(load.shared_prefix) or load.turns > 1,
+    ) as opened:
+        client_rate = _client_rate(opened)
+        measure = functools.partial(_measure, opened, goal=chosen, client_rate=client_rate)
         if clients is None:
-            report, result = bench.measure(load, chosen)
+            report, result = measure(load, label="requests")
             document = report.as_dict()
         else:
-            report, result, document = _sweep(bench, load, clients, chosen, auto=sweep == "auto")
+            report, result, document = _sweep(measure, load, clients, auto=sweep == "auto")
     if json_path != "-":
         _print(report, document)
     if json_path is not None:
@@ -131,96 +136,61 @@ def command(
     if html is not None:
         from hasten.measure.html import render_html
 
-        write_text(render_html(documents, f"hasten bench {model}"), html)
+        write_text(render_html(documents, f"hasten bench {target}"), html)
     if result.interrupted:
         return INTERRUPTED
     failed = _fails_gate(before, document, tolerance)
     return 0 if report.requests["completed"] and not failed else 1
 
 
-@dataclass(frozen=True, slots=True)
-class _Bench:
-    """A target that is open, and what is known of it."""
+def _measure(
+    opened: OpenTarget, load: LoadChoice, goal: Goal | None, client_rate: float | None, label: str
+) -> tuple[BenchReport, LoadResult]:
+    """Runs a load and gathers what belongs in the report."""
+    from hasten.machine import detect_machine
+    from hasten.measure.audit import Auditor
+    from hasten.measure.load import run_load
+    from hasten.measure.memory import PeakRss, peak_rss, reset_peak_rss
+    from hasten.measure.report import build_report
 
-    target: Target
-    tokenizer: Coder | None
-    as_text: bool
-    context: int | None
-
-    def measure(
-        self, load: LoadChoice, goal: Goal | None, label: str = "requests"
-    ) -> tuple[BenchReport, LoadResult]:
-        """Runs a load and gathers what belongs in the report."""
-        from hasten.machine import detect_machine
-        from hasten.measure.interference import between, read_cpu_times
-        from hasten.measure.load import run_load
-        from hasten.measure.memory import peak_rss, reset_peak_rss
-        from hasten.measure.report import build_report
-
-        workload = load.workload(self.tokenizer, as_text=self.as_text)
-        pattern = load.pattern(workload)
-        self._check_fit(workload)
-        was_reset = reset_peak_rss()
-        before = read_cpu_times()
-        with progress(label, len(workload.items)) as show_done:
-            result = run_load(
-                self.target,
-                workload,
-                pattern,
-                duration=load.duration,
-                on_progress=show_done,
-            )
-        report = build_report(
-            target=self.target.describe(),
-            pattern=pattern,
-            workload=workload,
-            machine=detect_machine(),
-            result=result,
-            peak=peak_rss(was_reset=was_reset),
-            interference=between(before, read_cpu_times()),
-            goal=goal,
+    workload = opened.workload(load)
+    pattern = load.pattern(workload)
+    auditor = Auditor(pids=opened.pids, in_process=opened.in_process)
+    was_reset = reset_peak_rss()
+    with progress(label, len(workload.items)) as show_done:
+        result = run_load(
+            opened.target,
+            workload,
+            pattern,
+            duration=load.duration,
+            on_progress=show_done,
+            on_start=auditor.start,
         )
-        return report, result
-
-    def _check_fit(self, workload: Workload) -> None:
-        """Refuses synthetic lengths of which requests would fail or end early."""
-        from hasten.measure.workload import Item
-
-        if self.context is None or workload.seed is None:
-            return
-        for item in workload.items:
-            if isinstance(item, Item) and isinstance(item.prompt, tuple):
-                needed = len(item.prompt) + item.output_tokens
-                if needed > self.context:
-                    raise CapacityError(
-                        f"{len(item.prompt)} input and {item.output_tokens} output tokens do not "
-                        f"fit the context of {self.context}",
-                        do="lower --input-len or --output-len, or raise --max-context",
-                    )
+    audit = auditor.finish(result, pattern, client_rate=client_rate)
+    peak = peak_rss(was_reset=was_reset) if opened.in_process else None
+    if audit.target is not None:
+        peak = PeakRss(audit.target.peak_rss_bytes, since_start=False)
+    report = build_report(
+        target=opened.target.describe(),
+        pattern=pattern,
+        workload=workload,
+        machine=detect_machine(),
+        result=result,
+        peak=peak,
+        audit=audit,
+        goal=goal,
+    )
+    return report, result
 
 
-@contextmanager
-def _open(
-    model: str,
-    load: LoadChoice,
-    clients: list[int] | None,
-    ignore_eos: bool,
-    choice: EngineChoice,
-) -> Iterator[_Bench]:
-    """Opens what is to be measured."""
-    from hasten.measure.targets.engine import EngineTarget
+def _client_rate(opened: OpenTarget) -> float | None:
+    """Requests a second that this client can send; None where it sends none over a network."""
+    if not opened.over_http or opened.in_process:
+        return None
+    from hasten.measure.audit import measure_client_rate
+    from hasten.measure.targets.echo import EchoTarget
 
-    defaults: dict[str, Any] = {}
-    if clients is not None:
-        defaults["max_sequences"] = max(clients, default=SWEEP_SEQUENCES)
-    elif load.rate is None and load.ramp is None and load.replay is None:
-        defaults["max_sequences"] = load.concurrency or 1
-    if not load.shared_prefix and load.turns == 1:
-        # What is measured is prompts that were not seen before.
-        defaults["prefix_cache"] = False
-    with open_engine(model, choice.or_else(**defaults)) as engine:
-        target = EngineTarget(engine, ignore_eos=ignore_eos, description=_describe(engine))
-        yield _Bench(target, engine.model.tokenizer, as_text=False, context=engine.context)
+    return measure_client_rate(EchoTarget())
 
 
 def _goal(text: str | None) -> Goal | None:
@@ -248,25 +218,38 @@ def _clients(text: str, load: LoadChoice) -> list[int]:
     return numbers
 
 
+def _sequences(load: LoadChoice, clients: list[int] | None) -> int | None:
+    """Sequences side by side that an engine needs for a load; None for its own default."""
+    if clients is not None:
+        return max(clients, default=SWEEP_SEQUENCES)
+    if load.rate is None and load.ramp is None and load.replay is None:
+        return load.concurrency or 1
+    return None
+
+
 def _sweep(
-    bench: _Bench, load: LoadChoice, clients: list[int], goal: Goal | None, *, auto: bool
+    measure: Callable[..., tuple[BenchReport, LoadResult]],
+    load: LoadChoice,
+    clients: list[int],
+    *,
+    auto: bool,
 ) -> tuple[BenchReport, LoadResult, dict[str, object]]:
     """Measures load by load; the report is that of the one that saturates the target."""
     from hasten.measure.sweep import doubling, find_saturation, step_dict, sweep
 
     results: dict[int, LoadResult] = {}
 
-    def measure(number: int) -> BenchReport:
+    def measure_step(number: int) -> BenchReport:
         # Other prompts each time, and enough that all clients are busy most of it.
         requests = max(load.requests or REQUESTS, 4 * number)
         step = replace(
             load, concurrency=number, seed=load.seed + number, requests=requests, warmup=number
         )
-        report, results[number] = bench.measure(step, goal, f"{number} clients")
+        report, results[number] = measure(step, label=f"{number} clients")
         return report
 
     numbers = doubling(SWEEP_SEQUENCES) if auto else iter(clients)
-    steps = sweep(measure, numbers, until_saturated=auto)
+    steps = sweep(measure_step, numbers, until_saturated=auto)
     saturation = find_saturation(steps)
     report = dict(steps)[saturation.clients]
     document = report.as_dict() | {
@@ -290,29 +273,6 @@ def _fails_gate(before: dict[str, Any] | None, document: dict[str, Any], toleran
     return bool(worse)
 
 
-def _describe(engine: Engine) -> dict[str, object]:
-    """Say what was measured, so that it can be measured again."""
-    options = engine.options
-    return {
-        "kind": "in-process",
-        "model": engine.model.name,
-        "path": str(engine.model.path),
-        "sha256": engine.model.digest(),
-        "executor": options.executor,
-        "weights": options.weights,
-        "formats": sorted(set(engine.formats.values())),
-        "kv": options.kv,
-        "isa": engine.isa,
-        "threads": engine.threads,
-        "thread_choice": engine.thread_choice.as_dict(),
-        "fuse": options.fuse,
-        "max_context": options.max_context,
-        "prefix_cache": options.prefix_cache,
-        "max_sequences": options.max_sequences,
-        "memory_bytes": dict(engine.memory),
-    }
-
-
 def _print(report: BenchReport, document: dict[str, Any]) -> None:
     """Show a report on the terminal."""
     from hasten.measure.statistics import PERCENTILES
@@ -333,7 +293,8 @@ def _print(report: BenchReport, document: dict[str, Any]) -> None:
         [name.replace("_per_s", "/s").replace("_", " "), "-" if rate is None else f"{rate:.2f}"]
         for name, rate in report.rates.items()
     ]
-    rows.append(["peak RSS", format_bytes(report.peak.size_bytes)])
+    if report.peak is not None:
+        rows.append(["peak RSS", format_bytes(report.peak.size_bytes)])
     print_table(["", ""], rows)
     if report.checks:
         click.echo()

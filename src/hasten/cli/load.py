@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from hasten.measure.synthetic import Coder
     from hasten.measure.workload import Workload
 
-__all__ = ["LoadChoice", "load_choice"]
+__all__ = ["REQUESTS", "LoadChoice", "load_choice"]
 
 Command = Callable[..., Any]
 

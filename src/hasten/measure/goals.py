@@ -94,13 +94,13 @@ def goodput(records: Sequence[Record], goal: Goal, window: float) -> float | Non
     return sum(map(goal.meets, records)) / window if window > 0 else None
 
 
-def check(records: Sequence[Record], goal: Goal, memory_bytes: int) -> list[Check]:
+def check(records: Sequence[Record], goal: Goal, memory_bytes: int | None) -> list[Check]:
     """Compares what was measured with a goal: 99 of 100 requests are to meet each bound.
 
     Args:
         records: All requests; those that failed meet nothing.
         goal: What was asked.
-        memory_bytes: Resident memory at its peak.
+        memory_bytes: Resident memory at its peak; None where it is not known, which meets nothing.
     """
     checks = []
     for metric, bound in goal.bounds.items():
@@ -114,13 +114,13 @@ def check(records: Sequence[Record], goal: Goal, memory_bytes: int) -> list[Chec
             Check(metric, f"{bound:g} ms for 99 %", f"met by {share:.1%}", met=share >= 0.99)
         )
     if goal.memory_bytes is not None:
-        mebibytes = memory_bytes / 2**20
+        found = "not known" if memory_bytes is None else f"{memory_bytes / 2**20:.0f} MiB"
         checks.append(
             Check(
                 "memory",
                 f"{goal.memory_bytes / 2**20:.0f} MiB",
-                f"{mebibytes:.0f} MiB",
-                met=memory_bytes <= goal.memory_bytes,
+                found,
+                met=memory_bytes is not None and memory_bytes <= goal.memory_bytes,
             )
         )
     return checks

@@ -11,8 +11,8 @@ from pathlib import Path
 from hasten.errors import UsageError
 from hasten.machine import Machine
 from hasten.measure.arrivals import Pattern
+from hasten.measure.audit import Audit
 from hasten.measure.goals import Check, Goal, check, goodput
-from hasten.measure.interference import Interference
 from hasten.measure.load import LoadResult
 from hasten.measure.memory import PeakRss
 from hasten.measure.metrics import (
@@ -49,7 +49,8 @@ class BenchReport:
         rates: Named figures per second; None where the sample defines none.
         requests: Numbers of completed, failed and truncated requests.
         records: Every request, in the order in which they were to be sent.
-        peak: Largest resident set.
+        peak: Largest resident set of the target; None where it is not known.
+        audit: Of the run itself.
         goal: What was asked of the target; None for nothing.
         checks: Objectives of the goal beside what was measured.
         window: Seconds that were measured.
@@ -65,7 +66,8 @@ class BenchReport:
     rates: Mapping[str, float | None]
     requests: Mapping[str, int]
     records: tuple[Record, ...]
-    peak: PeakRss
+    peak: PeakRss | None
+    audit: Audit
     goal: Goal | None
     checks: tuple[Check, ...]
     window: float
@@ -83,7 +85,8 @@ class BenchReport:
             "metrics": {name: summary.as_dict() for name, summary in self.metrics.items()},
             "throughput": dict(self.rates),
             "requests": dict(self.requests),
-            "memory": {"peak_rss_bytes": self.peak.size_bytes},
+            "memory": {"peak_rss_bytes": None if self.peak is None else self.peak.size_bytes},
+            "audit": self.audit.as_dict(),
             "goal": None if self.goal is None else self.goal.as_dict(),
             "checks": [one.as_dict() for one in self.checks],
             "records": columns(self.records),
@@ -113,15 +116,16 @@ def build_report(
     workload: Workload,
     machine: Machine,
     result: LoadResult,
-    peak: PeakRss,
-    interference: Interference | None,
+    peak: PeakRss | None,
+    audit: Audit,
     goal: Goal | None = None,
 ) -> BenchReport:
     """Turn what a load measured into a report."""
     metrics = latencies(result.records)
+    memory = None if peak is None else peak.size_bytes
     rates = throughput(result.records, result.window)
     counts = Counter(record.status for record in result.records)
-    problems = _problems(result, interference)
+    problems = [*_problems(result), *audit.problems]
     return BenchReport(
         target=target,
         scenario=pattern.describe(),
@@ -139,11 +143,12 @@ def build_report(
         requests={name: counts[name] for name in ("completed", "failed", "truncated")},
         records=result.records,
         peak=peak,
+        audit=audit,
         goal=goal,
-        checks=() if goal is None else tuple(check(result.records, goal, peak.size_bytes)),
+        checks=() if goal is None else tuple(check(result.records, goal, memory)),
         window=result.window,
         valid=not problems,
-        notes=(*problems, *_remarks(result, metrics, peak, interference)),
+        notes=(*problems, *_remarks(result, metrics, peak, audit)),
     )
 
 
@@ -210,24 +215,22 @@ def _row(record: Record, begin: float) -> dict[str, object]:
     }
 
 
-def _problems(result: LoadResult, interference: Interference | None) -> list[str]:
-    """Say why the figures do not stand for the target alone."""
+def _problems(result: LoadResult) -> list[str]:
+    """Say why the figures do not stand for what was asked."""
     problems = []
     completed = sum(record.status == "completed" for record in result.records)
     if result.interrupted:
         problems.append("partial: interrupted by the user")
     if not completed:
         problems.append("invalid: no request completed")
-    if interference is not None:
-        problems += interference.problems()
     return problems
 
 
 def _remarks(
     result: LoadResult,
     metrics: Mapping[str, Summary],
-    peak: PeakRss,
-    interference: Interference | None,
+    peak: PeakRss | None,
+    audit: Audit,
 ) -> list[str]:
     """Say what else a reader must know."""
     remarks = [*_reasons(result)]
@@ -243,15 +246,12 @@ def _remarks(
         remarks.append(f"itl: an output event carried {per_event:.2f} tokens on average")
     if result.out_of_time:
         remarks.append("the limit of duration ended the run before all requests were sent")
-    if peak.since_start:
+    if peak is not None and peak.since_start:
         remarks.append("peak memory since the process began: the kernel would not reset the mark")
-    if interference is None:
-        remarks.append("other load on the machine is not known: the run was too short to tell")
-    else:
-        remarks.append(
-            f"processor time: others {interference.others:.1%}, hypervisor {interference.steal:.1%}"
-        )
-    return remarks
+    shared = audit.interference
+    if shared is not None:
+        remarks.append(f"processor time: others {shared.others:.1%}, hypervisor {shared.steal:.1%}")
+    return [*remarks, *audit.notes]
 
 
 def _reasons(result: LoadResult) -> list[str]:
