@@ -99,7 +99,9 @@ def command(
 
     TARGET is a model to run in this process, an ONNX file, or a server: a URL, which may say what
     it speaks, as in ollama+http://HOST:PORT, kserve+grpc://HOST:PORT or tfserving+http://HOST:PORT.
-    HASTEN_API_KEY is sent to it. Synthetic prompts are pieces of English text, all different, of exactly --input-len tokens.
+    HASTEN_API_KEY is sent to it. Synthetic prompts are pieces of English text, all different, of
+    --input-len tokens: exactly so many where the tokenizer is known, about so many else.
+
     Definitions of all figures are in the report (--json). Ctrl-C reports what was measured so far.
     """
     from hasten.measure.gate import read_report
