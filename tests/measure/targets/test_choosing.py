@@ -26,7 +26,7 @@ KSERVE = {
 TFSERVING = {"/v1/models/four": {"model_version_status": [{"version": "1", "state": "AVAILABLE"}]}}
 
 
-def find(routes, *, spec="{url}", model=None, **http):
+def find(routes, *, spec="{url}", model=None, binary=None, **http):
     """The description of what is found, and the requests that it took."""
 
     def answer(asked):
@@ -42,7 +42,7 @@ def find(routes, *, spec="{url}", model=None, **http):
 
     async def go():
         async with odd_server(answer, repeat=True) as server, asyncio.timeout(SECONDS):
-            settings = TargetSettings(model=model, http=HttpOptions(**http))
+            settings = TargetSettings(model=model, binary=binary, http=HttpOptions(**http))
             target = await find_target(spec.format(url=server.url), settings)
             return target.describe(), server.requests
 
@@ -67,9 +67,24 @@ def test_servers_are_asked_what_they_are(routes, model, kind, name):
 
 @pytest.mark.parametrize("kind", ["openai", "ollama", "kserve", "tfserving"])
 def test_a_kind_and_a_model_need_no_question(kind):
-    told, requests = find({}, spec=kind + "+{url}", model="m")
+    told, requests = find({}, spec=kind + "+{url}", model="m", binary=True)
     assert (told["kind"], told["model"]) == (kind, "m")
     assert requests == []
+
+
+@pytest.mark.parametrize(
+    ("extensions", "binary", "form"),
+    [
+        (["binary_tensor_data"], None, "binary"),
+        (["binary_tensor_data"], False, "json"),
+        ([], None, "json"),
+        ([], True, "binary"),
+    ],
+)
+def test_tensors_travel_as_the_server_can_read_them(extensions, binary, form):
+    routes = {"/v2": {"name": "x", "extensions": extensions}}
+    told, _ = find(routes, spec="kserve+{url}", model="m", binary=binary)
+    assert told["tensors"] == form
 
 
 def test_a_kind_decides_among_several():
@@ -121,6 +136,7 @@ def test_what_is_left_open(routes, spec, words):
         ({"/v1/models": [CLOSE]}, "{url}", "closed the connection"),
         ({}, "ollama+{url}", "/api/tags: status 404.*name the model"),
         ({}, "kserve+{url}", "/v2/repository/index: status 404"),
+        ({"/v2/repository/index": [{"name": "a"}]}, "kserve+{url}", "/v2: status 404.*JSON"),
         ({"/v1/models": {"data": 5}}, "openai+{url}", "not as its protocol"),
     ],
 )

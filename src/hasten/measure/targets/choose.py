@@ -26,6 +26,8 @@ FORMS = (
     "[openai+|ollama+|kserve+|tfserving+]http[s]://HOST:PORT, "
     "kserve+grpc[s]://HOST:PORT, tfserving+grpc[s]://HOST:PORT, FILE.onnx"
 )
+BINARY = "binary_tensor_data"
+"""The extension of KServe's protocol by which tensors travel as bytes."""
 PROBE_SECONDS = 30.0
 """For a server to tell what it is."""
 
@@ -44,7 +46,8 @@ class TargetSettings:
         api: "chat" or "completions" (OpenAI); None for what fits a prompt.
         ignore_eos: Ask for the whole length (OpenAI).
         extra: Fields of a request to add or replace (OpenAI, Ollama).
-        binary: Tensors travel as bytes rather than JSON (KServe over HTTP).
+        binary: Tensors travel as bytes rather than JSON (KServe over HTTP); None for whether the
+            server says that it knows that.
         form: How they travel (TensorFlow Serving over HTTP).
         signature_name: Which of a model's signatures is asked (TensorFlow Serving).
         threads: That one request uses; 0 for as many as ONNX Runtime chooses (ONNX).
@@ -57,7 +60,7 @@ class TargetSettings:
     api: Literal["chat", "completions"] | None = None
     ignore_eos: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
-    binary: bool = True
+    binary: bool | None = None
     form: Literal["rows", "columns"] = "rows"
     signature_name: str = "serving_default"
     threads: int = 0
@@ -109,6 +112,8 @@ async def find_target(spec: str, settings: TargetSettings | None = None) -> Targ
     try:
         kind = kind or await _find_kind(client, chosen.model)
         model = chosen.model or await _find_model(client, kind)
+        if kind == "kserve" and chosen.binary is None:
+            chosen = replace(chosen, binary=await _reads_bytes(client))
     finally:
         await client.close()
     return _MAKERS[kind](url, model, chosen)
@@ -144,6 +149,7 @@ class _TfModel(msgspec.Struct):
 
 _OPENAI_MODELS = msgspec.json.Decoder(_OpenAiModels)
 _OLLAMA_MODELS = msgspec.json.Decoder(_OllamaModels)
+_KSERVE = msgspec.json.Decoder(_KServe)
 _KSERVE_MODELS = msgspec.json.Decoder(list[_Model])
 
 
@@ -152,7 +158,7 @@ async def _find_kind(client: HttpClient, model: str | None) -> str:
     probes: list[tuple[str, str, msgspec.json.Decoder[Any]]] = [
         ("openai", "/v1/models", _OPENAI_MODELS),
         ("ollama", "/api/version", msgspec.json.Decoder(_OllamaVersion)),
-        ("kserve", "/v2", msgspec.json.Decoder(_KServe)),
+        ("kserve", "/v2", _KSERVE),
     ]
     if model is not None:
         path = f"/v1/models/{quote(model, safe='')}"
@@ -205,11 +211,24 @@ async def _find_model(client: HttpClient, kind: str) -> str:
     return known[0]
 
 
-async def _ask(client: HttpClient, method: str, path: str, decoder: msgspec.json.Decoder[T]) -> T:
+async def _reads_bytes(client: HttpClient) -> bool:
+    """Whether a server of KServe's protocol takes tensors as bytes."""
+    do = "say whether tensors travel as bytes or as JSON"
+    return BINARY in (await _ask(client, "GET", "/v2", _KSERVE, do=do)).extensions
+
+
+async def _ask(
+    client: HttpClient,
+    method: str,
+    path: str,
+    decoder: msgspec.json.Decoder[T],
+    *,
+    do: str = "name the model",
+) -> T:
     reply = await client.request(method, path, b"{}" if method == "POST" else b"")
     if reply.status != 200:
         error = refusal(reply.status, reply.body)
-        raise TargetError(f"{path}: {error}", do="name the model")
+        raise TargetError(f"{path}: {error}", do=do)
     return read(reply.body, decoder, f"the answer of {path}")
 
 
@@ -236,7 +255,7 @@ def _kserve(url: str, model: str, chosen: TargetSettings) -> Target:
     from hasten.measure.targets.kserve import KServeTarget
 
     return KServeTarget(
-        url, model, version=chosen.version, binary=chosen.binary, options=chosen.http
+        url, model, version=chosen.version, binary=bool(chosen.binary), options=chosen.http
     )
 
 

@@ -58,4 +58,6 @@ def said(error: object) -> str:
     if isinstance(error, bytes):
         error = error.decode("utf-8", "replace")
     text = " ".join((error if isinstance(error, str) else str(error)).split())
-    return text if len(text) <= LONGEST else text[:LONGEST] + "..."
+    if len(text) <= LONGEST:
+        return text
+    return f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"  # a traceback ends with the error
