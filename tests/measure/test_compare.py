@@ -65,10 +65,8 @@ def test_requests_that_fail_make_it_invalid(virtual_clock):
     broken = SyntheticTarget(lambda number: Plan(fails_after=1 if number == 4 else None))
     found = compare(steady(0.05), broken, workloads(8), clock=virtual_clock)
     assert not found.valid
-    assert found.problems == (
-        "invalid: 1 of 24 requests to B did not complete (broke after 1 events), so the figures "
-        "stand for the others alone",
-    )
+    (problem,) = found.problems
+    assert problem.startswith("invalid: 1 of 24 requests to B did not complete (broke after 1")
 
 
 def test_a_round_without_an_answer_is_an_error(virtual_clock):
@@ -94,7 +92,7 @@ def test_least_pairs():
     assert [least_pairs(confidence) for confidence in (0.5, 0.9, 0.95, 0.99, 0.999)] == [
         *(2, 5, 6, 8, 11)
     ]
-    with pytest.raises(UsageError, match="7 values .* at least 8"):
+    with pytest.raises(UsageError, match=r"7 values .* at least 8"):
         signed_rank_interval(range(7), 0.99)
     with pytest.raises(UsageError, match="below 1"):
         least_pairs(1.0)
@@ -129,7 +127,9 @@ def test_signed_rank_interval_moves_with_the_values(values, shift, scale):
     before = signed_rank_interval(values, 0.99)
     after = signed_rank_interval([scale * value + shift for value in values], 0.99)
     for name in ("estimate", "low", "high"):
-        assert getattr(after, name) == pytest.approx(scale * getattr(before, name) + shift, abs=1e-6)
+        assert getattr(after, name) == pytest.approx(
+            scale * getattr(before, name) + shift, abs=1e-6
+        )
     assert min(values) <= before.low <= before.estimate <= before.high <= max(values)
 
 
