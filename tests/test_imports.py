@@ -20,6 +20,7 @@ HEAVY = {
     "jinja2",
     "llguidance",
     "matplotlib",
+    "mlperf_loadgen",
     "msgspec",
     "opentelemetry",
     "prometheus_client",
