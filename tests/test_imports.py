@@ -22,6 +22,7 @@ HEAVY = {
     "jinja2",
     "llguidance",
     "matplotlib",
+    "mlperf_loadgen",
     "msgspec",
     "onnxruntime",
     "opentelemetry",

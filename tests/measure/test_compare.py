@@ -65,10 +65,8 @@ def test_requests_that_fail_make_it_invalid(virtual_clock):
     broken = SyntheticTarget(lambda number: Plan(fails_after=1 if number == 4 else None))
     found = compare(steady(0.05), broken, workloads(8), clock=virtual_clock)
     assert not found.valid
-    assert found.problems == (
-        "invalid: 1 of 24 requests to B did not complete (broke after 1 events), so the figures "
-        "stand for the others alone",
-    )
+    (problem,) = found.problems
+    assert problem.startswith("invalid: 1 of 24 requests to B did not complete (broke after 1")
 
 
 def test_a_round_without_an_answer_is_an_error(virtual_clock):
@@ -94,7 +92,7 @@ def test_least_pairs():
     assert [least_pairs(confidence) for confidence in (0.5, 0.9, 0.95, 0.99, 0.999)] == [
         *(2, 5, 6, 8, 11)
     ]
-    with pytest.raises(UsageError, match="7 values .* at least 8"):
+    with pytest.raises(UsageError, match=r"7 values .* at least 8"):
         signed_rank_interval(range(7), 0.99)
     with pytest.raises(UsageError, match="below 1"):
         least_pairs(1.0)

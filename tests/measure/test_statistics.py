@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from hasten.errors import UsageError
 from hasten.measure.statistics import (
     PERCENTILES,
+    allowed_late,
     bootstrap_mean,
     bootstrap_ratio_of_medians,
+    early_stopping_estimate,
     interleave,
     minimum_samples,
     summarize,
@@ -43,6 +45,24 @@ def test_minimum_samples_by_exact_arithmetic():
 def test_minimum_samples_refuses_what_is_out_of_range(bad):
     with pytest.raises(ValueError, match="out of range"):
         minimum_samples(*bad)
+
+
+@given(st.integers(0, 3000), st.sampled_from([0.5, 0.9, 0.95, 0.97, 0.99]))
+def test_allowed_late_is_the_inverse(n, percentile):
+    late = allowed_late(n, percentile)
+    if late is None:
+        assert n < minimum_samples(percentile)
+    else:
+        assert minimum_samples(percentile, late) <= n < minimum_samples(percentile, late + 1)
+
+
+def test_early_stopping_estimate_is_one_of_the_largest():
+    """662 values may have one late: the largest bounds the p99; 838 two: the second largest."""
+    assert early_stopping_estimate(range(661), 0.99) is None
+    assert early_stopping_estimate(range(662), 0.99) == 661
+    assert early_stopping_estimate(range(837), 0.99) == 836
+    assert early_stopping_estimate(range(838), 0.99) == 836
+    assert early_stopping_estimate(list(reversed(range(97))), 0.9) == 94
 
 
 @pytest.mark.parametrize("percent", PERCENTILES)

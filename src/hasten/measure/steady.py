@@ -5,13 +5,15 @@ over averages of five values. Sources: White, "An effective truncation heuristic
 in simulation output", Simulation 69 (1997); White, Cobb and Spratt, "A comparison of five
 steady-state truncation heuristics for simulation", Winter Simulation Conference 2000.
 
-Two changes suit latencies. A single late request is a tail, not a beginning: values far out are
-drawn in before the search (and nowhere else). And where the beginning does not differ from the rest
-by more than chance, there was no warm-up: MSER alone always drops something.
+Changes suit latencies. A single late request is a tail, not a beginning: values far out are drawn
+in before the search (and nowhere else). Where the beginning does not differ from the rest by more
+than chance, there was no warm-up: MSER alone nearly always drops something. And at most half is
+dropped; where the last two quarters still differ, there is no steady state yet.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 __all__ = ["LEAST_VALUES", "SteadyState", "find_steady_state"]
 
 BATCH = 5
-LEAST_VALUES = 10 * BATCH
+LEAST_VALUES = 20 * BATCH
 FAR_OUT = 5.0  # standard deviations of the second half, estimated by its median deviation
 NORMAL = 1.4826  # standard deviation of a normal distribution over its median deviation
 CHANCE = 4.0  # standard errors; more than usual, as the search picked the beginning
@@ -69,11 +71,14 @@ def find_steady_state(values: ArrayLike) -> SteadyState:
     if sequence.size < LEAST_VALUES:
         return SteadyState(sequence.size, 0, None)
     means = _draw_in(sequence)[: sequence.size // BATCH * BATCH].reshape(-1, BATCH).mean(axis=1)
-    cut = int(np.argmin(_errors(means)))
-    if cut == 0 or not _differ(means[:cut], means[cut:]):
-        return SteadyState(sequence.size, 0, settled=True)
-    if cut > means.size // 2:
+    half = means.size // 2
+    cut = int(np.argmin(_errors(means)[: half + 1]))
+    third, fourth = np.array_split(means[half:], 2)
+    scatter = math.hypot(float(third.std(ddof=1)), float(fourth.std(ddof=1))) / math.sqrt(2)
+    if _differ(third, fourth, scatter):
         return SteadyState(sequence.size, 0, settled=False)
+    if cut == 0 or not _differ(means[:cut], means[cut:], float(means[cut:].std(ddof=1))):
+        return SteadyState(sequence.size, 0, settled=True)
     return SteadyState(sequence.size, cut * BATCH, settled=True)
 
 
@@ -88,16 +93,15 @@ def _draw_in(sequence: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _errors(means: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Squared standard error of the mean of what is left, by how much is dropped; float [k - 4]."""
-    left = np.arange(means.size, 4, -1)
-    backwards = (means - means.mean())[::-1]
-    sums = np.cumsum(backwards)[::-1][: left.size]
-    squares = np.cumsum(backwards**2)[::-1][: left.size]
+    """Squared standard error of the mean of what is left, by how much is dropped; float [k]."""
+    left = np.arange(means.size, 0, -1)
+    backwards = (means - means[-1])[::-1]  # so that equal values leave exactly 0
+    sums = np.cumsum(backwards)[::-1]
+    squares = np.cumsum(backwards**2)[::-1]
     return (squares - sums**2 / left) / left**2
 
 
-def _differ(first: NDArray[np.float64], rest: NDArray[np.float64]) -> bool:
-    """Whether two parts differ by more than the batches' scatter explains."""
-    scatter = float(rest.std(ddof=1))
-    error = scatter * np.sqrt(1 / first.size + 1 / rest.size)
+def _differ(first: NDArray[np.float64], rest: NDArray[np.float64], scatter: float) -> bool:
+    """Whether the means of two parts differ by more than the scatter of single values explains."""
+    error = scatter * math.sqrt(1 / first.size + 1 / rest.size)
     return bool(abs(first.mean() - rest.mean()) > CHANCE * error)

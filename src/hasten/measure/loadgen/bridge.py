@@ -75,9 +75,10 @@ class Bridge:
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     _thread: int = field(default_factory=get_ident)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _open: set[int] = field(default_factory=set)
+    _firsts: set[int] = field(default_factory=set)
     _held: list[int] = field(default_factory=list)
     _flushed: bool = False
-    _firsts: set[int] = field(default_factory=set)
     _room: asyncio.Semaphore | None = None
 
     async def run(self, rate: float, outstanding: int, folder: Path) -> None:
@@ -151,20 +152,24 @@ class Bridge:
             self._give_up([response for response, _ in samples])
             return
         for response, index in samples:
+            self._open.add(response)
             task = self._loop.create_task(self._serve(response, index, now))
             self._tasks.add(task)
             task.add_done_callback(partial(self._over, response))
 
     def _over(self, response: int, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if task.cancelled():  # before it began, so that it has not answered
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._stop(f"{type(error).__name__}: {error}")
+            self.bug = error
+        if response in self._open:  # such as where it was cancelled before it began
             self._give_up([response])
 
     async def _serve(self, response: int, index: int, intended: float) -> None:
         work = self.works[index]
         on_first = (lambda: self._first(response)) if self._tokens else None
         answer = _Answer(on_first, keep_text=self.settings.accuracy)
-        failure, interrupted = None, True
+        failure, interrupted = None, False
         sent = time.perf_counter()
         try:
             if self._room is None:
@@ -173,28 +178,15 @@ class Bridge:
                 async with self._room:
                     sent = time.perf_counter()
                     await self.target.send(work, answer)
-            interrupted = False
         except HastenError as error:
             failure = str(error)
-        except asyncio.CancelledError:
-            pass  # by `_stop`
-        except Exception as error:  # `run` raises it when LoadGen has ended
-            self.bug = error
-            failure = f"{type(error).__name__}: {error}"
+        except asyncio.CancelledError:  # by `_stop`
+            interrupted = True
         times = (intended, sent, time.perf_counter())
-        self._end(
-            response,
-            index,
-            answer,
-            make_record(
-                f"sample-{index}",
-                work,
-                answer,
-                times=times,
-                failure=failure,
-                interrupted=interrupted and failure is None,
-            ),
+        record = make_record(
+            f"sample-{index}", work, answer, times=times, failure=failure, interrupted=interrupted
         )
+        self._end(response, index, answer, record)
 
     def _end(self, response: int, index: int, answer: Answer, record: Record) -> None:
         problem = None
@@ -210,7 +202,7 @@ class Bridge:
             return
         if self.settings.accuracy:
             self.outputs[index] = answer.text
-        data = answer.text.encode() if self.settings.accuracy else b""
+        data = answer.text.encode(errors="replace") if self.settings.accuracy else b""
         self._complete(response, data, record.output_tokens)
         if self.on_progress is not None:
             self.on_progress(len(self.records))
@@ -220,6 +212,7 @@ class Bridge:
         return self.settings.tokens and not self.settings.accuracy
 
     def _first(self, response: int) -> None:
+        """Tells of a first token once: a second time, or after the end, LoadGen crashes."""
         if get_ident() != self._thread:
             self._loop.call_soon_threadsafe(self._first, response)
         elif response not in self._firsts:
@@ -231,10 +224,10 @@ class Bridge:
         view = (0, 0) if buffer is None else (ctypes.addressof(buffer), len(data))
         if self._tokens:
             self._first(response)
-            self._firsts.discard(response)
             answer = self.lg.QuerySampleResponse(response, *view, max(2, tokens))
         else:
             answer = self.lg.QuerySampleResponse(response, *view)
+        self._open.discard(response)
         self.lg.QuerySamplesComplete([answer])
 
     def _stop(self, problem: str) -> None:
@@ -251,6 +244,7 @@ class Bridge:
         """
         if self.settings.scenario == "server" and not self._flushed:
             self._held += responses
+            self._open.difference_update(responses)
             return
         for response in responses:
             self._complete(response)

@@ -23,8 +23,9 @@ from hasten.measure.workload import Item, Session, Tensors, Workload
 
 __all__ = ["run_loadgen"]
 
-ATTEMPTS = 3
-MARGIN = 1.5
+ATTEMPTS = 6
+MARGIN = 2.0
+"""Over the rate to expect, so that LoadGen makes enough queries beforehand."""
 PATIENCE = 10.0
 """Seconds' worth of unanswered queries with which a server run ends, at least."""
 
