@@ -1,0 +1,66 @@
+"""`hasten bench` measures a server and an ONNX file as it measures a model here."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from test_onnx_target import WEIGHTS, matmul
+
+from conftest import KEY
+from hasten.cli.main import main
+
+
+def bench(*arguments, path):
+    status = main(["bench", *map(str, arguments), "--warmup", "1", "--json", str(path)])
+    return status, json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("kind", ["", "openai+", "ollama+"])
+def test_a_server(served, tmp_path, monkeypatch, kind):
+    monkeypatch.setenv("HASTEN_API_KEY", KEY)
+    status, report = bench(
+        *(f"{kind}{served.url}", "--served-model", "chat", "--requests", "8", "--concurrency", "2"),
+        *("--input-len", "16", "--output-len", "4", "--goal", "chat"),
+        path=tmp_path / "report.json",
+    )
+    assert status == 0
+    assert report["requests"] == {"completed": 8, "failed": 0, "truncated": 0}
+    assert report["target"]["model"] == "chat"
+    assert report["memory"]["peak_rss_bytes"] is None
+    assert report["audit"]["client_rate"] > 100
+    assert report["metrics"]["ttft"]["n"] == 8
+    assert min(report["records"]["prompt_tokens"]) > 0
+
+
+def test_a_server_without_the_key(served, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("HASTEN_API_KEY", raising=False)
+    assert main(["bench", served.url]) == 1
+    assert "HASTEN_API_KEY" in capsys.readouterr().err
+
+
+def test_nobody_there(capsys):
+    assert main(["bench", "http://127.0.0.1:9"]) == 1
+    assert "127.0.0.1:9" in capsys.readouterr().err
+
+
+def test_an_onnx_file(tmp_path):
+    model = tmp_path / "model.onnx"
+    onnx.save(matmul([numpy_helper.from_array(np.array(WEIGHTS), "w")]), model)
+    status, report = bench(
+        model, "--shape", "x=2,3", "--requests", "10", path=tmp_path / "report.json"
+    )
+    assert status == 0
+    assert report["requests"]["completed"] == 10
+    assert report["metrics"]["e2e"]["n"] == 10
+    assert report["metrics"]["ttft"]["n"] == 0
+    assert report["memory"]["peak_rss_bytes"] > 0
+
+
+@pytest.mark.parametrize("shape", ["x", "x=", "=1", "x=a", "x=-1,3"])
+def test_shapes_that_are_none(tmp_path, capsys, shape):
+    model = tmp_path / "model.onnx"
+    onnx.save(matmul([numpy_helper.from_array(np.array(WEIGHTS), "w")]), model)
+    assert main(["bench", str(model), "--shape", shape]) == 2
+    assert "1,3,224,224" in capsys.readouterr().err
