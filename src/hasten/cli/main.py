@@ -34,6 +34,8 @@ COMMANDS = {
     "embed": Entry("hasten.cli.embed", "Turn texts into vectors."),
     "batch": Entry("hasten.cli.batch", "Answer a file of requests; resumable at any moment."),
     "bench": Entry("hasten.cli.bench", "Measure latency, throughput and memory of a model."),
+    "ab": Entry("hasten.cli.ab", "Say which of two targets is faster, in interleaved runs."),
+    "mlperf": Entry("hasten.cli.mlperf", "Run MLPerf's scenarios through its own LoadGen."),
     "compare": Entry("hasten.cli.compare", "Compare reports of bench side by side."),
     "traffic": Entry("hasten.cli.traffic", "Describe traffic that a server recorded."),
     "eval": Entry("hasten.cli.eval", "Measure how far a model is from its reference."),
