@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hasten.cli.console import format_bytes, print_table, progress, remark, write_json
-from hasten.cli.engine import open_engine
+from hasten.cli.engine import describe, open_engine
 from hasten.cli.options import (
     EngineChoice,
     FiniteFloat,
@@ -154,7 +154,7 @@ def _measure(
     was_reset = reset_peak_rss()
     before = read_cpu_times()
     with progress("requests", len(workload.items)) as show_done:
-        target = EngineTarget(engine, ignore_eos=ignore_eos, description=_describe(engine))
+        target = EngineTarget(engine, ignore_eos=ignore_eos, description=describe(engine))
         result = run_load(target, workload, duration=duration, on_progress=show_done)
     interference = between(before, read_cpu_times())
     report = build_report(
@@ -166,28 +166,6 @@ def _measure(
         interference=interference,
     )
     return report, result
-
-
-def _describe(engine: Engine) -> dict[str, object]:
-    """Say what was measured, so that it can be measured again."""
-    options = engine.options
-    return {
-        "kind": "in-process",
-        "model": engine.model.name,
-        "path": str(engine.model.path),
-        "sha256": engine.model.digest(),
-        "executor": options.executor,
-        "weights": options.weights,
-        "formats": sorted(set(engine.formats.values())),
-        "kv": options.kv,
-        "isa": engine.isa,
-        "threads": engine.threads,
-        "thread_choice": engine.thread_choice.as_dict(),
-        "fuse": options.fuse,
-        "max_context": options.max_context,
-        "prefix_cache": options.prefix_cache,
-        "memory_bytes": dict(engine.memory),
-    }
 
 
 def _print(report: BenchReport) -> None:
