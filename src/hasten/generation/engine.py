@@ -258,7 +258,8 @@ class Engine(OverExecutor):
         """
         with self._executor.profile() as ops:
             profile = EngineProfile(ops)
-            profile.attach(self, self._scheduler, self._executor, self._intake)
+            running = itertools.chain.from_iterable(self._in_flight.values())
+            profile.attach(self, self._scheduler, self._executor, self._intake, running)
             try:
                 yield profile
             finally:

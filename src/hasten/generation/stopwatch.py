@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from time import perf_counter
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
@@ -106,10 +106,17 @@ class EngineProfile:
         return self._watch.seconds["intake"]
 
     def attach(
-        self, engine: Engine, scheduler: Scheduler, executor: Executor, intake: Intake
+        self,
+        engine: Engine,
+        scheduler: Scheduler,
+        executor: Executor,
+        intake: Intake,
+        sequences: Iterable[Sequence],
     ) -> None:
-        """Clocks an engine and its parts until `detach`."""
+        """Clocks an engine, its parts, and sequences in flight and to come, until `detach`."""
         watch = self._watch
+        for sequence in sequences:
+            self._clock(sequence)
         watch.attach(executor, "model", "run")
         watch.attach(engine, "scheduling", "_take_in")
         watch.attach(engine, "intake", "submit")
@@ -142,12 +149,15 @@ class EngineProfile:
         def sequences(request: Request) -> list[Sequence]:
             made = make(request)
             for sequence in made:
-                self._watch.attach(sequence.sampler, "sampling", "choose")
-                self._watch.attach(sequence.text, "detokenising", "push", "finish")
+                self._clock(sequence)
                 self._arrivals[sequence] = perf_counter()
             return made
 
         return sequences
+
+    def _clock(self, sequence: Sequence) -> None:
+        self._watch.attach(sequence.sampler, "sampling", "choose")
+        self._watch.attach(sequence.text, "detokenising", "push", "finish")
 
     def _by_phase(self, step: Callable[[], list[Output]]) -> Callable[[], list[Output]]:
         def stepped() -> list[Output]:
