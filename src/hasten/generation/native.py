@@ -109,7 +109,6 @@ class NativeExecutor(ProfiledExecutor):
                 allowed=f"up to {_MAX_HEAD_DIM}",
             )
         self.isa = choose_isa(options.isa)
-        self.context = context
         graph = architectures.build(config)
         formats = choose_formats(model.weights, weights_of(graph.ops), options)
         names = {name: str(form) for name, form in formats.items()}

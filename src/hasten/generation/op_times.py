@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -30,7 +31,6 @@ class PhaseTimes:
 
     Args:
         ops: How many the graph has.
-        context: Positions of the longest sequence.
 
     Attributes:
         ops: float64 [2, ops]: seconds of each op on the thread that leads, and those of them that
@@ -40,16 +40,16 @@ class PhaseTimes:
         tokens: That they computed.
         rows: Of them those whose logits were wanted.
         sequences: That took part, counted anew in each step.
-        positions: int64 [context]: how many tokens were at each position.
-        ends: int64 [context]: how often a sequence had its last token of a step at each position.
+        positions: How many tokens were at each position.
+        ends: How often a sequence had its last token of a step at each position.
     """
 
-    def __init__(self, ops: int, context: int) -> None:
+    def __init__(self, ops: int) -> None:
         self.ops: NDArray[np.float64] = np.zeros((2, ops))
         self.seconds = 0.0
         self.steps = self.tokens = self.rows = self.sequences = 0
-        self.positions = np.zeros(context, np.int64)
-        self.ends = np.zeros(context, np.int64)
+        self.positions: Counter[int] = Counter()
+        self.ends: Counter[int] = Counter()
 
     def add(self, batch: Batch, seconds: float) -> None:
         """Counts a step whose call took so many seconds."""
@@ -58,8 +58,9 @@ class PhaseTimes:
         self.tokens += len(batch.tokens)
         self.rows += len(batch.logit_rows)
         self.sequences += len(batch.starts) - 1
-        np.add.at(self.positions, batch.positions, 1)
-        np.add.at(self.ends, batch.positions[batch.starts[1:] - 1], 1)
+        positions = batch.positions.tolist()
+        self.positions.update(positions)
+        self.ends.update([positions[start - 1] for start in batch.starts[1:].tolist()])
 
 
 class OpTimes:
@@ -67,23 +68,21 @@ class OpTimes:
 
     Args:
         graph: That the executor runs.
-        context: Positions of its longest sequence.
 
     Attributes:
         graph: As given.
         phases: Those that there were.
     """
 
-    def __init__(self, graph: Graph, context: int) -> None:
+    def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.phases: dict[Phase, PhaseTimes] = {}
-        self._context = context
 
     def of(self, batch: Batch) -> PhaseTimes:
         """Where the step of a batch is counted."""
         phase = phase_of(batch)
         if phase not in self.phases:
-            self.phases[phase] = PhaseTimes(len(self.graph.ops), self._context)
+            self.phases[phase] = PhaseTimes(len(self.graph.ops))
         return self.phases[phase]
 
 
@@ -92,11 +91,9 @@ class ProfiledExecutor:
 
     Attributes:
         graph: What runs.
-        context: Positions of the longest sequence.
     """
 
     graph: Graph
-    context: int
     _times: OpTimes | None = None
 
     @contextmanager
@@ -108,7 +105,7 @@ class ProfiledExecutor:
         """
         if self._times is not None:
             raise UsageError("a profile of this executor is being taken", do="let it end first")
-        self._times = OpTimes(self.graph, self.context)
+        self._times = OpTimes(self.graph)
         try:
             yield self._times
         finally:

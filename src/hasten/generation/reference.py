@@ -68,7 +68,6 @@ class ReferenceExecutor(ProfiledExecutor):
         floats = sum(math.prod(tensor.shape) for tensor in model.weights.values())
         check_memory(config, "f32", blocks, 4 * floats)
         self.graph = architectures.build(config)
-        self.context = context
         self._weights = {name: tensor.to_float32() for name, tensor in model.weights.items()}
         shape = (config.num_layers, blocks, KV_BLOCK, config.num_kv_heads, config.head_dim)
         self._keys = np.zeros(shape, np.float32)

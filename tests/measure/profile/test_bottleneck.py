@@ -36,7 +36,8 @@ CASES = {
         {"products": 0.8, "bandwidth_use": 0.3, "waiting": 0.15},
         (
             "products take 80% of decode at 30% of the memory bandwidth and 10% of the rate "
-            "of arithmetic: they wait for something else; try other numbers of threads (--sweep threads)"
+            "of arithmetic: they wait for something else; try other numbers of threads "
+            "(--sweep threads)"
         ),
     ),
     "small steps": ({"products": 0.8, "bandwidth_use": 0.3}, "steps are too small"),

@@ -77,7 +77,7 @@ def decode_batch(*positions):
 
 def test_work_of_decoding(model):
     executor, ops = named(model, weights="int8:32", kv="bf16")
-    times = PhaseTimes(len(ops), 64)
+    times = PhaseTimes(len(ops))
     times.add(decode_batch(9, 19), 1.0)
     times.add(decode_batch(10, 20), 1.0)
     config = model.config
@@ -100,7 +100,7 @@ def test_work_of_decoding(model):
 
 def test_a_window_limits_what_is_seen(model):
     executor, ops = named(model, weights="f32", kv="f32")
-    times = PhaseTimes(len(ops), 64)
+    times = PhaseTimes(len(ops))
     times.add(decode_batch(9), 1.0)
     costs = Costs(model.config, executor.formats, "f32")
     whole = next(one for one in ops if isinstance(one.op, Attention))
@@ -113,7 +113,7 @@ def test_a_window_limits_what_is_seen(model):
 
 def test_the_bytes_of_all_products_are_those_of_the_packed_weights(model):
     executor, ops = named(model, weights="int8:32")
-    times = PhaseTimes(len(ops), 64)
+    times = PhaseTimes(len(ops))
     times.add(decode_batch(0), 1.0)
     costs = Costs(model.config, executor.formats, "bf16")
     total = sum(costs.work(one, times).bytes for one in ops if one.kind == "linear")

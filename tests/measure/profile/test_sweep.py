@@ -114,7 +114,7 @@ def test_equal_options_share_an_engine(model, prompts, monkeypatch):
     found, base = settings("batch")
     run_sweep(model, "batch", found, base, prompts=prompts.draw, output_tokens=3, seconds=1e-9)
     assert len(opened) == 1
-    assert opened[0].max_sequences == 16
+    assert opened[0].max_sequences == 8
 
 
 def test_ratios_are_medians_over_rounds(model, prompts, monkeypatch):

@@ -224,7 +224,7 @@ def _account(
     model = parts.pop("model")
     parts[OTHERS] = times.seconds - float(times.ops[0].sum())
     parts["executor"] = model - times.seconds
-    seen = sum((position + 1) * count for position, count in enumerate(times.positions.tolist()))
+    seen = sum((position + 1) * count for position, count in times.positions.items())
     return PhaseAccount(
         phase=phase,
         steps=times.steps,

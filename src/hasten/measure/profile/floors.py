@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
 
 from hasten.generation.formats import MatrixFormat
 from hasten.generation.kvcache import KV_BLOCK, kv_bytes_per_block
@@ -99,7 +95,7 @@ class Costs:
         return self._format(name, shape[1]).nbytes(shape)
 
 
-def _seen(counts: NDArray[np.int64], window: int | None) -> int:
-    """Positions that tokens see which are at positions 0, 1, ... so many times."""
-    each = np.arange(1, len(counts) + 1)
-    return int(counts @ np.minimum(each, window or math.inf).astype(np.int64))
+def _seen(counts: Mapping[int, int], window: int | None) -> int:
+    """Positions that tokens see of which so many are at each position."""
+    limit = window or max(counts) + 1
+    return sum(min(position + 1, limit) * count for position, count in counts.items())

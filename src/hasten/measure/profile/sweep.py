@@ -104,12 +104,12 @@ def settings_of(
     given = Setting("", options, batch, input_tokens)
     match sweep:
         case "batch":
-            sizes = sorted({1, 2, 4, 8, 16, batch})
+            sizes = sorted({1, 2, 4, 8, batch})
             shared = replace(options, max_sequences=max(sizes))
             found = [replace(given, name=str(n), options=shared, batch=n) for n in sizes]
             return found, str(batch)
         case "input":
-            lengths = sorted({32, 128, 512, 1024, input_tokens})
+            lengths = sorted({32, 128, 512, input_tokens})
             fitting = [n for n in lengths if n + output_tokens <= context]
             shared = replace(options, max_context=max(fitting) + output_tokens)
             found = [Setting(str(n), shared, batch, n) for n in fitting]
