@@ -85,7 +85,6 @@ class EngineProfile:
         parts: Seconds by phase and part (see `PARTS`); those of a phase add up to `steps`.
         intake: Seconds in `submit`: checking requests and making their sequences.
         queue: Seconds that each sequence waited for the first step that it took part in.
-        sampled: Tokens that were sampled.
     """
 
     def __init__(self, ops: OpTimes) -> None:
@@ -95,7 +94,6 @@ class EngineProfile:
             lambda: dict.fromkeys(PARTS, 0.0)
         )
         self.queue: list[float] = []
-        self.sampled = 0
         self._watch = Stopwatch()
         self._arrivals: dict[Sequence, float] = {}
         self._phase: Phase | None = None
@@ -168,7 +166,6 @@ class EngineProfile:
             phase, self._phase = self._phase, None
             if phase is not None:
                 self.steps[phase] += seconds
-                self.sampled += sum(len(output.tokens) for output in outputs)
                 found = self.parts[phase]
                 for part in PARTS:
                     found[part] += self._watch.seconds[part] - before.get(part, 0.0)

@@ -57,6 +57,11 @@ class Facts:
     small: float
     waiting: float
 
+    @property
+    def name(self) -> str:
+        """Of the phase, in a sentence."""
+        return "prefill beside decode" if self.phase == "mixed" else self.phase
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -156,30 +161,33 @@ def _memory_bound(facts: Facts) -> bool:
     return facts.bandwidth_use >= facts.arithmetic_use
 
 
-BUSY = 0.5
-"""Of a limit of the machine: products above it are bound by it, below it by something else."""
+READING = 0.5
+"""Share of the bandwidth above which products are bound by it."""
+COMPUTING = 0.3
+"""Share of the rate of arithmetic, likewise; scales and minimums take operations that do not count,
+so products with few bits a weight come to about half of it."""
 
 
 def _reading(facts: Facts) -> float:
-    busy = _memory_bound(facts) and facts.bandwidth_use >= BUSY
+    busy = _memory_bound(facts) and facts.bandwidth_use >= READING
     return _above(facts.products, 0.2) if busy else 0.0
 
 
 def _computing(facts: Facts) -> float:
-    busy = not _memory_bound(facts) and facts.arithmetic_use >= BUSY
+    busy = not _memory_bound(facts) and facts.arithmetic_use >= COMPUTING
     return _above(facts.products, 0.2) if busy else 0.0
 
 
 def _stalling(facts: Facts) -> float:
-    idle = max(facts.bandwidth_use, facts.arithmetic_use) < BUSY
-    return _above(facts.products, 0.2) if idle and facts.executor == "native" else 0.0
+    busy = _reading(facts) or _computing(facts) or facts.executor != "native"
+    return 0.0 if busy else _above(facts.products, 0.2)
 
 
 def _say_reading(facts: Facts) -> str:
     megabytes = facts.product_bytes / 1e6
     unit = "token" if facts.sequences < 1.5 and facts.phase == "decode" else "step"
     return (
-        f"{facts.phase} reads {megabytes:.3g} MB of weights a {unit} at {facts.bandwidth_use:.0%} "
+        f"{facts.name} reads {megabytes:.3g} MB of weights a {unit} at {facts.bandwidth_use:.0%} "
         f"of the memory bandwidth, in {facts.products:.0%} of its time"
     )
 
@@ -210,7 +218,7 @@ def _shorter_context(facts: Facts) -> str:
 def _say_python(facts: Facts) -> str:
     part, share = facts.largest_part
     return (
-        f"Python around the model takes {facts.python:.0%} of a {facts.phase} step, most of it "
+        f"Python around the model takes {facts.python:.0%} of a {facts.name} step, most of it "
         f"{part} ({share:.0%})"
     )
 
@@ -225,7 +233,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "reference",
         lambda f: f.products + f.attention + f.small if f.executor == "reference" else 0.0,
-        lambda f: f"{f.phase} runs in the reference executor, NumPy op by op",
+        lambda f: f"{f.name} runs in the reference executor, NumPy op by op",
         lambda _: "the native one is the fast one (--executor native)",
     ),
     Rule("weights from memory", _reading, _say_reading, _fewer_bytes),
@@ -233,7 +241,7 @@ RULES: tuple[Rule, ...] = (
         "arithmetic",
         _computing,
         lambda f: (
-            f"{f.phase} is bound by arithmetic: products run at {f.arithmetic_use:.0%} of the "
+            f"{f.name} is bound by arithmetic: products run at {f.arithmetic_use:.0%} of the "
             f"machine's rate, in {f.products:.0%} of the time"
         ),
         _cheaper_products,
@@ -242,7 +250,7 @@ RULES: tuple[Rule, ...] = (
         "products below the machine's limits",
         _stalling,
         lambda f: (
-            f"products take {f.products:.0%} of {f.phase} at {f.bandwidth_use:.0%} of the "
+            f"products take {f.products:.0%} of {f.name} at {f.bandwidth_use:.0%} of the "
             f"memory bandwidth and {f.arithmetic_use:.0%} of the rate of arithmetic"
         ),
         lambda f: (
@@ -254,14 +262,14 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "attention",
         lambda f: _above(f.attention, 0.2) if f.executor == "native" else 0.0,
-        lambda f: f"attention over {f.context:.0f} positions takes {f.attention:.0%} of {f.phase}",
+        lambda f: f"attention over {f.context:.0f} positions takes {f.attention:.0%} of {f.name}",
         _shorter_context,
     ),
     Rule("python", lambda f: _above(f.python, 0.1), _say_python, _less_python),
     Rule(
         "small ops",
         lambda f: _above(f.small, 0.15 if not f.fused else 0.25) if f.executor == "native" else 0.0,
-        lambda f: f"norms, rotations and the like take {f.small:.0%} of {f.phase}",
+        lambda f: f"norms, rotations and the like take {f.small:.0%} of {f.name}",
         lambda f: (
             "more tokens a step would fill them (--batch)"
             if f.fused
@@ -271,7 +279,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "waiting for threads",
         lambda f: _above(f.waiting, 0.2) if f.threads > 1 else 0.0,
-        lambda f: f"the leading thread waits for others in {f.waiting:.0%} of {f.phase}",
+        lambda f: f"the leading thread waits for others in {f.waiting:.0%} of {f.name}",
         lambda f: (
             f"fewer threads than {f.threads} may be as fast (--sweep threads), and other "
             "processes may be using the cores"
@@ -280,7 +288,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "around the ops",
         lambda f: _above(f.overhead, 0.1),
-        lambda f: f"the executor spends {f.overhead:.0%} of {f.phase} around its ops",
+        lambda f: f"the executor spends {f.overhead:.0%} of {f.name} around its ops",
         lambda _: "more tokens a step share it (--batch)",
     ),
 )
