@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 from contextlib import nullcontext
@@ -44,13 +45,14 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=8, help="of a turn")
     arguments = parser.parse_args()
     model = load_model(arguments.model)
-    length = arguments.context + 2 * arguments.turns * arguments.steps + 8
+    steps_in_all = 2 * arguments.turns * arguments.steps + 2 * arguments.batch + 8
     options = engine_options(
         model,
         weights=arguments.weights,
         threads=arguments.threads,
         max_sequences=arguments.batch,
-        max_context=length,
+        max_context=arguments.context + steps_in_all,
+        prefill_stretch=math.inf,
         prefix_cache=False,
     )
     before = read_cpu_times()
@@ -76,10 +78,12 @@ def measure(engine: Engine, arguments: argparse.Namespace) -> dict[str, Any]:
     prompts = PromptSource(engine.model.tokenizer, default_corpus(), 0)
     room = engine.context - arguments.context - 1
     sampling = SamplingParams(max_tokens=room, ignore_eos=True)
+    reading = set()
     for number, prompt in enumerate(prompts.draw(arguments.batch, arguments.context)):
         engine.submit(Request(f"decoding-{number}", prompt, sampling))
-    for _ in range(4 + arguments.batch):
-        engine.step()
+        reading.add(f"decoding-{number}")
+    while reading:
+        reading.difference_update(output.request_id for output in engine.step())
     times: dict[str, list[float]] = {"off": [], "on": []}
     profiles: list[EngineProfile] = []
     for turn in range(arguments.turns):
