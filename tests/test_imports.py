@@ -16,11 +16,14 @@ STRANGERS = {"serve": {"measure", "optimize", "plan"}}
 """A server neither measures nor optimises."""
 HEAVY = {
     "gguf",
+    "google",
+    "grpc",
     "huggingface_hub",
     "jinja2",
     "llguidance",
     "matplotlib",
     "msgspec",
+    "onnxruntime",
     "opentelemetry",
     "prometheus_client",
     "redis",
@@ -32,7 +35,7 @@ HEAVY = {
     "transformers",
     "uvicorn",
 }
-NEVER = {"gguf", "sentencepiece", "torch", "transformers"}
+NEVER = {"gguf", "onnx", "sentencepiece", "torch", "transformers"}
 """Only tests may import these."""
 
 

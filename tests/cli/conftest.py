@@ -27,6 +27,9 @@ class Letters:
     def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True):
         return [ord(letter) for letter in text]
 
+    def decode(self, ids):
+        return "".join(map(chr, ids))
+
 
 class Template:
     """Writes a conversation so that tests can read what the model was given."""
@@ -87,13 +90,17 @@ class FakeEngine:
             next(self.generate(request.prompt, request.sampling))
         self.running[request.id] = self.generate(request.prompt, request.sampling)
 
+    @property
+    def has_work(self) -> bool:
+        return bool(self.running)
+
     def cancel(self, request_id: str) -> None:
         self.running.pop(request_id, None)
 
     def wait(self, timeout: float | None = None) -> bool:
-        if not self.running:
+        if not self.has_work:
             time.sleep(0.001)
-        return bool(self.running)
+        return self.has_work
 
     def step(self) -> list[Output]:
         made = [

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -77,7 +79,7 @@ def test_a_bad_prompt_file_is_one_line(hasten, world, tmp_path):
     path.write_text("{}\n")
     result = hasten("bench", "fake", "--prompt-file", str(path))
     assert (result.status, result.out) == (2, "")
-    assert result.err.startswith(f"error: {path} line 1 has no text under 'prompt'")
+    assert result.err.startswith(f"error: {path} line 1 has no prompt")
 
 
 def test_lengths_beyond_the_context_are_refused_before_the_run(hasten, world):
@@ -116,7 +118,8 @@ def test_ctrl_c_reports_what_was_measured(hasten, world, tmp_path):
         def append(self, item):
             super().append(item)
             if len(self) == 3:  # the warm-up and one measured request are done
-                raise KeyboardInterrupt
+                signal.raise_signal(signal.SIGINT)
+                time.sleep(0.2)  # for the main thread to hear of it
 
     world.sampling = InterruptTheThird()
     result = hasten(*small("--json", str(tmp_path / "report.json")))
@@ -126,6 +129,106 @@ def test_ctrl_c_reports_what_was_measured(hasten, world, tmp_path):
     assert report["valid"] is False
     assert "partial: interrupted by the user" in report["notes"]
     assert "1 completed" in result.out
+
+
+def test_clients_side_by_side(hasten, world):
+    result = hasten(*small("--concurrency", "2", "--json", "-"))
+    assert result.status == 0
+    scenario = json.loads(result.out)["scenario"]
+    assert (scenario["name"], scenario["concurrency"]) == ("closed-loop", 2)
+    assert world.engines[0].options.max_sequences == 2
+
+
+def test_a_rate(hasten, world):
+    result = hasten(*small("--rate", "100", "--burstiness", "2", "--json", "-"))
+    scenario = json.loads(result.out)["scenario"]
+    assert (scenario["name"], scenario["rate"], scenario["burstiness"]) == ("gamma", 100, 2)
+    assert world.engines[0].options.max_sequences == 16
+
+
+def test_a_trace_is_replayed(hasten, world, tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(f'{{"prompt": "a", "at": {n / 10}}}\n' for n in range(3)))
+    arguments = ("--prompt-file", str(path), "--replay", "2", "--warmup", "0", "--json", "-")
+    result = hasten("bench", "fake", *arguments)
+    assert json.loads(result.out)["records"]["intended_s"] == [0, 0.05, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--rate", "1", "--concurrency", "2"), "--concurrency and --rate"),
+        (("--burstiness", "2"), "--burstiness needs --rate"),
+        (("--max-in-flight", "2"), "use --concurrency"),
+        (("--replay", "1"), "needs the times"),
+        (("--rate", "nan"), "finite"),
+        (("--input-len", "x"), "length 'x'"),
+        (("--sweep", "0,1"), "sweep '0,1'"),
+        (("--sweep", "1,2", "--rate", "3"), "--sweep says when"),
+        (("--goal", "chatt"), "objective 'chatt'"),
+        (("--against", "nowhere.json"), "cannot read the report"),
+        (("--html", "nowhere/a.html"), "does not exist"),
+    ],
+)
+def test_options_that_do_not_go(hasten, world, options, message):
+    result = hasten(*small(*options))
+    assert result.status == 2
+    assert message in result.err
+    assert not world.prompts
+
+
+def test_prefixes_are_cached_where_they_are_asked_for(hasten, world):
+    assert hasten(*small("--shared-prefix", "8")).status == 0
+    assert world.engines[0].options.prefix_cache
+    assert {len(prompt) for prompt in world.prompts} == {24}
+    assert len({prompt[:8] for prompt in world.prompts}) == 1
+
+
+def test_conversations(hasten, world):
+    assert hasten(*small("--turns", "2", "--warmup", "0", "--requests", "1")).status == 0
+    first, second = world.prompts
+    assert second.startswith(first[:-1] + "[assistant:Hell][user:")
+
+
+def test_goals_are_checked(hasten, world):
+    result = hasten(*small("--goal", "ttft=60000,e2e=0.000001"))
+    assert result.status == 0
+    assert "met by 100.0%" in result.out
+    assert "missed" in result.out
+
+
+def test_a_sweep(hasten, world, tmp_path):
+    path = tmp_path / "page.html"
+    result = hasten(*small("--sweep", "1,2", "--html", str(path)))
+    assert result.status == 0
+    assert "requests/s" in result.out
+    assert "Latency against throughput" in path.read_text()
+    assert world.engines[0].options.max_sequences == 2
+    assert len(set(world.prompts)) == len(world.prompts) == 1 + 4 + 2 + 8
+
+
+def test_requests_as_csv(hasten, world, tmp_path):
+    path = tmp_path / "requests.csv"
+    assert hasten(*small("--csv", str(path))).status == 0
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    assert [row["status"] for row in rows] == ["completed"] * 3
+    assert all(float(row["e2e_ms"]) >= float(row["ttft_ms"]) > 0 for row in rows)
+
+
+def test_the_gate_tells_by_its_status(hasten, world, tmp_path):
+    path = tmp_path / "before.json"
+    arguments = small("--requests", "30", "--json", str(path))
+    assert hasten(*arguments).status == 0
+    before = json.loads(path.read_text())
+    for scale, status in ((1000, 0), (0.001, 1)):
+        for name in ("ttft_ms", "tpot_ms", "e2e_ms"):
+            before["records"][name] = [scale * value for value in before["records"][name]]
+        other = tmp_path / "other.json"
+        other.write_text(json.dumps(before))
+        result = hasten(*small("--requests", "30", "--against", str(other)))
+        assert result.status == status
+        assert ("worse" in result.err) == bool(status)
+        before = json.loads(path.read_text())
 
 
 @pytest.mark.model

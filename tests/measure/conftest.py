@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from hasten.errors import HastenError
-from hasten.measure.records import Answer
+from hasten.measure.records import Answer, Clock
 from hasten.measure.workload import Item, Workload
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from virtual_time import VirtualPolicy
 
 
 class FakeTarget:
@@ -74,3 +80,12 @@ def make_workload() -> Callable[..., Workload]:
         return Workload("made up", 0, tuple(items[requests:]), tuple(items[:requests]))
 
     return make
+
+
+@pytest.fixture
+def virtual_clock() -> Iterator[Clock]:
+    """Time that passes only while everybody sleeps, in event loops of this test."""
+    policy = VirtualPolicy()
+    asyncio.set_event_loop_policy(policy)
+    yield policy.clock
+    asyncio.set_event_loop_policy(None)

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from hasten.machine import detect_machine
+from hasten.measure.arrivals import ClosedLoop
 from hasten.measure.interference import CpuTimes, Interference, between, read_cpu_times
 from hasten.measure.load import run_load
 from hasten.measure.memory import PeakRss, peak_rss, reset_peak_rss
@@ -21,6 +22,7 @@ def report_of(target, workload, *, interference=QUIET, peak=PEAK, **loop):
     result = run_load(target, workload, clock=target.clock, **loop)
     return build_report(
         target={"model": "fake"},
+        pattern=ClosedLoop(),
         workload=workload,
         machine=detect_machine(),
         result=result,
@@ -35,7 +37,7 @@ def test_the_contract(target, make_workload):
     assert document["schema"] == "hasten.bench/1"
     assert set(document) == {
         *("schema", "target", "scenario", "workload", "machine", "metrics", "throughput"),
-        *("requests", "memory", "formulas", "valid", "notes"),
+        *("requests", "memory", "formulas", "valid", "notes", "goal", "checks", "records"),
     }
     assert list(document["metrics"]) == ["ttft", "tpot", "itl", "e2e", "model_latency"]
     for summary in document["metrics"].values():

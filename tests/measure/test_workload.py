@@ -114,9 +114,7 @@ def test_lengths_that_are_none(text):
         Lengths.parse(text)
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"prefix": -1}, {"prefixes": 0}, {"turns": 0}, {"pause": -0.1}]
-)
+@pytest.mark.parametrize("wrong", [{"prefix": -1}, {"prefixes": 0}, {"turns": 0}, {"pause": -0.1}])
 def test_shapes_that_are_none(wrong):
     with pytest.raises(UsageError):
         make(**wrong)

@@ -40,6 +40,9 @@ def test_a_recorded_trace(tmp_path):
     lines = ['{"prompt": "a", "at": 1.5}', '{"prompt": "b", "at": 1.5}', '{"prompt": "c", "at": 4}']
     assert read(tmp_path / "t.jsonl", lines).times == (1.5, 1.5, 4)
     assert read(tmp_path / "t.jsonl", lines, warmup=1).times == (1.5, 1.5)
+    turned = read(tmp_path / "t.jsonl", lines[::-1])
+    assert turned.times == (1.5, 1.5, 4)
+    assert turned.items[-1] == Item(says("c"), 7)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +69,6 @@ def test_a_recorded_trace(tmp_path):
         (['{"prompt": "a", "at": NaN}'], "at nan"),
         (['{"prompt": "a", "at": 1}', '{"prompt": "b"}'], "line 2 has no 'at'"),
         (['{"prompt": "a"}', '{"prompt": "b", "at": 1}'], "line 2 has an 'at'"),
-        (['{"prompt": "a", "at": 2}', '{"prompt": "b", "at": 1}'], "before the line before"),
         ([""], "holds 0 requests"),
         (["[1]"], "not of conversations"),
         (['[{"conversations": 3}]'], "not of conversations"),
@@ -126,14 +128,27 @@ def test_conversations_of_sharegpt(tmp_path):
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(
-        st.sampled_from(
-            ["prompt", "messages", "text", "tokens", "at", "max_tokens", "conversations"]
-            + ["from", "value", "role", "content", "x"]
-        ),
-        inner,
-        max_size=4,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    "prompt",
+                    "messages",
+                    "text",
+                    "tokens",
+                    "at",
+                    "max_tokens",
+                    "conversations",
+                    "from",
+                    "value",
+                    "role",
+                    "x",
+                ]
+            ),
+            inner,
+            max_size=4,
+        )
     ),
     max_leaves=12,
 )

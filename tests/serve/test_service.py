@@ -1,6 +1,7 @@
 """The service whole, with an engine in its own process: the response cache in front of it."""
 
 import asyncio
+import json
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from time import monotonic
@@ -131,3 +132,21 @@ def test_names_of_one_model_share_its_queue_and_its_figures(tiny_model, tmp_path
             assert "tiny:latest" not in text
 
     asyncio.run(go())
+
+
+@pytest.mark.parametrize("content", [True, False])
+def test_traffic_is_recorded(tiny_model, tmp_path, content):
+    path = tmp_path / "traffic.jsonl"
+
+    async def go():
+        async with running(tiny_model, tmp_path, record=path, record_content=content) as service:
+            await ask(service)
+            await ask(service, client=Client(batch=True))  # nobody's traffic
+            await ask(service, replace(GREEDY, max_tokens=3, n=2, temperature=1.0))
+
+    asyncio.run(go())
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["max_tokens"] for line in lines] == [8, 3]
+    assert [line["tokens"] == [1, 2, 3] for line in lines] == [content] * 2
+    assert [len(line["tokens"]) for line in lines] == [3, 3]
+    assert lines[0]["at"] < lines[1]["at"]

@@ -24,6 +24,7 @@ __all__ = [
     "progress",
     "remark",
     "write_json",
+    "write_text",
 ]
 
 
@@ -60,11 +61,20 @@ def write_json(document: Mapping[str, Any], destination: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
         return
+    write_text(text, Path(destination))
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a file.
+
+    Raises:
+        UsageError: If it cannot be written.
+    """
     try:
-        Path(destination).write_text(text, encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(
-            f"cannot write {destination!r}: {error.strerror}", do="choose another file for --json"
+            f"cannot write '{path}': {error.strerror}", do="choose another file"
         ) from error
 
 

@@ -135,6 +135,7 @@ def describe(engine: Engine) -> dict[str, object]:
         "fuse": options.fuse,
         "max_context": options.max_context,
         "prefix_cache": options.prefix_cache,
+        "max_sequences": options.max_sequences,
         "memory_bytes": dict(engine.memory),
     }
 

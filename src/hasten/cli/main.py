@@ -34,6 +34,8 @@ COMMANDS = {
     "embed": Entry("hasten.cli.embed", "Turn texts into vectors."),
     "batch": Entry("hasten.cli.batch", "Answer a file of requests; resumable at any moment."),
     "bench": Entry("hasten.cli.bench", "Measure latency, throughput and memory of a model."),
+    "compare": Entry("hasten.cli.compare", "Compare reports of bench side by side."),
+    "traffic": Entry("hasten.cli.traffic", "Describe traffic that a server recorded."),
     "profile": Entry("hasten.cli.profile", "Show where the time of a model goes."),
     "eval": Entry("hasten.cli.eval", "Measure how far a model is from its reference."),
     "optimize": Entry("hasten.cli.optimize", "Make a model faster within an accuracy budget."),

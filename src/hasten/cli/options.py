@@ -32,6 +32,7 @@ __all__ = [
     "engine_choice",
     "json_option",
     "model_argument",
+    "output_option",
     "seed_option",
 ]
 
@@ -112,10 +113,21 @@ def json_option(command: Command) -> Command:
     )(command)
 
 
+def output_option(name: str, help_text: str) -> Callable[[Command], Command]:
+    """Make an option that names a file to write; the command receives `Path | None`."""
+
+    def check(ctx: click.Context, param: click.Parameter, value: str | None) -> Path | None:
+        return None if value is None else Path(_writable(ctx, param, value))
+
+    return click.option(name, metavar="FILE", callback=check, help=help_text)
+
+
 def _check_json_path(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    return value if value is None or value == "-" else _writable(ctx, param, value)
+
+
+def _writable(ctx: click.Context, param: click.Parameter, value: str) -> str:
     """Find out before the work, not after it, that its result cannot be written."""
-    if value is None or value == "-":
-        return value
     path = Path(value)
     if path.is_dir():
         raise click.BadParameter(f"{value!r} is a directory", ctx, param)

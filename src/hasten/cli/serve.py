@@ -241,6 +241,18 @@ _RUNNING = (
     _running(
         "--traces", metavar="URL", help="An OpenTelemetry collector (OTLP over HTTP) for traces."
     ),
+    _running(
+        "--record",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Keep the traffic as a workload that `hasten bench` can replay: times, lengths and "
+        "shared beginnings, with other tokens in the place of the prompts'.",
+    ),
+    _running(
+        "--record-content",
+        is_flag=True,
+        help="Keep the prompts' own tokens in --record, which can be read again.",
+    ),
 )
 
 
@@ -291,6 +303,8 @@ def command(
         limits=replace(Limits(), **limits),
         **given,
     )
+    if settings.record_content and settings.record is None:
+        raise click.UsageError("--record-content needs --record FILE.")
     refuse_open(settings, accepted=no_auth)
     try:
         specs = _specs(models, adapters, engine)

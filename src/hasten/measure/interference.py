@@ -7,12 +7,17 @@ windows under a second say little.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from hasten.measure.processes import process_use
 
 __all__ = ["CpuTimes", "Interference", "between", "read_cpu_times"]
 
 STAT = Path("/proc/stat")
+MAX_OTHERS = 0.10
+MAX_STEAL = 0.05
 SHORTEST = 0.5  # seconds of all cores together: 50 ticks
 
 
@@ -24,7 +29,7 @@ class CpuTimes:
         busy: Spent on anything but idling, steal excluded.
         idle: Idle or waiting for disks.
         steal: Taken by the hypervisor for other machines.
-        own: Spent by this process.
+        own: Spent by this process and what it measures.
     """
 
     busy: float
@@ -45,9 +50,29 @@ class Interference:
     others: float
     steal: float
 
+    def problems(self) -> list[str]:
+        """Why figures that were measured meanwhile do not stand for the target alone."""
+        found = []
+        if self.others > MAX_OTHERS:
+            found.append(
+                f"invalid: other processes used {self.others:.0%} of the processor "
+                f"(at most {MAX_OTHERS:.0%}); stop them and measure again"
+            )
+        if self.steal > MAX_STEAL:
+            found.append(
+                f"invalid: the hypervisor took {self.steal:.0%} of the processor "
+                f"(at most {MAX_STEAL:.0%}); measure again"
+            )
+        return found
 
-def read_cpu_times(stat: Path = STAT) -> CpuTimes | None:
-    """Read the counters; None where the kernel does not show them."""
+
+def read_cpu_times(stat: Path = STAT, target: Iterable[int] = ()) -> CpuTimes | None:
+    """Read the counters; None where the kernel does not show them.
+
+    Args:
+        stat: Where they stand.
+        target: Other processes that are measured, such as those of a server.
+    """
     try:
         with stat.open(encoding="ascii") as file:
             name, *fields = file.readline().split()
@@ -58,11 +83,12 @@ def read_cpu_times(stat: Path = STAT) -> CpuTimes | None:
         return None
     ticks = os.sysconf("SC_CLK_TCK")
     own = os.times()
+    others = [pid for pid in target if pid != os.getpid()]
     return CpuTimes(
         busy=(user + nice + system + irq + softirq) / ticks,
         idle=(idle + iowait) / ticks,
         steal=steal / ticks,
-        own=own.user + own.system,
+        own=own.user + own.system + process_use(others).cpu_seconds,
     )
 
 

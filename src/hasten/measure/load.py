@@ -16,9 +16,10 @@ from hasten.errors import HastenError
 from hasten.measure.arrivals import ClosedLoop, OpenLoop, Pattern
 from hasten.measure.records import Answer, Clock, Record, Status
 from hasten.measure.targets.target import Target
+from hasten.measure.timer import Timer
 from hasten.measure.workload import Chat, Item, Message, Session, Tensors, Work, Workload
 
-__all__ = ["LoadResult", "run_load"]
+__all__ = ["LoadResult", "make_record", "run_load"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,14 +141,15 @@ class _Load:
             async with room:
                 await self._do(work, intended)
 
-        async with asyncio.TaskGroup() as group:
-            for offset, work in zip(pattern.offsets(), items, strict=False):
-                intended = started + offset
-                if end is not None and intended >= end:
-                    self.out_of_time = True
-                    break
-                await asyncio.sleep(max(0.0, intended - self.clock()))
-                group.create_task(one(work, intended))
+        with Timer(real=self.clock is time.perf_counter) as timer:
+            async with asyncio.TaskGroup() as group:
+                for offset, work in zip(pattern.offsets(), items, strict=False):
+                    intended = started + offset
+                    if end is not None and intended >= end:
+                        self.out_of_time = True
+                        break
+                    await timer.sleep(intended - self.clock())
+                    group.create_task(one(work, intended))
 
     async def _do(self, work: Work, intended: float) -> None:
         """Makes a request, or the requests of a session one after another."""
@@ -188,22 +190,52 @@ class _Load:
         except HastenError as error:
             failure, interrupted = str(error), False
         finally:
-            status, reason = _outcome(work, answer, failure, interrupted=interrupted)
             self.records.append(
-                Record(
-                    request_id=f"request-{number}",
-                    prompt_tokens=answer.prompt_tokens,
-                    intended_send=intended,
-                    sent=sent,
-                    end=self.clock(),
-                    events=tuple(answer.events),
-                    output_tokens=answer.counted_tokens,
-                    status=status,
-                    reason=reason,
-                    parts=answer.parts,
+                make_record(
+                    f"request-{number}",
+                    work,
+                    answer,
+                    times=(intended, sent, self.clock()),
+                    failure=failure,
+                    interrupted=interrupted,
                 )
             )
         return answer if failure is None else None
+
+
+def make_record(
+    name: str,
+    work: Item | Tensors,
+    answer: Answer,
+    *,
+    times: tuple[float, float, float],
+    failure: str | None = None,
+    interrupted: bool = False,
+) -> Record:
+    """Judges a request that is over.
+
+    Args:
+        name: Of the request.
+        work: What was asked for.
+        answer: What came.
+        times: When it was to be sent, was sent, and was over.
+        failure: What went wrong, if anything.
+        interrupted: It was not allowed to end.
+    """
+    status, reason = _outcome(work, answer, failure, interrupted=interrupted)
+    intended, sent, end = times
+    return Record(
+        request_id=name,
+        prompt_tokens=answer.prompt_tokens,
+        intended_send=intended,
+        sent=sent,
+        end=end,
+        events=tuple(answer.events),
+        output_tokens=answer.counted_tokens,
+        status=status,
+        reason=reason,
+        parts=answer.parts,
+    )
 
 
 def _outcome(

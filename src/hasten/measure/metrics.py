@@ -21,7 +21,9 @@ __all__ = [
     "itl",
     "latencies",
     "model_latency",
+    "peak_output_rate",
     "prefill_rate",
+    "samples",
     "throughput",
     "tokens_per_event",
     "tpot",
@@ -41,6 +43,7 @@ FORMULAS = {
     "prefill_tokens_per_s": "sum of prompt tokens / sum of TTFT, over completed requests",
     "decode_tokens_per_s": "sum of (tokens - 1) / sum of (last token - first token), "
     "over completed requests with two tokens or more",
+    "goodput_requests_per_s": "completed requests that met all bounds of the goal / window",
     "window": "intended send of the first measured request to the end of the last one",
     "intended_send": "closed loop: the moment that a request before ended; open loop: the moment "
     "that the schedule said",
@@ -101,6 +104,15 @@ def latencies(records: Sequence[Record]) -> dict[str, Summary]:
     Returns:
         Summaries of "ttft", "tpot", "itl", "e2e" and "model_latency".
     """
+    return {name: summarize(values, "ms") for name, values in samples(records).items()}
+
+
+def samples(records: Sequence[Record]) -> dict[str, list[float]]:
+    """Latencies of the completed requests, in milliseconds and in their order.
+
+    Returns:
+        Values of "ttft", "tpot", "itl", "e2e" and "model_latency", where a request defines them.
+    """
     completed = _completed(records)
     single: dict[str, Callable[[Record], float | None]] = {
         "ttft": ttft,
@@ -108,15 +120,12 @@ def latencies(records: Sequence[Record]) -> dict[str, Summary]:
         "e2e": e2e,
         "model_latency": model_latency,
     }
-    samples = {
-        name: [value for record in completed if (value := metric(record)) is not None]
+    found = {
+        name: [1000 * value for record in completed if (value := metric(record)) is not None]
         for name, metric in single.items()
     }
-    samples["itl"] = [gap for record in completed for gap in itl(record)]
-    return {
-        name: summarize([1000 * value for value in samples[name]], "ms")
-        for name in ("ttft", "tpot", "itl", "e2e", "model_latency")
-    }
+    found["itl"] = [1000 * gap for record in completed for gap in itl(record)]
+    return {name: found[name] for name in ("ttft", "tpot", "itl", "e2e", "model_latency")}
 
 
 def throughput(records: Sequence[Record], window: float) -> Throughput:
@@ -133,6 +142,33 @@ def throughput(records: Sequence[Record], window: float) -> Throughput:
     prompts = [record.prompt_tokens for record in completed if record.prompt_tokens is not None]
     total = (sum(prompts) + output) / window if len(prompts) == len(completed) else None
     return Throughput(len(completed) / window, output / window, total)
+
+
+def peak_output_rate(records: Sequence[Record]) -> float | None:
+    """Output tokens per second of completed requests in the busiest part of the window.
+
+    Parts are equal and of a second or a little more (the whole window if it is shorter), so that
+    the peak is never below the mean over the same window. Tokens count when they arrive, however
+    many an event carries.
+
+    Args:
+        records: All requests of the window.
+
+    Returns:
+        The rate; None for an empty window.
+    """
+    if not records:
+        return None
+    start = min(record.intended_send for record in records)
+    window = max(record.end for record in records) - start
+    if window <= 0:
+        return None
+    parts = [0] * max(1, int(window))
+    for record in _completed(records):
+        for event in record.token_events:
+            place = int((event.time - start) / window * len(parts))
+            parts[min(place, len(parts) - 1)] += event.tokens
+    return max(parts) * len(parts) / window
 
 
 def prefill_rate(records: Sequence[Record]) -> float | None:

@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+import csv
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from hasten.errors import UsageError
 from hasten.machine import Machine
+from hasten.measure.arrivals import Pattern
+from hasten.measure.goals import Check, Goal, check, goodput
 from hasten.measure.interference import Interference
 from hasten.measure.load import LoadResult
 from hasten.measure.memory import PeakRss
 from hasten.measure.metrics import (
     FORMULAS,
     decode_rate,
+    e2e,
     latencies,
+    model_latency,
     prefill_rate,
     throughput,
     tokens_per_event,
+    tpot,
+    ttft,
 )
+from hasten.measure.records import Record
 from hasten.measure.statistics import PERCENTILES, Summary, minimum_samples
 from hasten.measure.workload import Workload
 
-__all__ = ["SCHEMA", "BenchReport", "build_report"]
+__all__ = ["COLUMNS", "SCHEMA", "BenchReport", "build_report", "columns", "write_csv"]
 
 SCHEMA = "hasten.bench/1"
-MAX_OTHERS = 0.10
-MAX_STEAL = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,24 +42,32 @@ class BenchReport:
 
     Attributes:
         target: What was measured and how it ran.
+        scenario: When requests were sent.
         workload: What was asked for.
         machine: Where.
         metrics: A summary of each latency, in milliseconds.
         rates: Named figures per second; None where the sample defines none.
         requests: Numbers of completed, failed and truncated requests.
+        records: Every request, in the order in which they were to be sent.
         peak: Largest resident set.
+        goal: What was asked of the target; None for nothing.
+        checks: Objectives of the goal beside what was measured.
         window: Seconds that were measured.
         valid: Whether the figures stand for the target alone.
         notes: What a reader must know, beginning with why the report is not valid.
     """
 
     target: Mapping[str, object]
+    scenario: Mapping[str, object]
     workload: Workload
     machine: Machine
     metrics: Mapping[str, Summary]
     rates: Mapping[str, float | None]
     requests: Mapping[str, int]
+    records: tuple[Record, ...]
     peak: PeakRss
+    goal: Goal | None
+    checks: tuple[Check, ...]
     window: float
     valid: bool
     notes: tuple[str, ...]
@@ -61,13 +77,16 @@ class BenchReport:
         return {
             "schema": SCHEMA,
             "target": dict(self.target),
-            "scenario": {"name": "single-stream", "concurrency": 1, "window_s": self.window},
+            "scenario": {**self.scenario, "window_s": self.window},
             "workload": self.workload.as_dict(),
             "machine": self.machine.as_dict(),
             "metrics": {name: summary.as_dict() for name, summary in self.metrics.items()},
             "throughput": dict(self.rates),
             "requests": dict(self.requests),
             "memory": {"peak_rss_bytes": self.peak.size_bytes},
+            "goal": None if self.goal is None else self.goal.as_dict(),
+            "checks": [one.as_dict() for one in self.checks],
+            "records": columns(self.records),
             "formulas": FORMULAS,
             "valid": self.valid,
             "notes": list(self.notes),
@@ -90,11 +109,13 @@ class BenchReport:
 def build_report(
     *,
     target: Mapping[str, object],
+    pattern: Pattern,
     workload: Workload,
     machine: Machine,
     result: LoadResult,
     peak: PeakRss,
     interference: Interference | None,
+    goal: Goal | None = None,
 ) -> BenchReport:
     """Turn what a load measured into a report."""
     metrics = latencies(result.records)
@@ -103,6 +124,7 @@ def build_report(
     problems = _problems(result, interference)
     return BenchReport(
         target=target,
+        scenario=pattern.describe(),
         workload=workload,
         machine=machine,
         metrics=metrics,
@@ -112,13 +134,80 @@ def build_report(
             "total_tokens_per_s": rates.total_tokens_per_s,
             "prefill_tokens_per_s": prefill_rate(result.records),
             "decode_tokens_per_s": decode_rate(result.records),
+            **_goodput(result, goal),
         },
         requests={name: counts[name] for name in ("completed", "failed", "truncated")},
+        records=result.records,
         peak=peak,
+        goal=goal,
+        checks=() if goal is None else tuple(check(result.records, goal, peak.size_bytes)),
         window=result.window,
         valid=not problems,
         notes=(*problems, *_remarks(result, metrics, peak, interference)),
     )
+
+
+def _goodput(result: LoadResult, goal: Goal | None) -> dict[str, float | None]:
+    if goal is None:
+        return {}
+    return {"goodput_requests_per_s": goodput(result.records, goal, result.window)}
+
+
+def columns(records: Sequence[Record]) -> dict[str, list[object]]:
+    """Requests as columns of a table, times in milliseconds but for `intended_s`.
+
+    Returns:
+        A value for each request in each column; None where a request does not define one, as one
+        that failed defines no latency.
+    """
+    begin = records[0].intended_send if records else 0.0
+    rows = [_row(record, begin) for record in records]
+    return {name: [row[name] for row in rows] for name in COLUMNS}
+
+
+def write_csv(records: Sequence[Record], path: Path) -> None:
+    """Writes the requests as CSV, one a line; a value that is not defined is empty.
+
+    Raises:
+        UsageError: The file cannot be written.
+    """
+    table = columns(records)
+    try:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(table)
+            writer.writerows(zip(*table.values(), strict=True))
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+
+
+COLUMNS = (
+    *("request_id", "status", "reason", "prompt_tokens", "output_tokens", "intended_s", "lag_ms"),
+    *("ttft_ms", "tpot_ms", "e2e_ms", "model_ms"),
+)
+
+
+def _row(record: Record, begin: float) -> dict[str, object]:
+    """Latencies only of what completed, as in the metrics."""
+    counts = record.status == "completed"
+
+    def milliseconds(metric: Callable[[Record], float | None]) -> float | None:
+        value = metric(record) if counts else None
+        return None if value is None else round(1000 * value, 4)
+
+    return {
+        "request_id": record.request_id,
+        "status": record.status,
+        "reason": record.reason,
+        "prompt_tokens": record.prompt_tokens,
+        "output_tokens": record.output_tokens,
+        "intended_s": round(record.intended_send - begin, 6),
+        "lag_ms": round(1000 * (record.sent - record.intended_send), 4),
+        "ttft_ms": milliseconds(ttft),
+        "tpot_ms": milliseconds(tpot),
+        "e2e_ms": milliseconds(e2e),
+        "model_ms": milliseconds(model_latency),
+    }
 
 
 def _problems(result: LoadResult, interference: Interference | None) -> list[str]:
@@ -129,16 +218,8 @@ def _problems(result: LoadResult, interference: Interference | None) -> list[str
         problems.append("partial: interrupted by the user")
     if not completed:
         problems.append("invalid: no request completed")
-    if interference is not None and interference.others > MAX_OTHERS:
-        problems.append(
-            f"invalid: other processes used {interference.others:.0%} of the processor "
-            f"(at most {MAX_OTHERS:.0%}); stop them and measure again"
-        )
-    if interference is not None and interference.steal > MAX_STEAL:
-        problems.append(
-            f"invalid: the hypervisor took {interference.steal:.0%} of the processor "
-            f"(at most {MAX_STEAL:.0%}); measure again"
-        )
+    if interference is not None:
+        problems += interference.problems()
     return problems
 
 

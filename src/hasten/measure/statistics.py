@@ -21,10 +21,14 @@ __all__ = [
     "PERCENTILES",
     "Interval",
     "Summary",
+    "allowed_late",
     "bootstrap_mean",
     "bootstrap_ratio_of_medians",
+    "early_stopping_estimate",
     "interleave",
+    "least_pairs",
     "minimum_samples",
+    "signed_rank_interval",
     "summarize",
 ]
 
@@ -153,6 +157,40 @@ def minimum_samples(percentile: float, late: int = 0, confidence: float = CONFID
     return high
 
 
+def allowed_late(n: int, percentile: float, confidence: float = CONFIDENCE) -> int | None:
+    """Most values above a bound with which `n` values still bound a percentile by it.
+
+    The inverse of `minimum_samples`; None if not even 0 may exceed the bound.
+    """
+    if n < minimum_samples(percentile, 0, confidence):
+        return None
+    low, high = 0, n  # n late of n never suffice
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _binomial_cdf(middle, n, 1 - percentile) > 1 - confidence:
+            high = middle
+        else:
+            low = middle
+    return low
+
+
+def early_stopping_estimate(values: ArrayLike, percentile: float) -> float | None:
+    """What MLPerf's early stopping reports for a percentile: a bound that holds at 99 %.
+
+    With n values of which t may be late, that is the t-th largest one: t - 1 exceed it.
+
+    Args:
+        values: float [n].
+        percentile: As a fraction in (0, 1).
+
+    Returns:
+        The bound; None if n is less than `minimum_samples(percentile, 1)`.
+    """
+    sample = np.sort(np.asarray(values, dtype=np.float64).reshape(-1))
+    late = allowed_late(sample.size, percentile)
+    return float(sample[sample.size - late]) if late else None
+
+
 def _binomial_cdf(k: int, n: int, p: float) -> float:
     """P(X <= k) for X ~ Binomial(n, p), summed in logarithms so that no term underflows."""
     return math.fsum(
@@ -241,6 +279,51 @@ def bootstrap_ratio_of_medians(
         ratios.append(np.median(top[picks], axis=1) / np.median(bottom[other], axis=1))
     estimate = float(np.median(top) / np.median(bottom))
     return _interval(estimate, np.concatenate(ratios), confidence)
+
+
+def signed_rank_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
+    """Estimate the middle of a symmetric distribution, with no other assumption about it.
+
+    The estimate is that of Hodges and Lehmann, the median of the averages of all pairs; the
+    interval holds the values that Wilcoxon's signed-rank test does not refuse, so it is exact for
+    any sample size, and a few wild values move it little. Source: Hollander, Wolfe and Chicken,
+    Nonparametric Statistical Methods, sections 3.2 and 3.3.
+
+    Args:
+        values: float [n], independent of each other, n >= `least_pairs(confidence)`.
+        confidence: At least this, in (0, 1).
+
+    Raises:
+        UsageError: If the sample is too small for the confidence.
+    """
+    sample = np.asarray(values, dtype=np.float64).reshape(-1)
+    if sample.size < least_pairs(confidence):
+        raise UsageError(
+            f"{sample.size} values for an interval at {confidence:.1%} confidence",
+            allowed=f"at least {least_pairs(confidence)}",
+        )
+    first, second = np.triu_indices(sample.size)
+    averages = np.sort((sample[first] + sample[second]) / 2)
+    # The distribution of the sum of the ranks of positive values: each rank counts or does not.
+    chances = np.ones(1)
+    for rank in range(1, sample.size + 1):
+        none = np.zeros(rank)
+        chances = (np.concatenate([chances, none]) + np.concatenate([none, chances])) / 2
+    tail = (1 - confidence) / 2
+    cut = int(np.searchsorted(np.cumsum(chances), tail * (1 + 1e-12), side="right"))
+    low, high = averages[cut - 1], averages[averages.size - cut]
+    return Interval(float(np.median(averages)), float(low), float(high), confidence)
+
+
+def least_pairs(confidence: float) -> int:
+    """Least sample size of a `signed_rank_interval`: the least n with 2 ** (1 - n) <= 1 - c.
+
+    Raises:
+        UsageError: If the confidence is not in (0, 1).
+    """
+    if not 0 < confidence < 1:
+        raise UsageError(f"a confidence of {confidence}", allowed="above 0, below 1")
+    return math.ceil(1 - math.log2((1 - confidence) * (1 + 1e-12)))
 
 
 def _sample(values: ArrayLike) -> NDArray[np.float64]:

@@ -38,9 +38,9 @@ def read_workload(
 
     A line of a JSON Lines file holds one of "prompt" (what a user says), "messages" (a
     conversation), "text" (to go on with) and "tokens" (ids); "max_tokens" may be missing, as may
-    "at", the second at which it was sent, which all lines have or none. Other keys are refused, so
-    that a misspelt one is not ignored. A file that begins with "[" is one of ShareGPT: entries with
-    "conversations" of "from" and "value".
+    "at", the second at which it was sent, which all lines have or none. Other keys are
+    refused, so that a misspelt one is not ignored. A file that begins with "[" is one of ShareGPT:
+    entries with "conversations" of "from" and "value".
 
     The warm-up takes its requests from the end of the file and does not count them.
 
@@ -72,13 +72,15 @@ def read_workload(
                 raise UsageError(f"{where} is one too many", allowed=f"{MAX_REQUESTS} requests")
             work, at = _request(where, line, output_tokens)
             if (at is None) != (len(times) == 0) and works:
-                raise UsageError(f"{where} has no 'at'" if at is None else f"{where} has an 'at'",
-                                 allowed="a time in every line, or in none")
-            if at is not None and times and at < times[-1]:
-                raise UsageError(f"{where} was sent at {at}, before the line before it",
-                                 do="sort the lines by 'at'")
+                raise UsageError(
+                    f"{where} has no 'at'" if at is None else f"{where} has an 'at'",
+                    allowed="a time in every line, or in none",
+                )
             works.append(work)
             times += [] if at is None else [at]
+    if times:  # a recording holds requests in the order in which they ended
+        order = sorted(range(len(times)), key=times.__getitem__)
+        works, times = [works[at] for at in order], [times[at] for at in order]
     measured = len(works) - warmup
     if measured < 1:
         raise UsageError(
@@ -129,11 +131,15 @@ def _request(where: str, line: str, output_tokens: int) -> tuple[Work, float | N
     return Item(_prompt(where, given[0], entry[given[0]]), wanted), at
 
 
-def _is_time(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and value >= 0  # type: ignore[arg-type]
+def _is_time(value: Any) -> bool:  # noqa: ANN401 - any JSON
+    return type(value) in (int, float) and math.isfinite(value) and value >= 0
 
 
-def _prompt(where: str, key: str, value: object) -> tuple[int, ...] | str | Chat:
+def _prompt(
+    where: str,
+    key: str,
+    value: Any,  # noqa: ANN401 - any JSON
+) -> tuple[int, ...] | str | Chat:
     match key, value:
         case ("prompt", str() as text) if text:
             return Chat(({"role": "user", "content": text},))
@@ -176,7 +182,8 @@ def _conversation(
     entry: Mapping[str, Any], output_tokens: int, turns: int, count: Count | None
 ) -> Work | None:
     """A conversation in which a user and a model take turns; None where it is none."""
-    system, said = None, []
+    system: str | None = None
+    said: list[str] = []
     for one in entry["conversations"]:
         speaker, text = _spoken(one)
         if speaker == "system" and not said:

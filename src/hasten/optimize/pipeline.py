@@ -69,9 +69,7 @@ def prepare_material(
     first, second = corpus.halves()
     context = min(_CONTEXT, longest)
     wanted = _EVALUATION_TOKENS[quick] if tokens is None else tokens
-    prompts = cut_prompts(
-        model.tokenizer, first, [shape.input_tokens] * (_PROMPTS + 1), seed=seed
-    )
+    prompts = cut_prompts(model.tokenizer, first, [shape.input_tokens] * (_PROMPTS + 1), seed=seed)
     return Material(
         calibration=cut_windows(
             first, model.tokenizer, tokens=_CALIBRATION_TOKENS[quick], context=context

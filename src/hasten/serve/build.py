@@ -9,6 +9,7 @@ from hasten.serve.batch.queue import BatchQueue
 from hasten.serve.cache import AnswerCache
 from hasten.serve.health import Health
 from hasten.serve.protocols import openai
+from hasten.serve.recording import Recorder
 from hasten.serve.registry import ModelRegistry
 from hasten.serve.service import Service
 from hasten.serve.settings import ServerSettings
@@ -35,7 +36,8 @@ def build_service(
         connections: How many are open, for the metrics.
 
     Raises:
-        UsageError: Two models of one name, a name that is none, or a Redis that cannot be one.
+        UsageError: Two models of one name, a name that is none, a Redis that cannot be one, or a
+            file to record to that exists or cannot be made.
         MissingDependencyError: Settings ask for what is not installed.
     """
     registry = ModelRegistry(settings)
@@ -56,7 +58,10 @@ def build_service(
     )
     admission = Admission(settings.limits, capacity, refused=metrics.refused)
     observer = Observer(metrics, open_tracer(settings.traces))
-    service = Service(settings, registry, admission, answers, observer)
+    recorder = None
+    if settings.record is not None:
+        recorder = Recorder(settings.record, content=settings.record_content)
+    service = Service(settings, registry, admission, answers, observer, recorder)
     service.batches = BatchQueue(settings.data_directory / "batches", settings, openai.ROUTES)
     service.health = Health(registry.engines, lambda: admission.draining)
     return service

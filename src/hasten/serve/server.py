@@ -181,12 +181,20 @@ class Server:
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
-    """An event loop that Ctrl-C cannot leave half-made, to complain when it is collected."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """An event loop that Ctrl-C cannot leave half-made, to complain when it is collected.
+
+    Blocking the signal would not do: another thread would take it, and tell the main one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return asyncio.new_event_loop()
+    interrupts: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
     try:
         return asyncio.new_event_loop()
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, before)
+        if interrupts:
+            signal.raise_signal(signal.SIGINT)
 
 
 def tls_context(settings: ServerSettings) -> ssl.SSLContext | None:

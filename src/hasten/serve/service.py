@@ -18,6 +18,7 @@ from hasten.serve.generation import Generation
 from hasten.serve.health import Health
 from hasten.serve.jobs import CacheState, Client, Embeddings, EmbedJob, EndReason, Job, Usage
 from hasten.serve.prompts import Prompt, prepare
+from hasten.serve.recording import Recorder
 from hasten.serve.registry import ModelRegistry, Served
 from hasten.serve.response_store import ResponseStore
 from hasten.serve.settings import ServerSettings
@@ -39,6 +40,7 @@ class Service:
         admission: Who may come in.
         answers: Those that were given before.
         observer: What counts, traces and logs.
+        recorder: What keeps the traffic as a workload; None where nobody asked for that.
 
     Attributes:
         responses: Those that clients may come back to.
@@ -56,12 +58,14 @@ class Service:
         admission: Admission,
         answers: AnswerCache,
         observer: Observer,
+        recorder: Recorder | None = None,
     ) -> None:
         self.settings = settings
         self.registry = registry
         self.admission = admission
         self.answers = answers
         self.observer = observer
+        self._recorder = recorder
         self.metrics = observer.metrics
         self.responses = ResponseStore()
         self._numbers = itertools.count()
@@ -104,7 +108,7 @@ class Service:
                 state,
                 resources.pop_all(),
                 None if state == "hit" else partial(self.metrics.gap, job.model),
-                partial(self._finished, job, state),
+                partial(self._finished, job, served, prompt, state),
             )
 
     async def embed(self, job: EmbedJob) -> Embeddings:
@@ -168,6 +172,8 @@ class Service:
         """Ends batches, which go on at the next start, and every engine."""
         await self.batches.close()
         await self.answers.close()
+        if self._recorder is not None:
+            self._recorder.close()
         await self.registry.close()
 
     async def _admit(self, client: Client, model: str, sequences: int) -> Ticket:
@@ -193,6 +199,8 @@ class Service:
     def _finished(
         self,
         job: Job,
+        served: Served,
+        prompt: Prompt,
         cache: CacheState,
         usage: Usage,
         reasons: list[EndReason],
@@ -200,3 +208,11 @@ class Service:
     ) -> None:
         self.admission.used(job.client, usage.prompt_tokens + usage.output_tokens)
         self.observer.finished(job, usage, reasons, error, cache)
+        if self._recorder is not None and error is None and not job.client.batch:
+            self._recorder.add(
+                job.model,
+                served.model.tokenizer,
+                prompt.tokens,
+                usage.output_tokens // max(1, job.sampling.n),
+                job.received,
+            )

@@ -85,6 +85,8 @@ class ServerSettings:
         drain_seconds: How long requests in flight may go on after SIGTERM.
         log_level: "debug", "info", "warning" or "error".
         traces: URL of an OpenTelemetry collector (OTLP over HTTP); None sends none.
+        record: A new file that keeps the traffic as a workload; None keeps nothing.
+        record_content: Keep the prompts' tokens as they are; else others stand for them.
     """
 
     host: str = "127.0.0.1"
@@ -104,6 +106,8 @@ class ServerSettings:
     drain_seconds: float = 30.0
     log_level: str = "info"
     traces: str | None = None
+    record: Path | None = None
+    record_content: bool = False
 
     @property
     def data_directory(self) -> Path:

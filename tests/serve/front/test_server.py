@@ -9,6 +9,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import trustme
 
 from hasten.errors import UsageError
 from hasten.serve.app import App
-from hasten.serve.server import Server, tls_context
+from hasten.serve.server import Server, new_event_loop, tls_context
 from hasten.serve.settings import ServerSettings
 
 HERE = Path(__file__).parent
@@ -237,6 +238,29 @@ def test_addresses(front):
         client.sendall(b"GET /v1/models HTTP/1.1\r\nHost: [::1]\r\n\r\n")
         assert client.recv(100).startswith(b"HTTP/1.1 200")
     assert running.url == f"http://[::1]:{running.port}"
+
+
+def test_ctrl_c_lets_an_event_loop_be_made(monkeypatch):
+    loops = []
+    make = asyncio.new_event_loop
+
+    def interrupted():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.05)
+        loops.append(make())
+        return loops[0]
+
+    monkeypatch.setattr(asyncio, "new_event_loop", interrupted)
+    waiting = threading.Event()
+    other = threading.Thread(target=waiting.wait)  # the kernel may give it the signal
+    other.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            new_event_loop()
+    finally:
+        waiting.set()
+        other.join()
+    loops[0].close()
 
 
 def test_no_socket_is_left_behind(front):

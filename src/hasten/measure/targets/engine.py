@@ -114,6 +114,8 @@ class EngineTarget:
                 now = time.perf_counter()
                 for output in outputs:
                     self._note(output, now, loop)
+        while self._engine.has_work:  # what was cancelled last
+            self._engine.step()
 
     def _note(self, output: Output, now: float, loop: asyncio.AbstractEventLoop) -> None:
         answer, done = self._waiting.get(output.request_id, (None, None))
