@@ -11,18 +11,18 @@ from hasten.generation.op_times import PhaseTimes
 from hasten.machine import Rates
 from hasten.measure.profile.ops import NamedOp
 from hasten.models.config import ModelConfig
-from hasten.models.ops import Attention, Embed, Linear
+from hasten.models.ops import Attention, Linear
 
 __all__ = ["FORMULAS", "Costs", "Work"]
 
 FORMULAS = {
     "bytes": "linear: its matrix, once a step, as packed; attention: keys and values of the "
-    "positions that the sequences see, once a step; embedding: a row a token",
+    "positions that the sequences see, once a step",
     "operations": "linear: 2 * rows * columns a token; attention: 4 * heads * head_dim a token "
     "and position that it sees",
     "floor": "max(bytes / bandwidth, operations / rate), summed over the ops that have one",
     "rate": "measured int8 rate for integer weights, fp32 rate for float weights and attention",
-    "others": "norms, rotations and the like work within caches: no floor",
+    "others": "norms, rotations, embeddings and the like move little: no floor",
 }
 
 
@@ -64,7 +64,7 @@ class Costs:
     kv: str
 
     def work(self, named: NamedOp, times: PhaseTimes) -> Work | None:
-        """What an op did in a phase; None for ops that work within caches."""
+        """What an op did in a phase; None for ops that have no floor."""
         op = named.op
         tokens = times.rows if named.selected else times.tokens
         match op:
@@ -76,8 +76,6 @@ class Costs:
                 operations = 2.0 * sum(op.rows) * op.columns * tokens
                 integer = self._format(op.weights[0], op.columns).group > 0
                 return Work(size * times.steps, operations, integer)
-            case Embed():
-                return Work(self._bytes(op.weight, (1, op.width)) * tokens, 0.0, integer=False)
             case Attention():
                 each = kv_bytes_per_block(
                     self.kv, 1, self.config.num_kv_heads, op.width // op.heads
