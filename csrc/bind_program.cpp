@@ -47,6 +47,7 @@ void bind_cache(nb::module_& m) {
 }
 
 using Output = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Times = nb::ndarray<double, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 Step make_step(const Program& program, const Rows& tokens, const Rows& positions,
                const Rows& starts, const Array<std::int32_t, 2>& tables, const Rows& logit_rows,
@@ -80,11 +81,18 @@ Step make_step(const Program& program, const Rows& tokens, const Rows& positions
 
 void run_program(Program& program, Rows tokens, Rows positions, Rows starts,
                  Array<std::int32_t, 2> tables, Rows logit_rows, Output output,
-                 std::optional<Rows> adapters, std::optional<int> threads) {
+                 std::optional<Rows> adapters, std::optional<int> threads,
+                 std::optional<Times> times) {
+  if (times &&
+      (times->shape(0) != 2 || times->shape(1) != static_cast<std::size_t>(program.ops()))) {
+    reject("the times need a row of seconds and one of waiting, with a column for each op");
+  }
   Step step =
       make_step(program, tokens, positions, starts, tables, logit_rows, output, adapters, threads);
+  const Team::Times clock = times ? Team::Times{times->data(), times->data() + program.ops()}
+                                  : Team::Times{nullptr, nullptr};
   nb::gil_scoped_release release;
-  program.run(step, output.data());
+  program.run(step, output.data(), times ? &clock : nullptr);
 }
 
 double time_program(Program& program, Rows tokens, Rows positions, Rows starts,
@@ -219,8 +227,9 @@ void bind_runs(nb::class_<Program>& program) {
       .def("run", &run_program, "tokens"_a.noconvert(), "positions"_a.noconvert(),
            "starts"_a.noconvert(), "block_tables"_a.noconvert(), "logit_rows"_a.noconvert(),
            "output"_a.noconvert(), "adapters"_a.noconvert().none() = nb::none(),
-           "threads"_a = nb::none(),
-           "Computes the batch into output [rows, width], on so many threads of the team.")
+           "threads"_a = nb::none(), "times"_a.noconvert().none() = nb::none(),
+           "Computes the batch into output [rows, width], on so many threads of the team; adds to "
+           "times [2, ops] the seconds of each op, and those of them that the caller waited.")
       .def("time", &time_program, "tokens"_a.noconvert(), "positions"_a.noconvert(),
            "starts"_a.noconvert(), "block_tables"_a.noconvert(), "logit_rows"_a.noconvert(),
            "output"_a.noconvert(), "begin"_a, "end"_a, "threads"_a = nb::none(),

@@ -251,10 +251,10 @@ void Program::group_adapters(Step& step) const {
              [&](int row) { return slot_of(step.logit_rows[row]); });
 }
 
-void Program::run(Step& step, float* output) {
+void Program::run(Step& step, float* output, const Team::Times* times) {
   const std::lock_guard<std::mutex> lock(running_);
   start(step, output);
-  run_ops(step, 0, ops());
+  run_ops(step, 0, ops(), times);
 }
 
 double Program::time(Step& step, float* output, int begin, int end) {
@@ -300,7 +300,7 @@ bool Program::fetch_ahead(int phase, int round) const {
   return false;
 }
 
-void Program::run_ops(const Step& step, int begin, int end) {
+void Program::run_ops(const Step& step, int begin, int end, const Team::Times* times) {
   for (int i = begin; i < end; ++i) {
     items_[i] = ops_[i]->items(step);
     require(items_[i] <= Team::kMaxItems, "batch: too large for one run");
@@ -311,7 +311,7 @@ void Program::run_ops(const Step& step, int begin, int end) {
   first_.store(begin, std::memory_order_relaxed);
   active_.store(step.threads, std::memory_order_relaxed);
   const std::span<const int> items(items_);
-  team_->run(items.subspan(begin, end - begin), work, step.threads);
+  team_->run(items.subspan(begin, end - begin), work, step.threads, times);
 }
 
 }  // namespace hasten

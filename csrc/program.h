@@ -136,8 +136,8 @@ class Program {
   void select(int in, int out);
 
   // Checks the whole batch before it computes anything; throws std::invalid_argument.
-  // output: [selected][width of the output buffer].
-  void run(Step& step, float* output);
+  // output: [selected][width of the output buffer]. `times`, one entry an op, may be null.
+  void run(Step& step, float* output, const Team::Times* times = nullptr);
   // Runs the ops [begin, end) alone and returns their seconds. They compute from whatever the
   // buffers hold, so nothing but the time means anything.
   double time(Step& step, float* output, int begin, int end);
@@ -162,7 +162,7 @@ class Program {
   void mapped(int in, decltype(Kernels::scale) kernel, float parameter, int out);
   void prepare();
   void start(Step& step, float* output);
-  void run_ops(const Step& step, int begin, int end);
+  void run_ops(const Step& step, int begin, int end, const Team::Times* times = nullptr);
   bool fetch_ahead(int op, int round) const;
   void group_adapters(Step& step) const;
   LoraSite& lora_site(int id) const;

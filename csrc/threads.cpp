@@ -1,6 +1,7 @@
 #include "threads.h"
 
 #include <algorithm>
+#include <chrono>
 #include <utility>
 
 namespace hasten {
@@ -52,7 +53,7 @@ void Team::ring(int thread) {
   bells_[thread].rings.notify_one();
 }
 
-void Team::run(std::span<const int> items, const Work& work, int active) {
+void Team::run(std::span<const int> items, const Work& work, int active, const Times* times) {
   const std::uint32_t run = run_.load(std::memory_order_relaxed) + 1;
   work_.store(&work, std::memory_order_relaxed);
   count_.store(static_cast<int>(items.size()), std::memory_order_relaxed);
@@ -63,7 +64,11 @@ void Team::run(std::span<const int> items, const Work& work, int active) {
   }
   run_.store(run, std::memory_order_release);
   for (int i = 1; i < std::min(active, threads_); ++i) ring(i);
-  work_through(run, 0);
+  if (times == nullptr) {
+    work_through(run, 0);
+  } else {
+    work_by_the_clock(run, *times);
+  }
 }
 
 void Team::serve(int thread) {
@@ -88,14 +93,36 @@ void Team::serve(int thread) {
 void Team::work_through(std::uint32_t run, int thread) {
   const int count = count_.load(std::memory_order_relaxed);
   for (int i = 0; i < count; ++i) {
-    Phase& phase = phases_[i];
-    int item;
-    while (take(phase, run, item)) {
-      // The item taken keeps the run alive, and with it the work.
-      (*work_.load(std::memory_order_relaxed))(i, item, thread);
-      finish_item(phase);
-    }
+    take_items(i, run, thread);
     await(i, run);
+  }
+}
+
+void Team::work_by_the_clock(std::uint32_t run, const Times& times) {
+  using Clock = std::chrono::steady_clock;
+  const auto seconds = [](Clock::duration time) {
+    return std::chrono::duration<double>(time).count();
+  };
+  const int count = count_.load(std::memory_order_relaxed);
+  auto begin = Clock::now();
+  for (int i = 0; i < count; ++i) {
+    take_items(i, run, 0);
+    const auto idle = Clock::now();
+    await(i, run);
+    const auto end = Clock::now();
+    times.seconds[i] += seconds(end - begin);
+    times.waiting[i] += seconds(end - idle);
+    begin = end;
+  }
+}
+
+void Team::take_items(int index, std::uint32_t run, int thread) {
+  Phase& phase = phases_[index];
+  int item;
+  while (take(phase, run, item)) {
+    // The item taken keeps the run alive, and with it the work.
+    (*work_.load(std::memory_order_relaxed))(index, item, thread);
+    finish_item(phase);
   }
 }
 

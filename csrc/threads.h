@@ -21,6 +21,12 @@ class Team {
   // wait, until it returns false. A thread that comes late may call it when its run is over.
   using Idle = std::function<bool(int phase, int round)>;
   static constexpr int kMaxItems = (1 << 21) - 1;
+  // What the phases of a run took its caller, in seconds; a run adds to it. Waiting is the part of
+  // a phase after the caller's own last item.
+  struct Times {
+    double* seconds;
+    double* waiting;
+  };
 
   Team(int threads, int max_phases, Idle idle);
   ~Team();
@@ -31,7 +37,8 @@ class Team {
   // Calls work for each item of each phase, one phase after the other; returns when all are done.
   // `items` has at most max_phases entries of at most kMaxItems; neither `work` nor `idle` may
   // throw. Only the first `active` threads take part, the caller among them; the others sleep on.
-  void run(std::span<const int> items, const Work& work, int active);
+  // `times`, one entry a phase, may be null.
+  void run(std::span<const int> items, const Work& work, int active, const Times* times = nullptr);
 
  private:
   // What is left of a phase, in one word so that a late thread can tell that it belongs to a later
@@ -49,6 +56,9 @@ class Team {
   void ring(int thread);
   void serve(int thread);
   void work_through(std::uint32_t run, int thread);
+  // The same with a look at the clock before and after each wait.
+  void work_by_the_clock(std::uint32_t run, const Times& times);
+  void take_items(int phase, std::uint32_t run, int thread);
   bool take(Phase& phase, std::uint32_t run, int& item);
   void finish_item(Phase& phase);
   // Returns once the phase of this run is over.

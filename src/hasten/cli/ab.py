@@ -67,6 +67,7 @@ def command(
     """
     from hasten.measure.compare import compare
 
+    load.check()
     each = replace(load, requests=load.requests or REQUESTS)
     sequences = None if load.rate is not None or load.ramp is not None else load.concurrency or 1
     with ExitStack() as stack:

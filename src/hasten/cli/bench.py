@@ -106,6 +106,7 @@ def command(
     """
     from hasten.measure.gate import read_report
 
+    load.check()
     chosen = _goal(goal)
     before = None if against is None else read_report(against)
     clients = None if sweep is None else _clients(sweep, load)

@@ -18,7 +18,16 @@ if TYPE_CHECKING:
     from hasten.generation import Engine
     from hasten.models import Model
 
-__all__ = ["ADAPTER", "Answer", "generate", "open_engine", "prompt_ids", "show", "why_short"]
+__all__ = [
+    "ADAPTER",
+    "Answer",
+    "describe",
+    "generate",
+    "open_engine",
+    "prompt_ids",
+    "show",
+    "why_short",
+]
 
 SCHEMA = "hasten.run/1"
 ADAPTER = "lora"
@@ -106,6 +115,29 @@ def open_engine(name: str, choice: EngineChoice, lora: Path | None = None) -> It
         if lora is not None:
             engine.load_adapter(ADAPTER, lora)
         yield engine
+
+
+def describe(engine: Engine) -> dict[str, object]:
+    """Say what was measured, so that it can be measured again."""
+    options = engine.options
+    return {
+        "kind": "in-process",
+        "model": engine.model.name,
+        "path": str(engine.model.path),
+        "sha256": engine.model.digest(),
+        "executor": options.executor,
+        "weights": options.weights,
+        "formats": sorted(set(engine.formats.values())),
+        "kv": options.kv,
+        "isa": engine.isa,
+        "threads": engine.threads,
+        "thread_choice": engine.thread_choice.as_dict(),
+        "fuse": options.fuse,
+        "max_context": options.max_context,
+        "prefix_cache": options.prefix_cache,
+        "max_sequences": options.max_sequences,
+        "memory_bytes": dict(engine.memory),
+    }
 
 
 def prompt_ids(model: Model, messages: list[Message], *, raw: bool) -> list[int]:

@@ -26,6 +26,10 @@ REQUESTS = 44
 """The least that bounds a p90 at 99 % confidence."""
 
 
+TIMINGS = ("concurrency", "rate", "ramp", "replay")
+"""Options of which one says when requests are sent."""
+
+
 @dataclass(frozen=True, slots=True)
 class LoadChoice:
     """What the user said about the load; fields are the options of the same names."""
@@ -48,21 +52,17 @@ class LoadChoice:
     max_in_flight: int | None
     duration: float | None
 
-    def pattern(self, workload: Workload) -> Pattern:
-        """When requests are sent.
+    def check(self) -> None:
+        """Finds out before a model is opened what cannot be asked of it.
 
         Raises:
-            UsageError: Options that exclude each other, or no times to replay.
+            UsageError: Lengths that are none, or options that exclude each other.
         """
-        from dataclasses import replace
+        from hasten.measure.synthetic import Lengths
 
-        from hasten.measure import arrivals
-
-        given = [
-            name
-            for name in ("concurrency", "rate", "ramp", "replay")
-            if getattr(self, name) is not None
-        ]
+        for text in (self.input_len, self.output_len):
+            Lengths.parse(text)
+        given = [name for name in TIMINGS if getattr(self, name) is not None]
         if len(given) > 1:
             raise UsageError(
                 f"--{given[0]} and --{given[1]} say differently when requests are sent",
@@ -70,11 +70,22 @@ class LoadChoice:
             )
         if self.rate is None and self.burstiness != 1:
             raise UsageError("--burstiness needs --rate")
-        if not given or self.concurrency is not None:
-            if self.max_in_flight is not None:
-                raise UsageError(
-                    "--max-in-flight is of --rate, --ramp and --replay", do="use --concurrency"
-                )
+        if self.max_in_flight is not None and given in ([], ["concurrency"]):
+            raise UsageError(
+                "--max-in-flight is of --rate, --ramp and --replay", do="use --concurrency"
+            )
+
+    def pattern(self, workload: Workload) -> Pattern:
+        """When requests are sent; `check` has passed.
+
+        Raises:
+            UsageError: No times to replay.
+        """
+        from dataclasses import replace
+
+        from hasten.measure import arrivals
+
+        if all(getattr(self, name) is None for name in TIMINGS[1:]):
             return arrivals.ClosedLoop(self.concurrency or 1)
         if self.rate is not None:
             loop = arrivals.gamma(self.rate, self.burstiness, self.seed)

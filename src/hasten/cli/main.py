@@ -38,6 +38,7 @@ COMMANDS = {
     "mlperf": Entry("hasten.cli.mlperf", "Run MLPerf's scenarios through its own LoadGen."),
     "compare": Entry("hasten.cli.compare", "Compare reports of bench side by side."),
     "traffic": Entry("hasten.cli.traffic", "Describe traffic that a server recorded."),
+    "profile": Entry("hasten.cli.profile", "Show where the time of a model goes."),
     "eval": Entry("hasten.cli.eval", "Measure how far a model is from its reference."),
     "optimize": Entry("hasten.cli.optimize", "Make a model faster within an accuracy budget."),
     "doctor": Entry("hasten.cli.doctor", "Check this machine and this installation."),

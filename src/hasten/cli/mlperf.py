@@ -112,6 +112,7 @@ def command(
     """
     from hasten.measure.loadgen import find_server_rate, run_loadgen
 
+    load.check()
     timed = ("concurrency", "rate", "ramp", "replay", "duration", "max_in_flight")
     if any(getattr(load, name) is not None for name in timed) or load.turns > 1:
         raise UsageError(

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from hasten.cli.engine import open_engine
+from hasten.cli.engine import describe, open_engine
 from hasten.cli.load import REQUESTS
 from hasten.cli.options import EngineChoice, apply_options
 from hasten.errors import CapacityError, UsageError
 
 if TYPE_CHECKING:
     from hasten.cli.load import LoadChoice
-    from hasten.generation import Engine
     from hasten.measure.synthetic import Coder
     from hasten.measure.targets.target import Target
     from hasten.measure.targets.tensors import TensorSpec
@@ -120,7 +119,7 @@ def open_target(
         defaults["max_sequences"] = max_sequences
     with open_engine(spec, engine.or_else(**defaults)) as opened:
         yield OpenTarget(
-            EngineTarget(opened, ignore_eos=choice.ignore_eos, description=_describe(opened)),
+            EngineTarget(opened, ignore_eos=choice.ignore_eos, description=describe(opened)),
             in_process=True,
             tokenizer=opened.model.tokenizer,
             context=opened.context,
@@ -240,26 +239,3 @@ def _check_fit(workload: Workload, context: int) -> None:
                     f"{context}",
                     do="lower --input-len or --output-len, or raise --max-context",
                 )
-
-
-def _describe(engine: Engine) -> dict[str, object]:
-    """Say what was measured, so that it can be measured again."""
-    options = engine.options
-    return {
-        "kind": "in-process",
-        "model": engine.model.name,
-        "path": str(engine.model.path),
-        "sha256": engine.model.digest(),
-        "executor": options.executor,
-        "weights": options.weights,
-        "formats": sorted(set(engine.formats.values())),
-        "kv": options.kv,
-        "isa": engine.isa,
-        "threads": engine.threads,
-        "thread_choice": engine.thread_choice.as_dict(),
-        "fuse": options.fuse,
-        "max_context": options.max_context,
-        "prefix_cache": options.prefix_cache,
-        "max_sequences": options.max_sequences,
-        "memory_bytes": dict(engine.memory),
-    }

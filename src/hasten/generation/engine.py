@@ -6,6 +6,7 @@ import itertools
 from collections import Counter, deque
 from collections.abc import Iterator
 from collections.abc import Sequence as Tokens
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from threading import Condition, Thread
@@ -25,6 +26,7 @@ from hasten.generation.pacing import Pacer
 from hasten.generation.scheduler import Scheduler
 from hasten.generation.sequence import Sequence
 from hasten.generation.softmax import native_softmax
+from hasten.generation.stopwatch import EngineProfile
 from hasten.kernels.softmax import softmax_weights
 from hasten.models.model import Model
 from hasten.types import (
@@ -243,6 +245,25 @@ class Engine(OverExecutor):
             preemptions=self._scheduler.preemptions,
             finished=dict(self._finished),
         )
+
+    @contextmanager
+    def profile(self) -> Iterator[EngineProfile]:
+        """Measures where the time of steps goes while the block runs, into what it yields.
+
+        One thread alone submits and steps meanwhile. Without a profile nothing is measured and
+        nothing is paid for.
+
+        Raises:
+            UsageError: Another profile is being taken.
+        """
+        with self._executor.profile() as ops:
+            profile = EngineProfile(ops)
+            running = itertools.chain.from_iterable(self._in_flight.values())
+            profile.attach(self, self._scheduler, self._executor, self._intake, running)
+            try:
+                yield profile
+            finally:
+                profile.detach()
 
     def prepare_structures(self) -> None:
         """Makes what the first request with a structure would wait for; any thread may call it."""

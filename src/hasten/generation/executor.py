@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hasten.generation.op_times import OpTimes
 from hasten.generation.threads import ThreadChoice
 from hasten.kernels.lora import packed_values
 from hasten.models import architectures
@@ -42,6 +44,10 @@ class Executor(Protocol):
 
     def unload_adapter(self, slot: int) -> None:
         """Empties a slot."""
+        ...
+
+    def profile(self) -> AbstractContextManager[OpTimes]:
+        """Measures each op of each step while the block runs, into what it yields."""
         ...
 
 

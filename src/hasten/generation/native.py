@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
+from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from hasten.generation.formats import (
 from hasten.generation.kvcache import KV_BLOCK, check_memory
 from hasten.generation.lora import LoraSites
 from hasten.generation.lowering import lower
+from hasten.generation.op_times import ProfiledExecutor
 from hasten.generation.packing import Packer
 from hasten.generation.threads import LayerClock, choose_threads, thread_limit, time_ops
 from hasten.generation.weight_cache import fill_weights
@@ -84,7 +86,7 @@ def choose_isa(wanted: str | None) -> str:
     return isa
 
 
-class NativeExecutor:
+class NativeExecutor(ProfiledExecutor):
     """Runs batches in one C++ call each, without the GIL.
 
     Args:
@@ -156,6 +158,8 @@ class NativeExecutor:
     def run(self, batch: Batch) -> NDArray[np.float32]:
         """See `Executor.run`."""
         output = np.empty((len(batch.logit_rows), self._program.output_width), np.float32)
+        times = None if self._times is None else self._times.of(batch)
+        started = perf_counter()
         self._program.run(
             batch.tokens,
             batch.positions,
@@ -165,7 +169,10 @@ class NativeExecutor:
             output,
             batch.adapters,
             self.thread_choice.for_tokens(len(batch.tokens)),
+            None if times is None else times.ops,
         )
+        if times is not None:
+            times.add(batch, perf_counter() - started)
         # Not sooner: the first token should not wait for the disk.
         self._weights.keep()
         return output

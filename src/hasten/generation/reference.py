@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from time import perf_counter
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hasten.generation.kvcache import KV_BLOCK, check_memory
+from hasten.generation.op_times import ProfiledExecutor
 from hasten.generation.threads import ThreadChoice
 from hasten.kernels.activation import gelu, gelu_mul, gelu_tanh, silu_mul, softcap
 from hasten.kernels.attention import attention
@@ -48,7 +50,7 @@ __all__ = ["ReferenceExecutor"]
 Array = NDArray[np.float32]
 
 
-class ReferenceExecutor:
+class ReferenceExecutor(ProfiledExecutor):
     """Runs the graph as the architecture file wrote it, all weights float32.
 
     Args:
@@ -65,7 +67,7 @@ class ReferenceExecutor:
         config = model.config
         floats = sum(math.prod(tensor.shape) for tensor in model.weights.values())
         check_memory(config, "f32", blocks, 4 * floats)
-        self._graph = architectures.build(config)
+        self.graph = architectures.build(config)
         self._weights = {name: tensor.to_float32() for name, tensor in model.weights.items()}
         shape = (config.num_layers, blocks, KV_BLOCK, config.num_kv_heads, config.head_dim)
         self._keys = np.zeros(shape, np.float32)
@@ -75,7 +77,7 @@ class ReferenceExecutor:
             rotation: rope_tables(
                 inverse_frequencies(rotation, context), context, rotation.magnitude
             )
-            for rotation in rotations_of(self._graph.ops)
+            for rotation in rotations_of(self.graph.ops)
         }
         self.formats = {name: "f32" for name, value in self._weights.items() if value.ndim == 2}
         self.memory = {
@@ -86,13 +88,21 @@ class ReferenceExecutor:
 
     def run(self, batch: Batch) -> Array:
         """See `Executor.run`."""
+        times = None if self._times is None else self._times.of(batch)
         values: dict[str, Array] = {}
-        for op in self._graph.ops:
+        began = started = perf_counter()
+        for number, op in enumerate(self.graph.ops):
             if isinstance(op, KvWrite):
                 self._write(batch, op.layer, values[op.key], values[op.value])
             else:
                 values[op.out] = self._compute(op, values, batch)
-        return values[self._graph.output]
+            if times is not None:
+                now = perf_counter()
+                times.ops[0, number] += now - began
+                began = now
+        if times is not None:
+            times.add(batch, perf_counter() - started)
+        return values[self.graph.output]
 
     def _compute(self, op: Op, values: dict[str, Array], batch: Batch) -> Array:
         weights = self._weights
