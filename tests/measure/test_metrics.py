@@ -72,6 +72,13 @@ def test_nothing_arrived():
     assert itl(nothing) == []
 
 
+def test_a_target_that_does_not_tell_its_model_latency_has_none():
+    events = (Event(2.0, 1), Event(3.0, 1))
+    served = Record("r", 10, 0.0, 0.0, 3.0, events, 2, "completed")
+    assert model_latency(served) is None
+    assert latencies([served])["model_latency"].n == 0
+
+
 def test_rates():
     records = [record((2.0, 1), (6.0, 4)), record((8.0, 1), (10.0, 1), sent=7.0)]
     assert prefill_rate(records) == pytest.approx(20 / 3)

@@ -94,8 +94,8 @@ def e2e(record: Record) -> float | None:
 
 
 def model_latency(record: Record) -> float | None:
-    """Time inside the executor, in seconds."""
-    return sum(event.model_seconds for event in record.events) if record.events else None
+    """Time inside the executor, in seconds; None where the target does not tell it."""
+    return sum(event.model_seconds for event in record.events) or None
 
 
 def latencies(records: Sequence[Record]) -> dict[str, Summary]:

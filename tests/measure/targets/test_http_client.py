@@ -175,6 +175,20 @@ def test_a_kept_connection_that_was_closed_meanwhile_is_replaced():
     assert server.connections == 2
 
 
+def test_a_request_is_sent_again_once():
+    async def go():
+        async with odd_server(*[whole(b"a")] * 3, [RESET], [RESET]) as server:
+            client = HttpClient(server.url)
+            await asyncio.gather(*(client.request("GET", "/") for _ in range(3)))
+            with pytest.raises(TargetError, match="before its answer"):
+                await client.request("GET", "/")
+            await client.close()
+            return server
+
+    server = asyncio.run(go())
+    assert len(server.requests) == 5
+
+
 @pytest.mark.parametrize(
     ("answer", "said"),
     [

@@ -105,6 +105,36 @@ def test_inferences(binary):
     assert len(server.requests) == 5
 
 
+def sent_as_json(array):
+    async def use(target):
+        await target.send(Tensors({"x": array}), Answer())
+
+    reply = whole(b'{"outputs":[{"name":"y","datatype":"BOOL","shape":[1],"data":[true]}]}')
+    _, server = serving(reply, use, binary=False)
+    return json.loads(server.requests[0].body)["inputs"]
+
+
+@pytest.mark.parametrize(
+    ("array", "datatype", "data"),
+    [
+        (np.array([[1, 2], [3, 4]], np.uint8), "UINT8", [1, 2, 3, 4]),
+        (np.array([True]), "BOOL", [True]),
+        (np.array([0.5], np.float16), "FP16", [0.5]),
+        (np.array([b"ab", "ü"], object), "BYTES", ["ab", "ü"]),
+        (np.array([b"ab"]), "BYTES", ["ab"]),
+        (np.array(["ü"]), "BYTES", ["ü"]),
+    ],
+)
+def test_tensors_as_json(array, datatype, data):
+    (sent,) = sent_as_json(array)
+    assert sent == {"name": "x", "datatype": datatype, "shape": list(array.shape), "data": data}
+
+
+def test_bytes_that_are_no_text_are_not_sent_as_json():
+    with pytest.raises(UsageError, match="no text"):
+        sent_as_json(np.array([b"\xff"], object))
+
+
 def test_a_load():
     async def use(target):
         workload = random_workload(await target.signature(), 20, shapes={"a": (1, 2)})

@@ -132,10 +132,8 @@ class HttpClient:
         message = b"".join(
             (line.encode(), self._head, length.encode(), _header_lines(more), b"\r\n", body)
         )
-        while self._idle:
-            connection = self._idle.pop()
-            if connection.closed:
-                continue
+        connection = self._kept()
+        if connection is not None:
             try:
                 return await self._exchange(connection, message, sink, clock)
             except TargetError:
@@ -148,6 +146,14 @@ class HttpClient:
         while self._idle:
             self._idle.pop().abort()
         await asyncio.sleep(0)  # in which they close
+
+    def _kept(self) -> _Connection | None:
+        """The connection that was used last, if one is kept; those that were closed are not."""
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.closed:
+                return connection
+        return None
 
     async def _exchange(
         self, connection: _Connection, message: bytes, sink: Sink | None, clock: Clock

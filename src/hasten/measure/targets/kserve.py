@@ -7,15 +7,16 @@ from typing import Any
 from urllib.parse import quote
 
 import msgspec
-import numpy as np
 from numpy.typing import NDArray
 
+from hasten.errors import UsageError
 from hasten.measure.records import Answer
 from hasten.measure.targets.http import HttpOptions, HttpTarget, Reply
 from hasten.measure.targets.replies import NOTHING, Count, expect_success, read
 from hasten.measure.targets.target import TargetError
 from hasten.measure.targets.tensors import (
     TensorSpec,
+    bytes_of,
     check_size,
     datatype_of,
     tensors_of,
@@ -137,9 +138,14 @@ def _request(inputs: Mapping[str, NDArray[Any]], *, binary: bool) -> tuple[bytes
 def _values(array: NDArray[Any]) -> list[Any]:
     """All values in a row, bytes as the text that they spell."""
     values: list[Any] = array.ravel().tolist()
-    if array.dtype == np.dtype(object):
-        return [one.decode() if isinstance(one, bytes) else one for one in values]
-    return values
+    if datatype_of(array) != "BYTES":
+        return values
+    try:
+        return [bytes_of(one).decode() for one in values]
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            "bytes that are no text cannot be sent as JSON", do="send tensors as bytes"
+        ) from error
 
 
 def _check(reply: Reply) -> None:
