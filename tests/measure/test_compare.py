@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -148,3 +149,12 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(tails):
         ratio = contrast("e2e", list(machine), list(b), 0.9).ratio
         held += ratio.low <= 1.05 <= ratio.high
     assert 0.9 - 3 * math.sqrt(0.09 / 400) <= held / 400 <= 0.97
+
+
+def test_what_the_page_imports_exists():
+    page = Path(__file__).parents[2] / "docs" / "measuring.md"
+    lines = [line for line in page.read_text(encoding="utf-8").splitlines() if "import" in line]
+    imports = [line for line in lines if line.startswith("from hasten")]
+    assert len(imports) == 3
+    for line in imports:
+        exec(line, {})

@@ -19,7 +19,8 @@ EARLY_STOPPING = {
     "early_stopping_tpot_result": "tpot",
 }
 HELD_UP = 1.05
-"""LoadGen's latency over that from the hand-over, above which a note says that it was held up."""
+HELD_UP_MS = 1.0
+"""LoadGen's latency over and above that from the hand-over, from which on a note tells it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,12 +178,13 @@ def _notes(
             f"{len(records)} requests were made of {different} different ones: LoadGen repeats "
             "them, and a cache of prompts or answers makes the target look faster than it is"
         )
-    theirs = percentiles.get("latency", {}).get(50.0)
     own = sorted(samples(records)["e2e"])
+    percent = round(100 * settings.quantile, 1)
+    theirs = percentiles.get("latency", {}).get(percent)
     if settings.scenario == "server" and theirs is not None and own:
-        from_hand_over = own[len(own) // 2]
-        if theirs > HELD_UP * from_hand_over:
+        from_hand_over = own[int(len(own) * settings.quantile)]
+        if theirs > max(HELD_UP * from_hand_over, from_hand_over + HELD_UP_MS):
             yield (
-                f"the median latency is {theirs:.2f} ms from the schedule on and "
+                f"the p{percent:g} of the latency is {theirs:.2f} ms from the schedule on and "
                 f"{from_hand_over:.2f} ms from the hand-over on: this client was held up"
             )
