@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hasten.machine import detect_machine
@@ -16,7 +17,7 @@ from hasten.measure.metrics import FORMULAS
 from hasten.measure.report import build_report
 
 sys.path.insert(0, str(Path(__file__).parent))
-from made_reports import made_audit
+from made_reports import made_audit, made_records, made_report
 
 QUIET = Interference(others=0.01, steal=0.0)
 PEAK = PeakRss(123456789, since_start=False)
@@ -161,3 +162,14 @@ def test_memory_without_proc(tmp_path):
     peak = peak_rss(was_reset=True, proc=tmp_path)
     assert peak.since_start
     assert peak.size_bytes > 0
+
+
+def test_a_warm_up_is_told():
+    usual = 0.1 * np.random.default_rng(1).lognormal(0, 0.1, 120)
+    times = usual.copy()
+    times[:20] += 0.4
+    report = made_report(made_records(times, [0.01] * 120))
+    assert any("were warm-up" in note for note in report.notes)
+    assert report.metrics["ttft"].n == 120  # nothing is dropped
+    quiet = made_report(made_records(usual, [0.01] * 120))
+    assert not any("warm-up" in note for note in quiet.notes)

@@ -195,7 +195,7 @@ class Auditor:
         return replace(
             audit,
             problems=tuple(_problems(audit, limited=limited, in_process=self.in_process)),
-            notes=tuple(_notes(audit, was_reset=self._was_reset)),
+            notes=tuple(_notes(audit, was_reset=self._was_reset, in_process=self.in_process)),
         )
 
     def _read(self) -> _Reading:
@@ -297,9 +297,9 @@ def _problems(audit: Audit, *, limited: bool, in_process: bool) -> Iterator[str]
         yield from audit.interference.problems()
 
 
-def _notes(audit: Audit, *, was_reset: bool) -> Iterator[str]:
+def _notes(audit: Audit, *, was_reset: bool, in_process: bool) -> Iterator[str]:
     """Says what else a reader should know."""
-    if audit.client_rate is None:
+    if audit.client_rate is None and not in_process:
         yield "how many requests this client can send was not measured"
     if audit.interference is None:
         yield "other load on the machine is not known: the run was too short to tell"

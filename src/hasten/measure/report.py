@@ -29,6 +29,7 @@ from hasten.measure.metrics import (
 )
 from hasten.measure.records import Record
 from hasten.measure.statistics import PERCENTILES, Summary, minimum_samples
+from hasten.measure.steady import find_steady_state
 from hasten.measure.workload import Workload
 
 __all__ = ["COLUMNS", "SCHEMA", "BenchReport", "build_report", "columns", "write_csv"]
@@ -248,10 +249,17 @@ def _remarks(
         remarks.append("the limit of duration ended the run before all requests were sent")
     if peak is not None and peak.since_start:
         remarks.append("peak memory since the process began: the kernel would not reset the mark")
+    steady = find_steady_state([value for r in _completed(result) if (value := e2e(r)) is not None])
+    if steady.warmup or steady.settled is False:
+        remarks.append(steady.describe())
     shared = audit.interference
     if shared is not None:
         remarks.append(f"processor time: others {shared.others:.1%}, hypervisor {shared.steal:.1%}")
     return [*remarks, *audit.notes]
+
+
+def _completed(result: LoadResult) -> list[Record]:
+    return [record for record in result.records if record.status == "completed"]
 
 
 def _reasons(result: LoadResult) -> list[str]:
