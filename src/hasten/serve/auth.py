@@ -121,7 +121,7 @@ def read_keys(path: Path) -> dict[str, Client]:
         raise UsageError(f"the keys in {str(path)!r} are too many", allowed="up to 16 MiB")
     try:
         entries = msgspec.json.decode(content, type=list[KeyEntry])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UsageError(
             f"the keys in {str(path)!r} are wrong: {error}",
             do='write a list such as [{"name": "alice", "sha256": "..."}]',

@@ -139,7 +139,7 @@ class FileStore:
     def _load(self, path: Path) -> None:
         try:
             about = msgspec.json.decode((path / "about.json").read_bytes(), type=StoredFile)
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
             _log.warning("%s is no stored file: %s", path, error)
             return
         if about.id == path.name:

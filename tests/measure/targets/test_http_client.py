@@ -155,6 +155,11 @@ def test_a_server_may_close_after_its_answer():
     assert server.connections == 2
 
 
+def test_a_connection_that_is_said_to_close_is_not_kept():
+    server, _ = ask(*[whole(b"a", connection="close")] * 2, times=2)
+    assert server.connections == 2
+
+
 def test_what_only_announces_an_answer_is_passed_over():
     server, replies = ask([head(100), head(103, link="x"), *whole(b"a")], whole(b"b"), times=2)
     assert [(reply.status, reply.body) for reply in replies] == [(200, b"a"), (200, b"b")]
@@ -173,6 +178,19 @@ def test_a_kept_connection_that_was_closed_meanwhile_is_replaced():
     server, replies = ask(whole(b"a"), [RESET], whole(b"b"), times=2)
     assert [reply.body for reply in replies] == [b"a", b"b"]
     assert server.connections == 2
+
+
+def test_a_request_that_is_out_of_time_is_not_sent_again():
+    async def go():
+        async with odd_server(whole(b"a"), [HANG], whole(b"b")) as server:
+            client = HttpClient(server.url, HttpOptions(quiet_seconds=0.1))
+            await client.request("GET", "/")
+            with pytest.raises(TargetError, match="sent nothing"):
+                await client.request("GET", "/")
+            await client.close()
+            return server
+
+    assert len(asyncio.run(go()).requests) == 2
 
 
 def test_a_request_is_sent_again_once():
@@ -224,6 +242,12 @@ def test_answers_that_are_none(answer, said):
 def test_bounds(answer, said):
     options = HttpOptions(max_head=1000, max_body=1000)
     assert failure(answer, options=options).startswith(f"the {said} of")
+
+
+def test_the_bound_of_a_head_is_none_of_a_body():
+    options = HttpOptions(max_head=100)
+    _, (reply,) = ask(streamed(*[b"a" * 60] * 5), options=options)
+    assert len(reply.body) == 300
 
 
 def test_the_bound_of_a_body_holds_for_streams():

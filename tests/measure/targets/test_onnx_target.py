@@ -146,6 +146,8 @@ def hidden_places(tensor):
     training.training_info.add().algorithm.initializer.append(tensor)
     many = helper.make_node("Odd", [], ["c"], domain="d")
     many.attribute.append(helper.make_attribute("all", [tensor]))
+    sparse_node = helper.make_node("Odd", [], ["c"], domain="d")
+    sparse_node.attribute.add(name="all").sparse_tensors.add(dims=[6]).values.CopyFrom(tensor)
     return [
         matmul([tensor]),
         matmul([w], [constant]),
@@ -155,10 +157,11 @@ def hidden_places(tensor):
         sparse,
         training,
         matmul([w], [many]),
+        matmul([w], [sparse_node]),
     ]
 
 
-@pytest.mark.parametrize("place", range(8))
+@pytest.mark.parametrize("place", range(9))
 def test_data_elsewhere_is_refused_wherever_it_is_named(tmp_path, place):
     outside = tmp_path / "w.bin"
     outside.write_bytes(WEIGHTS.tobytes())

@@ -121,10 +121,11 @@ def test_a_full_disk_is_told(tmp_path, monkeypatch):
     put(store, b"x" * 1000)
 
 
-def test_what_is_no_stored_file_is_passed_over(tmp_path, caplog):
+@pytest.mark.parametrize("damage", [b"{", b'{"id": "\xff"}'])
+def test_what_is_no_stored_file_is_passed_over(tmp_path, caplog, damage):
     store = open_store(tmp_path)
     file = put(store)
-    (tmp_path / file.id / "about.json").write_text("{")
+    (tmp_path / file.id / "about.json").write_bytes(damage)
     (tmp_path / "notes.txt").touch()
     assert open_store(tmp_path).of("a") == []
     assert "no stored file" in caplog.text

@@ -88,12 +88,21 @@ def test_another_model_is_refused(done):
     [
         lambda out: state_path(out).unlink(),
         lambda out: state_path(out).write_text("{"),
+        lambda out: state_path(out).write_bytes(b'{"schema": "\xff"}'),
         lambda out: state_path(out).write_text(state_path(out).read_text().replace("/1", "/9")),
         lambda out: out.write_text("my thesis\n" + out.read_text()),
         lambda out: out.write_text(out.read_text() * 2),
         lambda out: out.write_text(out.read_text().replace("batch_req_", "batch_req_0", 1)),
     ],
-    ids=["no state", "torn state", "other version", "foreign line", "twice", "other run"],
+    ids=[
+        "no state",
+        "torn state",
+        "state that is no text",
+        "other version",
+        "foreign line",
+        "twice",
+        "other run",
+    ],
 )
 def test_what_is_no_output_of_this_batch_is_left_alone(done, damage):
     source, output = done

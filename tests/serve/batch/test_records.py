@@ -2,7 +2,18 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from hasten.serve.batch.records import BatchRecord, BatchStore, new_id
+
+
+@pytest.mark.parametrize("damage", [b"{", b'{"id": "\xff"}'])
+def test_what_is_no_batch_is_passed_over(tmp_path, caplog, damage):
+    directory = tmp_path / new_id()
+    directory.mkdir()
+    (directory / "record.json").write_bytes(damage)
+    assert BatchStore(tmp_path).of("a") == []
+    assert "is no batch" in caplog.text
 
 
 def test_one_batch_is_saved_from_several_threads(tmp_path):

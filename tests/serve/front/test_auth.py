@@ -141,6 +141,13 @@ def test_wrong_files_of_keys(tmp_path, document, error):
     assert "has space" not in str(caught.value)
 
 
+def test_a_file_of_keys_that_is_no_text(tmp_path):
+    path = tmp_path / "keys.json"
+    path.write_bytes(b'[{"name": "\xff", "key": "x"}]')
+    with pytest.raises(UsageError, match="are wrong"):
+        read_keys(path)
+
+
 def test_a_missing_file_of_keys(tmp_path):
     with pytest.raises(UsageError, match="No such file"):
         read_keys(tmp_path / "none.json")

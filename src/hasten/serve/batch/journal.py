@@ -217,7 +217,7 @@ class Journal:
             raise self._refusal(f"is not empty, and there is no {path.name} beside it") from None
         except OSError as error:
             raise UsageError(f"cannot read {str(path)!r}: {error.strerror}") from error
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise self._refusal(f"is not empty, and {path.name} is damaged ({error})") from None
         if state.schema != SCHEMA:
             raise self._refusal(f"was written by another version ({state.schema!r})")

@@ -191,7 +191,7 @@ class BatchStore:
     def _load(self, path: Path) -> None:
         try:
             record = msgspec.json.decode((path / "record.json").read_bytes(), type=BatchRecord)
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
             _log.warning("%s is no batch: %s", path, error)
             return
         if record.id == path.name:
