@@ -183,7 +183,7 @@ def test_a_failed_request_ends_the_run_with_its_reason(tmp_path, scenario, token
     """Before its first token or after it."""
     good, bad = fast(0), dataclasses.replace(fast(0), fails_after=int(tokens))
     target = SyntheticTarget(lambda n: bad if n > 9 else good)
-    settings = LoadGenSettings(scenario, seconds=5.0, tokens=tokens)
+    settings = LoadGenSettings(scenario, seconds=2.0, tokens=tokens)
     started = time.monotonic()
     result = run_loadgen(target, workload(), settings, tmp_path)
     assert time.monotonic() - started < 4
