@@ -183,14 +183,14 @@ def test_a_failed_request_ends_the_run_with_its_reason(tmp_path, scenario, token
     """Before its first token or after it."""
     good, bad = fast(0), dataclasses.replace(fast(0), fails_after=int(tokens))
     target = SyntheticTarget(lambda n: bad if n > 9 else good)
-    settings = LoadGenSettings(scenario, seconds=5.0, tokens=tokens)
+    settings = LoadGenSettings(scenario, seconds=2.0, tokens=tokens, max_in_flight=8)
     started = time.monotonic()
     result = run_loadgen(target, workload(), settings, tmp_path)
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 30
     assert (result.valid, result.result, result.score) == (False, "INVALID", None)
     assert result.problems[0].startswith("invalid: a request failed: broke after ")
     assert result.percentiles == {}
-    assert target.sent < 2000
+    assert target.sent <= 11 + 8  # the warm-up, ten, and what was under way
 
 
 def test_a_failed_request_ends_a_server_run_before_its_schedule(tmp_path, monkeypatch):

@@ -93,14 +93,14 @@ def stalled() -> QueueTarget:
 
 
 def test_an_open_loop_shows_a_stall(virtual_clock):
-    result = run_load(stalled(), workload(5000), constant(450), clock=virtual_clock)
+    result = run_load(stalled(), workload(3000), constant(450), clock=virtual_clock)
     e2e_ms = latencies(result.records)["e2e"].percentiles
     assert e2e_ms[50] == pytest.approx(1, abs=0.01)
     assert e2e_ms[99] == pytest.approx(195, abs=8)
 
 
 def test_a_closed_loop_hides_the_same_stall(virtual_clock):
-    result = run_load(stalled(), workload(5000), ClosedLoop(1), clock=virtual_clock)
+    result = run_load(stalled(), workload(3000), ClosedLoop(1), clock=virtual_clock)
     e2e_ms = latencies(result.records)["e2e"]
     assert e2e_ms.percentiles[99] == pytest.approx(1, abs=0.01)
     assert e2e_ms.max == pytest.approx(201, abs=0.01)
@@ -109,7 +109,7 @@ def test_a_closed_loop_hides_the_same_stall(virtual_clock):
 def test_what_waits_in_the_client_counts(virtual_clock):
     """With few connections the requests behind a stall wait in the client: the same figures."""
     pattern = dataclasses.replace(constant(450), max_in_flight=4)
-    result = run_load(stalled(), workload(5000), pattern, clock=virtual_clock)
+    result = run_load(stalled(), workload(3000), pattern, clock=virtual_clock)
     assert latencies(result.records)["e2e"].percentiles[99] == pytest.approx(195, abs=8)
     assert max(record.sent - record.intended_send for record in result.records) > 0.15
 
