@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from hasten.machine import Rates
 from hasten.measure.html import plots_of, render_html
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -57,24 +58,38 @@ def test_requests_of_the_same_moment_stay_apart():
         assert len(series["x"]) == len(set(series["x"])) == 60
 
 
+def phase(intensity, rate):
+    """Of a profile whose one kind of op does so many operations a byte, and a second."""
+    op = {
+        "kind": "linear",
+        "label": "gate up",
+        "shape": "3072 x 576",
+        "ops": 30,
+        "operations_per_step": 1e9,
+        "bytes_per_step": 1e9 / intensity,
+        "seconds_per_step": 1e9 / rate,
+        "floor_s_per_step": None,
+        "time_over_floor": None,
+    }
+    rates = Rates(threads=2, isa="avx2", bandwidth=2e10, int8=4e11, fp32=1e11).as_dict()
+    return {"seconds_per_step": 2e9 / rate, "rates": rates, "by_kind": [op]}
+
+
 def test_a_sweep_and_a_roofline():
     step = made_document()
     document = step | {
         "sweep": [step],
-        "roofline": {
-            "bandwidth": 2e10,
-            "rate": 4e11,
-            "points": [
-                {"label": "decode linear", "intensity": 2.0, "rate": 3e10},
-                {"label": "prefill linear", "intensity": 200.0, "rate": 3e11},
-            ],
-        },
+        "phases": {"decode": phase(2.0, 3e10), "prefill": phase(200.0, 3e11)},
     }
     plots = {plot["title"]: plot for plot in plots_of({"a": document})}
     assert plots["Latency against throughput"]["series"][0]["y"][0] > 0
     roof, *points = plots["a: roofline"]["series"]
     assert max(roof["y"]) == pytest.approx(400)
-    assert [one["label"] for one in points] == ["decode linear", "prefill linear"]
+    assert [one["label"] for one in points] == ["decode: linear", "prefill: linear"]
+    assert (points[0]["x"], points[0]["y"]) == ([2.0], [pytest.approx(30)])
+    page = render_html({"a": document}, "t")
+    assert "time / floor" in page
+    assert page.count("<td>gate up</td>") == 2
 
 
 def test_names_are_text_and_nothing_else():

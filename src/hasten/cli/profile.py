@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from hasten.cli.console import progress, write_json
+from hasten.cli.console import progress, write_json, write_text
 from hasten.cli.engine import describe, open_engine
 from hasten.cli.options import (
     EngineChoice,
@@ -14,6 +15,7 @@ from hasten.cli.options import (
     engine_choice,
     json_option,
     model_argument,
+    output_option,
     seed_option,
 )
 from hasten.cli.profile_tables import print_profile, print_sweep
@@ -50,7 +52,8 @@ def _check_sweeps(ctx: click.Context, param: click.Parameter, value: str | None)
     "\b\n"
     "  hasten profile smollm2\n"
     "  hasten profile model.gguf --input-len 1024 --batch 4 --layers\n"
-    "  hasten profile ./artefact --sweep batch,threads,weights --json profile.json"
+    "  hasten profile ./artefact --sweep batch,threads,weights --json profile.json\n"
+    "  hasten profile smollm2 --html profile.html"
 )
 @model_argument
 @click.option(
@@ -98,6 +101,7 @@ def _check_sweeps(ctx: click.Context, param: click.Parameter, value: str | None)
 )
 @seed_option("Chooses where in the text prompts begin.", default=0)
 @engine_choice
+@output_option("--html", "Also write a page with a roofline plot, which opens without a network.")
 @json_option
 def command(
     model: str,
@@ -110,6 +114,7 @@ def command(
     sweep_seconds: float,
     seed: int,
     engine: EngineChoice,
+    html: Path | None,
     json_path: str | None,
 ) -> None:
     """Show where the time of MODEL goes: by op, by part of the engine, by stage of a request.
@@ -139,6 +144,11 @@ def command(
             print_sweep(sweep)
     if json_path is not None:
         write_json(report.with_sweeps(found).as_dict(), json_path)
+    if html is not None:
+        from hasten.measure.html import render_html
+
+        document = report.with_sweeps(found).as_dict()
+        write_text(render_html({loaded.name: document}, f"hasten profile {model}"), html)
 
 
 class Shape(NamedTuple):

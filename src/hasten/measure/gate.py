@@ -6,17 +6,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from hasten.errors import UsageError
+from hasten.measure.compare import Verdict
 from hasten.measure.report import SCHEMA
 from hasten.measure.statistics import Interval, bootstrap_ratio_of_medians
 
-__all__ = ["Change", "Verdict", "compare_reports", "read_report", "regressions"]
-
-Verdict = Literal["faster", "slower", "no difference shown"]
+__all__ = ["Change", "compare_reports", "read_report", "regressions"]
 
 MAX_BYTES = 1 << 30
 METRICS = ("ttft", "tpot", "e2e")

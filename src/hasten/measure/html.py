@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
@@ -21,6 +20,7 @@ Plot = dict[str, Any]
 
 POINTS = 400
 """Points of a curve at most; a screen shows no more."""
+GIGA = 1e9
 LATENCIES = ("ttft", "tpot", "e2e")
 NAMES = {"ttft": "time to first token", "tpot": "time per output token", "e2e": "end to end"}
 
@@ -121,22 +121,26 @@ def _saturation(documents: Mapping[str, Document]) -> Plot:
 
 def _roofline(name: str, document: Document) -> Plot:
     """Operations a second against operations a byte, below what the machine allows."""
-    roof = document.get("roofline")
+    phases = document.get("phases", {})
+    points: dict[str, list[tuple[float, float]]] = {}
+    for phase, account in phases.items():
+        for op in account["by_kind"]:
+            work, size = op["operations_per_step"], op["bytes_per_step"]
+            if work and size and op["seconds_per_step"] > 0:
+                at = (work / size, work / op["seconds_per_step"] / GIGA)
+                points.setdefault(f"{phase}: {op['kind']}", []).append(at)
     series = []
-    if roof:
-        points = roof["points"]
-        reach = [point["intensity"] for point in points if point["intensity"] > 0]
-        edge = roof["rate"] / roof["bandwidth"]
-        intensities = np.geomspace(min([*reach, edge]) / 2, max([*reach, edge]) * 2, 50)
-        limits = np.minimum(roof["rate"], intensities * roof["bandwidth"]) / 1e9
+    if points:
+        rates = [account["rates"] for account in phases.values()]
+        peak = max(max(one["int8_operations_per_s"], one["fp32_operations_per_s"]) for one in rates)
+        bandwidth = max(one["bandwidth_bytes_per_s"] for one in rates)
+        reach = [peak / bandwidth, *(x for found in points.values() for x, _ in found)]
+        intensities = np.geomspace(min(reach) / 2, max(reach) * 2, 50)
+        limits = np.minimum(peak, intensities * bandwidth) / GIGA
         series.append(_series("limit of the machine", intensities, limits))
-        for kind, group in itertools.groupby(
-            sorted(points, key=lambda point: str(point["label"])), lambda point: str(point["label"])
-        ):
-            some = sorted(group, key=lambda point: float(point["intensity"]))
-            xs = [point["intensity"] for point in some]
-            ys = [point["rate"] / 1e9 for point in some]
-            series.append(_series(kind, xs, ys, points=True))
+    for label, found in points.items():
+        xs, ys = zip(*found, strict=True)
+        series.append(_series(label, xs, ys, points=True))
     return {
         "title": f"{name}: roofline",
         "x": {"label": "operations a byte", "log": True},
@@ -179,13 +183,19 @@ def _numbers(document: Document, name: str) -> NDArray[np.float64]:
 
 
 def _section(name: str, document: Document) -> dict[str, Any]:
-    tables = [_latency_table(document), _rate_table(document)]
+    tables = [
+        *(_latency_table(document), _rate_table(document), _stage_table(document)),
+        *(_op_table(phase, account) for phase, account in document.get("phases", {}).items()),
+    ]
     return {
         "name": name,
         "valid": document.get("valid", True),
         "facts": list(_facts(document)),
         "tables": [table for table in tables if table["rows"]],
-        "notes": document.get("notes", []),
+        "notes": [
+            *(f"{one['phase']}: {one['sentence']}" for one in document.get("findings", [])),
+            *document.get("notes", []),
+        ],
     }
 
 
@@ -217,6 +227,32 @@ def _rate_table(document: Document) -> dict[str, Any]:
     ]
     rows += [[name, _cell(count)] for name, count in document.get("requests", {}).items()]
     return {"head": ["", ""], "rows": rows}
+
+
+def _stage_table(document: Document) -> dict[str, Any]:
+    """What each stage of a request's way took."""
+    rows = [
+        [one["name"], _cell(1000 * one["seconds"])]
+        for one in document.get("factors", [])
+        if one["seconds"] is not None
+    ]
+    return {"head": ["stage of a request", "ms"], "rows": rows}
+
+
+def _op_table(phase: str, account: Document) -> dict[str, Any]:
+    """What the ops of a phase took a step, longest first, beside their floors."""
+    whole = account["seconds_per_step"]
+    rows = [
+        [
+            *(op["label"], op["shape"], str(op["ops"])),
+            *(_cell(1000 * op["seconds_per_step"]), f"{op['seconds_per_step'] / whole:.1%}"),
+            _cell(None if op["floor_s_per_step"] is None else 1000 * op["floor_s_per_step"]),
+            _cell(op["time_over_floor"]),
+        ]
+        for op in account["by_kind"]
+    ]
+    head = [phase, "shape", "ops", "ms a step", "share", "floor, ms", "time / floor"]
+    return {"head": head, "rows": rows}
 
 
 def _cell(value: float | None) -> str:
