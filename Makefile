@@ -28,7 +28,7 @@ define variant
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench bench-peers bench-serve soak fuzz sanitize check-aarch64 check-avx512 format clean
+.PHONY: help demo test check bench bench-peers bench-serve bench-measure soak fuzz sanitize check-aarch64 check-avx512 format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,14 @@ bench-serve: $(VENV)/hasten ## Measure the server and batches beside the engine,
 		--json build/serving.json
 	$(PY) benchmarks/batches.py throughput kills --json build/batches.json
 	$(PY) benchmarks/load_tool.py --install --json build/load_tool.json
+
+bench-measure: $(VENV)/hasten ## Prove what measures: the client, its figures, comparisons, profiles
+	mkdir -p build
+	$(PY) benchmarks/client_rate.py --json build/client_rate.json
+	$(PY) benchmarks/measure_truth.py --json build/measure_truth.json
+	$(PY) benchmarks/ab_power.py --json build/ab_power.json
+	$(PY) benchmarks/profile_cost.py --threads 1 --turns 600 --steps 1
+	$(PY) benchmarks/profile_cost.py --threads 2 --turns 600 --steps 1
 
 soak: $(VENV)/hasten ## Random traffic for SECONDS: no wrong token, no lost block, no growth
 	mkdir -p build
