@@ -35,7 +35,7 @@ def test_a_scenario(tmp_path, tiny_model, scenario):
     assert "score" in done.stdout
 
 
-def test_a_search(tmp_path, tiny_model):
+def test_answers_are_logged_for_accuracy(tmp_path, tiny_model):
     bounds = ("--ttft-bound", "60000", "--tpot-bound", "60000")
     done, report = run(
         *(tmp_path, tiny_model, "--scenario", "server", "--query-rate", "2000", *bounds),
@@ -43,6 +43,28 @@ def test_a_search(tmp_path, tiny_model):
     )
     assert done.returncode == 0, done.stderr
     assert report["mode"] == "accuracy"
+    assert (tmp_path / "logs" / "mlperf_log_accuracy.json").stat().st_size > 2
+
+
+def test_a_search_that_finds_none(hasten, world, tmp_path, monkeypatch):
+    from hasten.measure.loadgen import ServerRate
+
+    asked = []
+
+    def find(target, workload, settings, folder, **more):
+        asked.append((settings.rate, settings.ttft_bound, len(workload.items)))
+        return ServerRate(None, ())
+
+    monkeypatch.setattr("hasten.measure.loadgen.find_server_rate", find)
+    path = tmp_path / "found.json"
+    result = hasten(
+        *("mlperf", "fake", "--scenario", "server", "--query-rate", "5", "--ttft-bound", "2000"),
+        *("--tpot-bound", "200", "--find-rate", "--requests", "7", "--json", str(path)),
+    )
+    assert result.status == 1
+    assert "no rate kept the bounds" in result.out
+    assert asked == [(5.0, 2.0, 7)]
+    assert json.loads(path.read_text())["rate"] is None
 
 
 @pytest.mark.parametrize(

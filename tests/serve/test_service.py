@@ -39,6 +39,15 @@ async def ask(service, sampling=GREEDY, *, model="tiny", client=None, cache=True
     return generation.cache, [answer.tokens for answer in answers], usage
 
 
+async def leave(service):
+    """Takes the first of an answer and goes."""
+    long = replace(GREEDY, max_tokens=90)
+    job = Job("1", "tiny", (1, 2, 3), long, Client(), monotonic())
+    generation = await service.generate(job)
+    await anext(generation)
+    await generation.aclose()
+
+
 def rendered(service):
     return b"".join(service.metrics.render()[0]).decode()
 
@@ -142,6 +151,7 @@ def test_traffic_is_recorded(tiny_model, tmp_path, content):
         async with running(tiny_model, tmp_path, record=path, record_content=content) as service:
             await ask(service)
             await ask(service, client=Client(batch=True))  # nobody's traffic
+            await leave(service)
             await ask(service, replace(GREEDY, max_tokens=3, n=2, temperature=1.0))
 
     asyncio.run(go())

@@ -62,29 +62,38 @@ def command(
 ) -> int:
     """Say whether B is faster than A: models, ONNX files or servers' URLs.
 
-    Both run in turns, with the same prompts in a round and others in the next. --requests is how
-    many there are in a round (10 by default). The ratio is B over A.
+    Both run in turns, with the same prompts in a round and others in the next, but for those of a
+    --prompt-file. --requests is how many there are in a round (10 by default). The ratio is B over
+    A.
     """
     from hasten.measure.compare import compare
 
     load.check()
     each = replace(load, requests=load.requests or REQUESTS)
-    sequences = None if load.rate is not None or load.ramp is not None else load.concurrency or 1
     with ExitStack() as stack:
         first, second = (
             stack.enter_context(
                 open_target(
-                    spec, choice, engine, max_sequences=sequences, prefix_cache=load.turns > 1
+                    spec,
+                    choice,
+                    engine,
+                    max_sequences=load.sequences,
+                    prefix_cache=load.shares_prompts,
                 )
             )
             for spec in (a, b)
         )
-        if first.as_text != second.as_text or first.signature != second.signature:
+        if first.signature != second.signature:
             raise UsageError(
-                f"{a} and {b} take different inputs",
-                do="compare two models here, or two servers of one kind of model",
+                f"{a} and {b} take different inputs", do="compare models of the same kind"
             )
-        workloads = [first.workload(replace(each, seed=load.seed + n)) for n in range(rounds)]
+        # A server takes texts, and a model here takes them, too.
+        both = replace(
+            first,
+            as_text=first.as_text or second.as_text,
+            tokenizer=first.tokenizer or second.tokenizer,
+        )
+        workloads = [both.workload(replace(each, seed=load.seed + n)) for n in range(rounds)]
         with progress("runs", 2 * rounds) as show_done:
             found = compare(
                 first.target,

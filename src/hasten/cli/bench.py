@@ -114,9 +114,9 @@ def command(
         target,
         choice,
         engine,
-        max_sequences=_sequences(load, clients),
+        max_sequences=load.sequences if clients is None else max(clients, default=SWEEP_SEQUENCES),
         # What is measured is prompts that were not seen before, but where they are to share.
-        prefix_cache=bool(load.shared_prefix) or load.turns > 1,
+        prefix_cache=load.shares_prompts,
     ) as opened:
         client_rate = _client_rate(opened)
         measure = functools.partial(_measure, opened, goal=chosen, client_rate=client_rate)
@@ -219,15 +219,6 @@ def _clients(text: str, load: LoadChoice) -> list[int]:
     if not numbers or numbers[0] < 1 or numbers[-1] > 4096:
         raise UsageError(f"sweep {text!r:.60}", allowed="auto, or 1 to 4096 clients as in 1,4,16")
     return numbers
-
-
-def _sequences(load: LoadChoice, clients: list[int] | None) -> int | None:
-    """Sequences side by side that an engine needs for a load; None for its own default."""
-    if clients is not None:
-        return max(clients, default=SWEEP_SEQUENCES)
-    if load.rate is None and load.ramp is None and load.replay is None:
-        return load.concurrency or 1
-    return None
 
 
 def _sweep(

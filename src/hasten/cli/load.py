@@ -52,6 +52,18 @@ class LoadChoice:
     max_in_flight: int | None
     duration: float | None
 
+    @property
+    def sequences(self) -> int | None:
+        """Sequences side by side that an engine needs; None for its own default."""
+        if all(getattr(self, name) is None for name in TIMINGS[1:]):
+            return self.concurrency or 1
+        return None
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether prompts begin with what came before, for a prefix cache to find."""
+        return bool(self.shared_prefix) or self.turns > 1
+
     def check(self) -> None:
         """Finds out before a model is opened what cannot be asked of it.
 
@@ -85,8 +97,8 @@ class LoadChoice:
 
         from hasten.measure import arrivals
 
-        if all(getattr(self, name) is None for name in TIMINGS[1:]):
-            return arrivals.ClosedLoop(self.concurrency or 1)
+        if self.sequences is not None:
+            return arrivals.ClosedLoop(self.sequences)
         if self.rate is not None:
             loop = arrivals.gamma(self.rate, self.burstiness, self.seed)
             if self.burstiness == 1:

@@ -208,7 +208,8 @@ class Service:
     ) -> None:
         self.admission.used(job.client, usage.prompt_tokens + usage.output_tokens)
         self.observer.finished(job, usage, reasons, error, cache)
-        if self._recorder is not None and error is None and not job.client.batch:
+        ended = error is None and len(reasons) == job.sampling.n  # else its client left
+        if self._recorder is not None and ended and not job.client.batch:
             self._recorder.add(
                 job.model,
                 served.model.tokenizer,

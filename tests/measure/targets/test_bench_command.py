@@ -8,7 +8,6 @@ import pytest
 from onnx import numpy_helper
 from test_onnx_target import WEIGHTS, matmul
 
-from conftest import KEY
 from hasten.cli.main import main
 
 
@@ -19,7 +18,7 @@ def bench(*arguments, path):
 
 @pytest.mark.parametrize("kind", ["", "openai+", "ollama+"])
 def test_a_server(served, tmp_path, monkeypatch, kind):
-    monkeypatch.setenv("HASTEN_API_KEY", KEY)
+    monkeypatch.setenv("HASTEN_API_KEY", served.key)
     status, report = bench(
         *(f"{kind}{served.url}", "--served-model", "chat", "--requests", "8", "--concurrency", "2"),
         *("--input-len", "16", "--output-len", "4", "--goal", "chat"),
@@ -32,6 +31,25 @@ def test_a_server(served, tmp_path, monkeypatch, kind):
     assert report["audit"]["client_rate"] > 100
     assert report["metrics"]["ttft"]["n"] == 8
     assert min(report["records"]["prompt_tokens"]) > 0
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_server_beside_a_model_here(served, tiny_model, tmp_path, monkeypatch, turned):
+    monkeypatch.setenv("HASTEN_API_KEY", served.key)
+    path = tmp_path / "ab.json"
+    targets = [str(tiny_model), served.url]
+    status = main(
+        [
+            *("ab", *(targets[::-1] if turned else targets), "--served-model", "chat"),
+            *("--rounds", "8", "--requests", "1", "--warmup", "0", "--input-len", "8"),
+            *("--output-len", "4", "--threads", "1", "--json", str(path)),
+        ]
+    )
+    assert status == 0
+    found = json.loads(path.read_text())
+    assert found["requests"] == [8, 8]
+    kinds = {"in-process", "openai"}
+    assert {found["a"]["kind"], found["b"]["kind"]} == kinds
 
 
 def test_a_server_without_the_key(served, tmp_path, monkeypatch, capsys):
