@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from time import perf_counter
 from typing import Literal
 
@@ -20,6 +21,7 @@ from hasten.kernels.lora import lora
 from hasten.kernels.norm import layer_norm, rms_norm
 from hasten.kernels.rope import rope_tables, rotate
 from hasten.models import architectures
+from hasten.models.graph import Graph
 from hasten.models.lora import LoraAdapter, LoraWeight
 from hasten.models.model import Model
 from hasten.models.ops import (
@@ -45,9 +47,10 @@ from hasten.models.ops import (
 from hasten.models.rope import inverse_frequencies
 from hasten.types import Batch
 
-__all__ = ["ReferenceExecutor"]
+__all__ = ["Observer", "ReferenceExecutor"]
 
 Array = NDArray[np.float32]
+Observer = Callable[[Op, Mapping[str, Array]], None]
 
 
 class ReferenceExecutor(ProfiledExecutor):
@@ -80,6 +83,8 @@ class ReferenceExecutor(ProfiledExecutor):
             for rotation in rotations_of(self.graph.ops)
         }
         self.formats = {name: "f32" for name, value in self._weights.items() if value.ndim == 2}
+        self._spent = _last_uses(self.graph)
+        self._observer: Observer | None = None
         self.memory = {
             "weights": sum(value.nbytes for value in self._weights.values()),
             "kv_cache": self._keys.nbytes + self._values.nbytes,
@@ -92,10 +97,14 @@ class ReferenceExecutor(ProfiledExecutor):
         values: dict[str, Array] = {}
         began = started = perf_counter()
         for number, op in enumerate(self.graph.ops):
+            if self._observer is not None:
+                self._observer(op, values)
             if isinstance(op, KvWrite):
                 self._write(batch, op.layer, values[op.key], values[op.value])
             else:
                 values[op.out] = self._compute(op, values, batch)
+            for name in self._spent[number]:
+                del values[name]
             if times is not None:
                 now = perf_counter()
                 times.ops[0, number] += now - began
@@ -103,6 +112,34 @@ class ReferenceExecutor(ProfiledExecutor):
         if times is not None:
             times.add(batch, perf_counter() - started)
         return values[self.graph.output]
+
+    @contextmanager
+    def observe(self, observer: Observer) -> Iterator[None]:
+        """Shows each op with its inputs before it runs, while the block runs.
+
+        Args:
+            observer: Given the op and the values that are alive, by name; it must not change them.
+                A weight that it replaces (see `replace_weight`) counts from this op on.
+        """
+        self._observer = observer
+        try:
+            yield
+        finally:
+            self._observer = None
+
+    def weight(self, name: str) -> Array:
+        """A tensor as it is used now."""
+        return self._weights[name]
+
+    def replace_weight(self, name: str, value: Array) -> None:
+        """Puts a tensor of the same shape in the place of another.
+
+        Raises:
+            ValueError: The shape differs.
+        """
+        if value.shape != self._weights[name].shape:
+            raise ValueError(f"{name} has shape {self._weights[name].shape}, not {value.shape}")
+        self._weights[name] = value
 
     def _compute(self, op: Op, values: dict[str, Array], batch: Batch) -> Array:
         weights = self._weights
@@ -193,3 +230,14 @@ class ReferenceExecutor(ProfiledExecutor):
             )
             out[rows] = result.reshape(-1, op.width)
         return out
+
+
+def _last_uses(graph: Graph) -> list[list[str]]:
+    """For each op the values that no later op reads, so that they can be freed after it."""
+    spent: list[list[str]] = []
+    alive = {graph.output}
+    for op in reversed(graph.ops):
+        ends = [name for name in dict.fromkeys(graph.inputs(op)) if name not in alive]
+        alive.update(ends)
+        spent.append(ends)
+    return spent[::-1]

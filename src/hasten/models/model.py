@@ -84,6 +84,22 @@ class Model:
         """How the files say that hidden states become embeddings."""
         return self.text.embedding()
 
+    def derive(
+        self, weights: Mapping[str, StoredTensor], config: ModelConfig | None = None
+    ) -> Model:
+        """A model in memory with other weights, and perhaps another shape, of the same text parts.
+
+        It has no files, so nothing that is kept by file (packed weights) is taken for its own.
+
+        Args:
+            weights: Every tensor that the configuration implies.
+            config: Of the new model; None keeps this one's.
+
+        Raises:
+            ModelFileError: A tensor is missing, superfluous or of another shape.
+        """
+        return Model(self.name, self.path, config or self.config, weights, (), self.text)
+
     def digest(self) -> str:
         """SHA-256, in hexadecimal, over names and content of the model's files."""
         total = hashlib.sha256()
