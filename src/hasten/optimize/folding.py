@@ -28,7 +28,7 @@ from hasten.models.ops import (
 
 __all__ = ["Fold", "find_folds", "fold"]
 
-Tensors = Mapping[str, NDArray[np.float32]]
+Values = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ def find_folds(graph: Graph, config: ModelConfig) -> list[Fold]:
 
 
 def fold(
-    tensors: Tensors, place: Fold, scale: NDArray[np.float64]
+    tensors: Mapping[str, Values], place: Fold, scale: NDArray[np.float64]
 ) -> dict[str, Values]:
     """The tensors of a place after the scale.
 
