@@ -21,7 +21,13 @@ from hasten.models.config import ModelConfig
 from hasten.models.ops import Op, output_of
 from hasten.optimize.calibration import calibrate
 from hasten.optimize.passes.interface import Need, Prediction, Workshop
-from hasten.optimize.structure import layer_of, predict_shapes, residual_stream, with_layer
+from hasten.optimize.structure import (
+    layer_of,
+    predict_shapes,
+    residual_stream,
+    why_no_decoder,
+    with_layer,
+)
 
 __all__ = ["PASS", "PruneLayers", "block_influence", "without_layers"]
 
@@ -91,8 +97,7 @@ class PruneLayers:
 
     def apply(self, model: Model, workshop: Workshop) -> Model:
         """The model without those layers."""
-        reason = self.why_unfit(model)
-        if reason is not None:
+        if (reason := self.why_unfit(model)) is not None:
             raise UsageError(reason)
         gone = self.layers or self._choose(model, workshop)
         workshop.progress(f"without layers {', '.join(map(str, sorted(gone)))}", 1.0)
@@ -127,10 +132,8 @@ def block_influence(model: Model, windows: Windows) -> list[float]:
     Raises:
         UnsupportedModelError: It is an encoder, or its values are not finite.
     """
-    if model.config.encoder is not None:
-        raise UnsupportedModelError(
-            f"a model of type {model.config.model_type} is an encoder", allowed="decoders"
-        )
+    if (reason := why_no_decoder(model.config)) is not None:
+        raise UnsupportedModelError(reason)
     stream = residual_stream(architectures.build(model.config))
     influence: list[float] = []
     before: list[NDArray[np.float32]] = []
