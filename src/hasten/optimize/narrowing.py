@@ -15,13 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.errors import UnsupportedModelError
 from hasten.generation.reference import ReferenceExecutor
 from hasten.models import Model
 from hasten.models.graph import Graph
 from hasten.models.ops import Attention, GeluMul, KvWrite, Linear, Op, SiluMul, output_of
 from hasten.models.weights import DenseTensor, StoredTensor
 from hasten.optimize.calibration import calibrate
+from hasten.optimize.gram import damped, gram_of
 from hasten.optimize.passes.interface import Workshop
 
 __all__ = ["Inside", "attention_insides", "feed_forward_insides", "least_squares", "narrow"]
@@ -104,7 +104,7 @@ def narrow(
         workshop.progress(f"block {len(kept) + 1} of {len(insides)}", len(kept) / len(insides))
         name = inside.reader.weights[0]
         matrix = executor.weight(name)
-        gram = _gram(values[inside.reader.source])
+        gram = gram_of(values[inside.reader.source])
         units = _heaviest(gram, matrix, inside.units, keep)
         columns = _members(units, inside.reader.columns // inside.units)
         masked = np.zeros_like(matrix)
@@ -134,27 +134,17 @@ def least_squares(
         gram: float64 [columns, columns], X^T X of the inputs X.
         matrix: float32 [rows, columns].
         columns: Those that stay.
-        ridge: The squares of what is added count too, times this and the mean square of an input's
-            column: keeps the solution from fitting a short text.
+        ridge: The squares of what is added count too, by as much: see `damped`.
 
     Returns:
         D, float32 [rows, those that stay], which minimises
         |X_stay D^T - X_gone W_gone^T|^2 + ridge * mean(diagonal of the gram) * |D|^2.
     """
     gone = np.setdiff1d(np.arange(len(gram)), columns)
-    system = gram[np.ix_(columns, columns)]
-    system[np.diag_indices_from(system)] += ridge * np.trace(gram) / len(gram) or 1.0
+    system = damped(gram, ridge)[np.ix_(columns, columns)]
     target = gram[np.ix_(columns, gone)] @ matrix[:, gone].T.astype(np.float64)
     found: Array = np.linalg.solve(system, target).T.astype(np.float32)
     return found
-
-
-def _gram(inputs: Array) -> NDArray[np.float64]:
-    wide = inputs.astype(np.float64)
-    gram: NDArray[np.float64] = wide.T @ wide
-    if not np.isfinite(gram).all():
-        raise UnsupportedModelError("the model computes values that are not finite")
-    return gram
 
 
 def _heaviest(gram: NDArray[np.float64], matrix: Array, units: int, keep: int) -> NDArray[np.intp]:

@@ -61,6 +61,9 @@ def predict_shapes(model: Model, config: ModelConfig) -> Prediction:
     """
     values = {name: math.prod(tensor.shape) for name, tensor in model.weights.items()}
     density = {name: model.weights[name].nbytes / count for name, count in values.items()}
+    for module, _ in set(config.factored) - set(model.config.factored):
+        for part in ("down", "up"):
+            density[f"{module}.{part}.weight"] = density[f"{module}.weight"]
     before, after = _products(model.config), _products(config)
     return Prediction(
         weight_bytes=_weighted(after, density) / _weighted(before, density),
