@@ -162,7 +162,7 @@ class _Search:
         values: Mapping[str, NDArray[np.float32]],
     ) -> Array:
         """The scale of a place with the least error of what its products yield."""
-        squares = input_squares(op, values)
+        squares = input_squares(op, values).astype(np.float32)
         size = place.pooled(input_magnitude(op, values))
         size = np.maximum(size, _QUIET * size.max()) if size.max() > 0 else np.ones_like(size)
         matrices = [executor.weight(name) for name in place.columns]
@@ -184,11 +184,13 @@ def _folds(step: AwqWeights, model: Model) -> list[Fold]:
     return [place for place in folds if chosen.issuperset(place.columns)]
 
 
-def _error(matrix: NDArray[np.float32], scale: Array, squares: Array, form: MatrixFormat) -> float:
+def _error(
+    matrix: NDArray[np.float32], scale: Array, squares: NDArray[np.float32], form: MatrixFormat
+) -> float:
     """What rounding the scaled matrix costs."""
     wide = scale.astype(np.float32)
     off = matrix - dequantize(round_nearest(matrix * wide, form)) / wide
-    return output_error(off.T.astype(np.float64), squares)
+    return output_error(off.T, squares)
 
 
 PASS = AwqWeights
