@@ -53,7 +53,7 @@ class AwqWeights(IntegerWeights):
         rounds: False leaves the scaled matrices in float32, for a pass that rounds them after.
     """
 
-    steps: int = 20
+    steps: int = 10
     clip: bool = True
     rounds: bool = True
 
