@@ -141,8 +141,8 @@ def check_recipe(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
         "texts",
         "chosen",
         "front",
+        "objective",
     )
-    needed += ("front", "objective")
     missing = [name for name in needed if name not in recipe]
     if missing:
         raise ModelFileError(f"the recipe has no {missing[0]!r}", do="make the artefact again")
