@@ -138,6 +138,9 @@ def to_huggingface(config: ModelConfig) -> dict[str, Any]:
         values[theirs] = getattr(config, ours)
     if "use_sliding_window" in family.defaults:
         values["use_sliding_window"] = config.sliding_window is not None
+    original = "original_max_position_embeddings"
+    if original in family.defaults:  # it takes precedence over that of the RoPE parameters
+        values[original] = values["rope_parameters"].get(original, family.defaults[original])
     if "layer_types" in family.reads:
         values["layer_types"] = [_layer_type(config, layer) for layer in range(config.num_layers)]
     return values | {key: getattr(config, key) for key in _FACTORS if key in family.reads}
