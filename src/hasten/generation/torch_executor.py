@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from time import perf_counter
 from typing import Literal
 
@@ -24,6 +23,7 @@ from hasten.generation.torch_graph import (
     compute,
     device_of,
     rotation_tables,
+    run_on_threads,
     weight_tensors,
 )
 from hasten.models import architectures
@@ -81,7 +81,7 @@ class TorchExecutor(ProfiledExecutor):
     def run(self, batch: Batch) -> NDArray[np.float32]:
         """See `Executor.run`."""
         times = None if self._times is None else self._times.of(batch)
-        with torch.inference_mode(), _threads(self._threads):
+        with torch.inference_mode(), run_on_threads(self._threads):
             began = started = perf_counter()
             step = _PagedStep(batch, self._cache, self._tables, self._adapters)
             values: dict[str, Tensor] = {}
@@ -197,17 +197,6 @@ class _PagedStep:
 
 def _indices(values: NDArray[np.int32], device: torch.device) -> Tensor:
     return torch.tensor(values, dtype=torch.int64, device=device)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Runs torch's ops on so many threads; the number belongs to the whole process otherwise."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _check_device(device: torch.device, needed: int) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Protocol
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -37,7 +38,16 @@ from hasten.models.ops import (
 )
 from hasten.models.rope import Rotation, inverse_frequencies
 
-__all__ = ["Decoder", "Step", "Tables", "compute", "device_of", "rotation_tables", "weight_tensors"]
+__all__ = [
+    "Decoder",
+    "Step",
+    "Tables",
+    "compute",
+    "device_of",
+    "rotation_tables",
+    "run_on_threads",
+    "weight_tensors",
+]
 
 Tables = Mapping[Rotation, tuple[Tensor, Tensor]]
 """Cosines and sines of each rotation, float32 [positions, half]."""
@@ -131,6 +141,17 @@ def device_of(name: str | None = None) -> torch.device:
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
+@contextmanager
+def run_on_threads(count: int) -> Iterator[None]:
+    """Runs torch's ops on so many threads; outside, their number is the whole process's."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def weight_tensors(model: Model, device: torch.device) -> dict[str, Tensor]:
     """All weights as float32 on a device, copied, so that they may be changed there."""
     return {
@@ -162,21 +183,32 @@ class Decoder:
 
     Args:
         config: A decoder that ends with logits.
-        length: Tokens of the longest sequence.
+        context: Positions of the longest sequence; some rotations depend on it.
         device: Where it runs.
+        precision: Of the products, and of what goes into them; all else is float32.
 
     Attributes:
         body: The graph up to the last hidden states.
         head: The ops from there to the logits.
+        vocab_size: Columns of the logits.
     """
 
-    def __init__(self, config: ModelConfig, length: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        context: int,
+        device: torch.device,
+        *,
+        precision: Literal["f32", "bf16"] = "f32",
+    ) -> None:
         graph = architectures.build(config)
+        self._precision = precision
         self.body = without_head(graph)
         self.head = graph.ops[len(self.body.ops) :]
+        self.vocab_size = config.vocab_size
         self._output = graph.output
         self._kv_heads = config.num_kv_heads
-        self._tables = rotation_tables(graph, length, device)
+        self._tables = rotation_tables(graph, context, device)
         self._spent = last_uses(self.body)
         nothing = torch.zeros(1, 0, dtype=torch.int64, device=device)
         self._no_tokens = _Rows(nothing, {}, config.num_kv_heads)
@@ -189,7 +221,7 @@ class Decoder:
         Args:
             weights: Every tensor of the model, by name.
             tokens: int64 [B, T]; a token sees those of its own row, up to itself.
-            keep: Names of values to give back besides.
+            keep: Names of values before the last to give back besides.
 
         Returns:
             The last hidden states [B * T, width], and the values that were named.
@@ -197,21 +229,25 @@ class Decoder:
         step = _Rows(tokens, self._tables, self._kv_heads)
         values: dict[str, Tensor] = {}
         kept: dict[str, Tensor] = {}
-        for op, spent in zip(self.body.ops, self._spent, strict=True):
-            compute(op, values, weights, step)
-            for name in spent:
-                value = values.pop(name)
-                if name in keep:
-                    kept[name] = value
-        output = values[self.body.output]
-        return output, kept | ({self.body.output: output} if self.body.output in keep else {})
+        with self._autocast():
+            for op, spent in zip(self.body.ops, self._spent, strict=True):
+                compute(op, values, weights, step)
+                kept |= {name: values[name] for name in spent if name in keep}
+                for name in spent:
+                    del values[name]
+        return values[self.body.output], kept
 
     def logits(self, weights: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
-        """Logits [rows, vocabulary] of last hidden states [rows, width]."""
+        """Logits [rows, vocabulary], float32, of last hidden states [rows, width]."""
         values = {self.body.output: hidden}
-        for op in self.head:
-            compute(op, values, weights, self._no_tokens)
-        return values[self._output]
+        with self._autocast():
+            for op in self.head:
+                compute(op, values, weights, self._no_tokens)
+        return values[self._output].float()
+
+    def _autocast(self) -> torch.autocast:
+        device = self._no_tokens.tokens.device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self._precision == "bf16")
 
 
 class _Rows:
