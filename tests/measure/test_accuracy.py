@@ -137,7 +137,7 @@ def correlated_samples(rng, *, blocks, size=64):
     """Losses that are constant within a block: as correlated as text can be."""
     loss = np.repeat(rng.normal(3, 1, blocks), size)
     zeros = np.zeros_like(loss)
-    return PairedSamples(loss, loss, zeros, zeros)
+    return PairedSamples(loss, loss, zeros, zeros, zeros)
 
 
 def test_intervals_cover_the_truth_although_neighbours_are_correlated():

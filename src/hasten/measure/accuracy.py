@@ -68,12 +68,15 @@ class PairedSamples:
         candidate_loss: The same by the candidate; infinite where its logits are not finite.
         kl: KL(reference || candidate) in nats.
         agree: 1 where both choose the same token, else 0.
+        regret: By how many nats the reference holds its own choice likelier than the candidate's;
+            0 where they agree, small where the reference was nearly undecided.
     """
 
     reference_loss: NDArray[np.float64]
     candidate_loss: NDArray[np.float64]
     kl: NDArray[np.float64]
     agree: NDArray[np.float64]
+    regret: NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,12 +205,15 @@ def _compare_rows(
         kl = np.maximum(expected - reference_lse + candidate_lse, 0)
         candidate_loss = candidate_lse - candidate[rows, targets]
     broken = ~np.isfinite(candidate).all(axis=1)
-    agree = (reference.argmax(axis=1) == candidate.argmax(axis=1)) & ~broken
+    choice = candidate.argmax(axis=1)
+    agree = (reference.argmax(axis=1) == choice) & ~broken
+    regret = reference.max(axis=1) - reference[rows, choice]
     return PairedSamples(
         reference_loss=reference_lse - reference[rows, targets],
         candidate_loss=np.where(broken, np.inf, candidate_loss),
         kl=np.where(broken, np.inf, kl),
         agree=agree.astype(np.float64),
+        regret=np.where(broken, np.inf, regret),
     )
 
 
@@ -227,6 +233,7 @@ def _concatenate(parts: Sequence[PairedSamples]) -> PairedSamples:
         np.concatenate([part.candidate_loss for part in parts]),
         np.concatenate([part.kl for part in parts]),
         np.concatenate([part.agree for part in parts]),
+        np.concatenate([part.regret for part in parts]),
     )
 
 
