@@ -100,9 +100,7 @@ class Bench:
         self._engine = Engine(model, original(threads).options(CONTEXT))
         vocabulary = model.config.vocab_size
         room = 4 * vocabulary * CONTEXT * (len(windows.ids) + 1)
-        self._reference = Reference(
-            self._engine, windows, vocab_size=vocabulary, keep_bytes=room
-        )
+        self._reference = Reference(self._engine, windows, vocab_size=vocabulary, keep_bytes=room)
 
     def measure(self, changed: Changed) -> PairedSamples:
         """The changed model against the original in float32."""

@@ -100,10 +100,10 @@ def change_threads(model: Model, rng: np.random.Generator) -> Changed:
 
 
 def repack(model: Model, rng: np.random.Generator) -> Changed:
-    """Matrices in memory as an artefact holds them, laid out for another instruction set."""
+    """Matrices as an artefact holds them, laid out for another instruction set if there is one."""
     from hasten import _native
 
-    isa = str(rng.choice(_native.isas()[:2]))
+    isa = str(rng.choice([isa for isa in _native.isas() if isa != "scalar"] or ["scalar"]))
     held = {name: _moved(model.weights[name]) for name in _coded(model)}
     return Changed(_with(model, held), f"packed anew for {isa}", {"isa": isa})
 

@@ -237,8 +237,8 @@ def _concatenate(parts: Sequence[PairedSamples]) -> PairedSamples:
     )
 
 
-def summarize(samples: PairedSamples, *, seed: int) -> Accuracy:
-    """Means with 95 % block-bootstrap intervals.
+def summarize(samples: PairedSamples, *, seed: int, confidence: float = 0.95) -> Accuracy:
+    """Means with block-bootstrap intervals.
 
     A sample with an infinite loss (logits that are not finite) has infinite figures and
     intervals, so that no budget holds for it.
@@ -246,22 +246,22 @@ def summarize(samples: PairedSamples, *, seed: int) -> Accuracy:
     Args:
         samples: One entry a position.
         seed: Makes the intervals repeatable.
+        confidence: Of the intervals, in (0, 1).
     """
-    excess = samples.candidate_loss - samples.reference_loss
+
+    def mean(values: NDArray[np.float64]) -> Interval:
+        if np.isfinite(values).all():
+            return bootstrap_mean(values, block=BLOCK, confidence=confidence, seed=seed)
+        return Interval(math.inf, math.inf, math.inf, confidence)
+
     return Accuracy(
         tokens=len(samples.kl),
-        reference_perplexity=_exp(_mean(samples.reference_loss, seed)),
-        perplexity=_exp(_mean(samples.candidate_loss, seed)),
-        perplexity_ratio=_exp(_mean(excess, seed)),
-        kl=_mean(samples.kl, seed),
-        top1_agreement=_mean(samples.agree, seed),
+        reference_perplexity=_exp(mean(samples.reference_loss)),
+        perplexity=_exp(mean(samples.candidate_loss)),
+        perplexity_ratio=_exp(mean(samples.candidate_loss - samples.reference_loss)),
+        kl=mean(samples.kl),
+        top1_agreement=mean(samples.agree),
     )
-
-
-def _mean(values: NDArray[np.float64], seed: int) -> Interval:
-    if np.isfinite(values).all():
-        return bootstrap_mean(values, block=BLOCK, seed=seed)
-    return Interval(math.inf, math.inf, math.inf, 0.95)
 
 
 def _exp(interval: Interval) -> Interval:
