@@ -31,6 +31,7 @@ __all__ = [
     "Reference",
     "Scorer",
     "compare_logits",
+    "excess",
     "summarize",
 ]
 
@@ -190,6 +191,34 @@ def compare_logits(
         for i in range(0, len(targets), _ROWS)
     ]
     return _concatenate(parts)
+
+
+def excess(samples: PairedSamples, beside: PairedSamples) -> PairedSamples:
+    """What a candidate loses more than another, position by position.
+
+    For a change that says it changes nothing: beside it, the unchanged model in the same formats,
+    whose rounding costs the same. What both share cancels, so that much less can be shown.
+
+    Args:
+        samples: The changed model against the original.
+        beside: The unchanged one, on the same windows.
+
+    Returns:
+        As if the unchanged model were the reference: `kl` and `regret` are differences, which may
+        be negative, and `agree` is 1 plus the difference.
+
+    Raises:
+        UsageError: They are of different windows.
+    """
+    if not np.array_equal(samples.reference_loss, beside.reference_loss):
+        raise UsageError("two models were scored on different tokens")
+    return PairedSamples(
+        reference_loss=beside.candidate_loss,
+        candidate_loss=samples.candidate_loss,
+        kl=samples.kl - beside.kl,
+        agree=1 + samples.agree - beside.agree,
+        regret=samples.regret - beside.regret,
+    )
 
 
 def _compare_rows(

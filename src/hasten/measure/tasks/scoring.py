@@ -31,10 +31,10 @@ def normalise(text: str) -> str:
     """The form in which answers are compared.
 
     Unicode NFKC, case folded, runs of white space made one space, and blanks, quotes, brackets and
-    marks such as . , ! taken from both ends.
+    marks such as . , ! taken from both ends, unless nothing else is there.
     """
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(folded.split()).strip(_MARKS)
+    folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return folded.strip(_MARKS) or folded
 
 
 def match_patterns(pairs: Sequence[tuple[str, str]], lines: Sequence[int]) -> list[bool]:
