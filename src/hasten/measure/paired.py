@@ -77,7 +77,8 @@ def mcnemar(lost: int, gained: int) -> float:
     """
     flips, fewer = lost + gained, min(lost, gained)
     tail = sum(math.comb(flips, k) for k in range(fewer + 1))
-    return float(min(1, Fraction(2 * tail, 2**flips)))
+    chance = Fraction(2 * tail, 2**flips)
+    return float(chance) if chance < 1 else 1.0
 
 
 def loss_of_scores(

@@ -109,7 +109,7 @@ def test_a_chat_template_is_used_as_in_a_chat(model, engine):
 def test_items_too_long_for_the_context_are_named_before_anything_runs(engine):
     steps = engine.statistics().steps
     tasks = parse(*({"text": "a" * size, "answer": "x"} for size in (3, 95, 96, 200)))
-    with pytest.raises(CapacityError, match="2 of 4 items .* of 96 tokens; the first is line 3"):
+    with pytest.raises(CapacityError, match=r"2 of 4 items .* of 96 tokens; the first is line 3"):
         run_tasks(engine, tasks)
     assert engine.statistics().steps == steps
     assert not engine.has_work
