@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
+_TASK_POINTS = 5.0
 _GO_ON = "The same command goes on from here."
 
 
@@ -48,7 +49,8 @@ def _check_formats(
     "hasten optimize model.gguf -o fast --budget-kl 0.05 --quick\n"
     "hasten optimize ./llama -o fast --weights int4:32 --weights int8:64 --text our-mails.txt\n\n"
     "Without a --budget option the model may lose at most 1 % perplexity, 0.02 nats of KL and 6 % "
-    "of its likeliest tokens; with one or more, only what they name is checked. Each must hold for "
+    "of its likeliest tokens; with one or more, or with --task, only what they name is checked. "
+    "Each must hold for "
     "the upper end of its 95 % interval."
 )
 @model_argument
@@ -89,6 +91,23 @@ def _check_formats(
     metavar="PASSES",
     help="Try these passes, too, as in prune_layers:count=2+gptq:bits=4,group=64; may be given "
     "several times. See docs/passes.md.",
+)
+@click.option(
+    "--task",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Labelled items as JSON Lines (see docs/accuracy.md): half for the search, half for the "
+    "proof.",
+)
+@click.option(
+    "--score",
+    metavar="FUNCTION",
+    help="module:function or file.py:function, run to score (prompt, output, expected).",
+)
+@click.option(
+    "--budget-task",
+    type=FiniteFloat(0, 100),
+    help="Most right answers lost, points  [default: 5 with --task]",
 )
 @click.option("--quick", is_flag=True, help="Fewer candidates, tokens and rounds.")
 @click.option(
@@ -148,6 +167,9 @@ def command(
     min_throughput: float | None,
     max_memory: int | None,
     tries: tuple[str, ...],
+    task: Path | None,
+    score: str | None,
+    budget_task: float | None,
     quick: bool,
     formats: tuple[str, ...],
     input_len: int | None,
@@ -169,10 +191,16 @@ def command(
     """
     from hasten.machine import available_cores
     from hasten.measure.corpus import default_corpus, read_corpus
+    from hasten.measure.tasks.compare import what_few_show
     from hasten.models import load_model
     from hasten.optimize.gate import Budget
     from hasten.optimize.objective import objective_of
-    from hasten.optimize.pipeline import optimize, prepare_material, prepare_plan
+    from hasten.optimize.pipeline import (
+        optimize,
+        prepare_material,
+        prepare_plan,
+        prepare_tasks,
+    )
     from hasten.optimize.proposals import parse_candidate
     from hasten.optimize.publish import check_destination
 
@@ -190,8 +218,17 @@ def command(
     )
     cores = threads or available_cores()
     asked = [parse_candidate(one, cores) for one in tries]
+    if task is None and (score is not None or budget_task is not None):
+        raise click.UsageError("--score and --budget-task need --task.")
     limits = {"perplexity_percent": budget_perplexity, "kl": budget_kl, "top1_percent": budget_top1}
-    given = any(limit is not None for limit in limits.values())
+    given = {name: limit for name, limit in limits.items() if limit is not None}
+    if task is not None:
+        given["task_points"] = _TASK_POINTS if budget_task is None else budget_task
+    unchecked = dict.fromkeys(limits) if given else {}
+    tasks = None if task is None else prepare_tasks(task, score)
+    few = None if tasks is None else what_few_show(len(tasks.proof.tasks))
+    if few is not None:
+        remark(few)
     source = load_model(model)
     material = prepare_material(
         source,
@@ -200,6 +237,7 @@ def command(
         tokens=tokens,
         quick=quick,
         seed=seed,
+        tasks=tasks,
     )
     plan = prepare_plan(
         source, objective, threads=cores, formats=formats, asked=asked, quick=quick, seed=seed
@@ -208,7 +246,7 @@ def command(
         recipe = optimize(
             source,
             output,
-            budget=Budget(**limits) if given else Budget(),
+            budget=Budget(**unchecked | given),
             material=material,
             plan=plan,
             progress=tell,
