@@ -112,6 +112,8 @@ def _tokens(
     for text, i in ids.items():
         if i >= rows:
             raise _refuse(f"token {text!r} has the id {i}, and the embedding has {rows} rows")
+        if text == texts[i]:
+            continue  # so listed by the file that it came from
         texts[i], types[i] = text, _NORMAL
         if i in added:
             types[i] = _CONTROL if added[i]["special"] else _USER_DEFINED
