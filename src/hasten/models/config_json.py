@@ -133,6 +133,7 @@ def to_huggingface(config: ModelConfig) -> dict[str, Any]:
         family.activation_key: family.activations[0],
         "rope_parameters": write_rope(config),
         "eos_token_id": list(config.eos_ids) or None,
+        "pad_token_id": None,  # a family's default may lie beyond the vocabulary
     }
     for theirs, ours in _NAMES.items():
         values[theirs] = getattr(config, ours)
@@ -140,7 +141,16 @@ def to_huggingface(config: ModelConfig) -> dict[str, Any]:
         values["use_sliding_window"] = config.sliding_window is not None
     if "layer_types" in family.reads:
         values["layer_types"] = [_layer_type(config, layer) for layer in range(config.num_layers)]
-    return values | {key: getattr(config, key) for key in _FACTORS if key in family.reads}
+    if "query_pre_attn_scalar" in family.reads:
+        scalar = config.query_pre_attn_scalar
+        # transformers refuses a float here.
+        whole = scalar is not None and scalar.is_integer()
+        values["query_pre_attn_scalar"] = int(scalar) if whole else scalar
+    return values | {
+        key: getattr(config, key)
+        for key in _FACTORS
+        if key in family.reads and key not in values
+    }
 
 
 def _layer_type(config: ModelConfig, layer: int) -> LayerType:
