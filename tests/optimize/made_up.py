@@ -4,8 +4,9 @@ import math
 
 from hasten.measure.accuracy import Accuracy
 from hasten.measure.statistics import Interval
+from hasten.optimize.prediction import predict_passes
 from hasten.optimize.sensitivity import Part
-from hasten.optimize.speed import Duel, RequestShape, Timings
+from hasten.optimize.speed import Duel, RequestShape, Round, Timings
 
 SHAPE = RequestShape(128, 64)
 
@@ -28,12 +29,8 @@ def accuracy(*, kl=0.001, rise=0.1, disagreement=1.0, half=0.0):
 
 
 def timings(seconds, rounds=5):
-    return Timings(
-        SHAPE,
-        ttft=(seconds * 0.2,) * rounds,
-        tpot=(seconds * 0.8 / 63,) * rounds,
-        e2e=(seconds,) * rounds,
-    )
+    one = Round(ttft=seconds * 0.2, tpot=seconds * 0.8 / 63, e2e=seconds, seconds=seconds)
+    return Timings(SHAPE, (one,) * rounds)
 
 
 class MadeUpLaboratory:
@@ -104,6 +101,12 @@ class MadeUpLaboratory:
 
     def weights_bytes(self, candidate):
         return self.table[candidate.weights][2]
+
+    def memory_bytes(self, candidate):
+        return self.weights_bytes(candidate)
+
+    def predict(self, candidate):
+        return predict_passes(None, candidate.steps)
 
     def parts(self, base, coarse):
         saved = (self.table[base.weights][2] - self.table[coarse][2]) // 8

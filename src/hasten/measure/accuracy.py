@@ -13,8 +13,8 @@ that do not overlap).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -86,6 +86,16 @@ class Accuracy:
     perplexity_ratio: Interval
     kl: Interval
     top1_agreement: Interval
+
+    def as_samples(self) -> dict[str, Any]:
+        """Every field, numbers as they are (infinities, too); `from_samples` reads it."""
+        return asdict(self)
+
+    @classmethod
+    def from_samples(cls, values: Mapping[str, Any]) -> Accuracy:
+        """The inverse of `as_samples`."""
+        rest = {name: Interval(**values[name]) for name in values if name != "tokens"}
+        return cls(tokens=values["tokens"], **rest)
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON, with the names that `ACCURACY_FORMULAS` explains."""
