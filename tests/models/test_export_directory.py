@@ -1,4 +1,4 @@
-"""Directories for transformers and vLLM: the codes come back, and transformers computes the same."""
+"""Directories for transformers and vLLM: codes come back, and transformers computes the same."""
 
 import errno
 import json
@@ -153,7 +153,7 @@ def test_minimums_without_zero_points_become_dense_or_are_rounded(tmp_path):
         assert np.array_equal(ours.codes, theirs.codes)
         step = np.repeat(ours.scales.astype(np.float32), 32, axis=1)
         error = np.abs(found[name].to_float32() - model.weights[name].to_float32())
-        assert 0 < error.max()
+        assert error.max() > 0
         assert (error <= 0.51 * step).all()
 
 

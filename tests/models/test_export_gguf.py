@@ -330,9 +330,10 @@ def test_digits_and_tokens_beyond_the_vocabulary(tmp_path):
     assert keys["tokenizer.ggml.token_type"][300:] == [4, 5, 5]
     assert keys["tokenizer.ggml.eot_token_id"] == 0
     again = Tokenizer.from_gguf(keys)
-    assert again.encode("some whole words 12")[-4:] == from_files(tmp_path, backend).encode(
-        "some whole words 12"
-    )[-4:]
+    assert (
+        again.encode("some whole words 12")[-4:]
+        == from_files(tmp_path, backend).encode("some whole words 12")[-4:]
+    )
 
 
 @pytest.mark.parametrize("prefix", [True, False])

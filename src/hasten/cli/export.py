@@ -45,8 +45,8 @@ _HALVES: dict[str, HalfType] = {"float16": "F16", "bfloat16": "BF16"}
     "--format",
     "form",
     type=click.Choice(["gguf", "compressed-tensors", "safetensors"]),
-    help="gguf: for llama.cpp; compressed-tensors: a directory for transformers and vLLM, quantised;"
-    " safetensors: the same, dense  [default: gguf if PATH ends so, else compressed-tensors]",
+    help="gguf: for llama.cpp; compressed-tensors: a directory for transformers and vLLM;"
+    " safetensors: the same, all dense  [default: gguf if PATH ends so, else compressed-tensors]",
 )
 @click.option(
     "--dtype",
@@ -55,9 +55,7 @@ _HALVES: dict[str, HalfType] = {"float16": "F16", "bfloat16": "BF16"}
     show_default=True,
     help="Type of matrices that become dense.",
 )
-@click.option(
-    "--lossy", is_flag=True, help="Round zero points rather than write a matrix dense."
-)
+@click.option("--lossy", is_flag=True, help="Round zero points rather than write a matrix dense.")
 @json_option
 def command(
     model: str, output: Path, form: Form | None, dtype: str, lossy: bool, json_path: str | None
@@ -115,7 +113,9 @@ def _show(report: Report, output: Path, before: int, after: int) -> None:
         changes.setdefault(what, []).append(name)
     for what, names in changes.items():
         encoding, _, reason = what.partition(": ")
-        rows.append([encoding, str(len(names)), f"{reason} ({names[0]}{', ...' * (len(names) > 1)})"])
+        rows.append(
+            [encoding, str(len(names)), f"{reason} ({names[0]}{', ...' * (len(names) > 1)})"]
+        )
     print_table(["written as", "matrices", ""], rows, left=3)
     for line in report.remarks:
         click.echo(f"note: {line}")

@@ -141,16 +141,11 @@ def to_huggingface(config: ModelConfig) -> dict[str, Any]:
         values["use_sliding_window"] = config.sliding_window is not None
     if "layer_types" in family.reads:
         values["layer_types"] = [_layer_type(config, layer) for layer in range(config.num_layers)]
-    if "query_pre_attn_scalar" in family.reads:
-        scalar = config.query_pre_attn_scalar
-        # transformers refuses a float here.
-        whole = scalar is not None and scalar.is_integer()
-        values["query_pre_attn_scalar"] = int(scalar) if whole else scalar
-    return values | {
-        key: getattr(config, key)
-        for key in _FACTORS
-        if key in family.reads and key not in values
-    }
+    values |= {key: getattr(config, key) for key in _FACTORS if key in family.reads}
+    scalar = values.get("query_pre_attn_scalar")
+    if scalar is not None and int(scalar) == scalar:
+        values["query_pre_attn_scalar"] = int(scalar)  # transformers refuses a float
+    return values
 
 
 def _layer_type(config: ModelConfig, layer: int) -> LayerType:

@@ -13,18 +13,20 @@ from hasten import __version__
 from hasten.errors import ModelFileError
 from hasten.measure.corpus import Windows
 from hasten.models import Model
-from hasten.models.artefact import write_artefact
+from hasten.models.artefact import RECIPE_FILE, write_artefact
 from hasten.models.json_file import read_json_object
 from hasten.optimize.candidates import Candidate
 from hasten.optimize.passes import make_pass
-from hasten.optimize.passes.interface import Pass, Workshop
+from hasten.optimize.passes.interface import Pass
 from hasten.optimize.passes.quantize import QuantizeWeights, Weight
 from hasten.optimize.provenance import find_source, recut_windows
 from hasten.optimize.recipe import check_recipe
+from hasten.optimize.variants import Variants
 
 __all__ = ["read_recipe", "replay"]
 
-Progress = Callable[[str, float], None]
+_NO_TEXT = Windows("none", "", (), 0)
+"""For passes that look at no text."""
 
 
 def read_recipe(path: Path) -> Mapping[str, Any]:
@@ -33,14 +35,14 @@ def read_recipe(path: Path) -> Mapping[str, Any]:
     Raises:
         ModelFileError: There is none, or this version does not read it.
     """
-    return check_recipe(read_json_object(path / "recipe.json" if path.is_dir() else path))
+    return check_recipe(read_json_object(path / RECIPE_FILE if path.is_dir() else path))
 
 
 def replay(
     recipe: Mapping[str, Any],
     output: Path,
     *,
-    progress: Progress,
+    progress: Callable[[str, float], None],
     source: str | None = None,
     text: Path | None = None,
 ) -> None:
@@ -49,7 +51,7 @@ def replay(
     Args:
         recipe: As `hasten.optimize.recipe` makes it.
         output: Directory of the artefact; an artefact that is there is replaced.
-        progress: Told what is being done, and the share that is done.
+        progress: Told what is being done, and the share of a pass that is done.
         source: Where the source is, if elsewhere than the recipe says.
         text: The file that the recipe's texts were cut from, unless it was the default text.
 
@@ -59,13 +61,19 @@ def replay(
     """
     steps, quantize = _passes(recipe)
     original = find_source(recipe, source)
-    calibration = _calibration(recipe, steps, original, text)
-    model = original
+    calibration = _NO_TEXT
+    if any("calibration" in step.needs for step in steps):
+        calibration = recut_windows(recipe, "calibration", original.tokenizer, text)
     with tempfile.TemporaryDirectory(prefix="hasten-replay-") as scratch:
+        variants = Variants(
+            original, calibration, Path(scratch), progress, seed=int(recipe.get("seed", 0))
+        )
         for number, step in enumerate(steps):
-            model = _apply(step, model, original, calibration, Path(scratch), number, recipe)
-            progress(step.label, (number + 1) / (len(steps) + 1))
-        progress("writing the artefact", len(steps) / (len(steps) + 1))
+            reason = step.why_unfit(variants.model(steps[:number]))
+            if reason is not None:
+                raise ModelFileError(f"the recipe's pass {step.label!r} does not fit: {reason}")
+        model = variants.model(steps)
+        progress("writing the artefact", 1.0)
         write_artefact(output, model, quantize(model), {**recipe, "replayed": _circumstances()})
 
 
@@ -86,36 +94,6 @@ def _passes(
         last["weights"], candidate.kv, candidate.threads, tuple(sorted(last["overrides"].items()))
     )
     return [make_pass(one) for one in listed[:-1]], QuantizeWeights(candidate).apply
-
-
-def _calibration(
-    recipe: Mapping[str, Any], steps: Sequence[Pass[Model]], original: Model, text: Path | None
-) -> Windows | None:
-    """The calibration windows, if a pass looks at them."""
-    if not any("calibration" in step.needs for step in steps):
-        return None
-    return recut_windows(recipe, "calibration", original.tokenizer, text)
-
-
-def _apply(
-    step: Pass[Model],
-    model: Model,
-    original: Model,
-    calibration: Windows | None,
-    scratch: Path,
-    number: int,
-    recipe: Mapping[str, Any],
-) -> Model:
-    reason = step.why_unfit(model)
-    if reason is not None:
-        raise ModelFileError(f"the recipe's pass {step.label!r} cannot change the model: {reason}")
-    directory = scratch / str(number)
-    directory.mkdir()
-    none = Windows("none", "", (), 0)
-    workshop = Workshop(
-        original, calibration or none, directory, lambda *_: None, int(recipe.get("seed", 0))
-    )
-    return step.apply(model, workshop)
 
 
 def _circumstances() -> dict[str, str]:

@@ -6,10 +6,9 @@ import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from hasten import __version__
-from hasten.generation import Engine, engine_options
 from hasten.machine import available_cores, detect_machine, memory_limit
 from hasten.measure.accuracy import Accuracy
 from hasten.measure.statistics import Interval
@@ -18,6 +17,7 @@ from hasten.models import Model, load_model
 from hasten.optimize.candidates import Candidate, original
 from hasten.optimize.gate import Budget
 from hasten.optimize.laboratory import EngineLaboratory, Material
+from hasten.optimize.passes.interface import Need, Prediction, Workshop
 from hasten.optimize.provenance import find_source, recipe_half, recut_windows, require_recipe
 from hasten.optimize.speed import Effort, RequestShape, speedup
 
@@ -152,7 +152,15 @@ def verify(
     material = _material(recipe, model, text)
     remarks: list[str] = []
     before, after = _candidates(recipe, remarks)
-    with _laboratory(recipe, model, artefact, material, before, after) as laboratory:
+    request = material.shape.input_tokens + material.shape.output_tokens
+    with EngineLaboratory(
+        lambda steps: artefact if steps else model,
+        context=min(max(request, material.evaluation.context), model.config.max_position),
+        material=material,
+        threads=before.threads,
+        memory_limit=memory_limit(),
+        seed=recipe.get("seed", 0),
+    ) as laboratory:
         progress("accuracy of the artefact", 0.0)
         accuracy = laboratory.prove(after)
         progress("race of the artefact with its source", 0.3)
@@ -179,11 +187,15 @@ def verify(
 def _material(recipe: Mapping[str, Any], model: Model, text: Path | None) -> Material:
     """Text and prompts of the recipe; the calibration text is not looked at again."""
     windows = recut_windows(recipe, "evaluation", model.tokenizer, text)
-    shape = RequestShape(recipe["request"]["input_tokens"], recipe["request"]["output_tokens"])
+    objective = recipe["objective"]
+    shape = RequestShape(
+        objective["input_tokens"], objective["output_tokens"], objective["concurrent"]
+    )
+    count = shape.concurrent + max(_PROMPTS, 2 * shape.concurrent)
     prompts = cut_prompts(
         model.tokenizer,
         recipe_half(recipe, "calibration", text),
-        [shape.input_tokens] * (_PROMPTS + 1),
+        [shape.input_tokens] * count,
         seed=recipe.get("seed", 0),
     )
     return Material(windows, windows, tuple(prompts), shape)
@@ -196,43 +208,37 @@ def _candidates(recipe: Mapping[str, Any], remarks: list[str]) -> tuple[Candidat
     if max(counts) > cores:
         remarks.append(f"measured with {cores} threads, of then {max(counts)}: so many cores")
     threads = [min(count, cores) for count in counts]
-    after = Candidate("carried", recipe["settings"]["kv"], threads[1], mixed="the artefact")
+    settings = recipe["settings"]
+    after = Candidate(
+        settings["weights"],
+        settings["kv"],
+        threads[1],
+        steps=(_AsMade(),),
+        chunk=settings.get("chunk"),
+        sequences=settings.get("max_sequences"),
+    )
     return original(threads[0]), after
 
 
-def _laboratory(
-    recipe: Mapping[str, Any],
-    model: Model,
-    artefact: Model,
-    material: Material,
-    before: Candidate,
-    after: Candidate,
-) -> EngineLaboratory:
-    request = material.shape.input_tokens + material.shape.output_tokens
-    context = min(max(request, material.evaluation.context), model.config.max_position)
+@dataclass(frozen=True, slots=True)
+class _AsMade:
+    """Stands for all that the artefact's recipe did, where a laboratory asks for a model."""
 
-    def open_engine(candidate: Candidate) -> Engine:
-        if candidate == before:
-            return Engine(model, before.options(context))
-        options = engine_options(
-            artefact,
-            threads=after.threads,
-            max_context=context,
-            max_sequences=1,
-            prefix_cache=False,
-            keep_weights=False,
-        )
-        return Engine(artefact, options)
+    name: ClassVar[str] = "as made"
+    needs: ClassVar[frozenset[Need]] = frozenset()
 
-    return EngineLaboratory(
-        open_engine,
-        weights=model.weights,
-        vocab_size=model.config.vocab_size,
-        material=material,
-        threads=before.threads,
-        memory_limit=memory_limit(),
-        seed=recipe.get("seed", 0),
-    )
+    @property
+    def label(self) -> str:
+        return "the artefact"
+
+    def why_unfit(self, model: Model) -> None:
+        return
+
+    def predict(self, model: Model) -> Prediction:
+        return Prediction()
+
+    def apply(self, model: Model, workshop: Workshop) -> Model:
+        raise TypeError("the artefact is loaded, not made")
 
 
 def _intervals(accuracy: Accuracy) -> dict[str, Interval]:

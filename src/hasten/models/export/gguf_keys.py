@@ -156,8 +156,5 @@ def _alike(a: object, b: object) -> bool:
     if isinstance(a, tuple) and isinstance(b, tuple):
         return len(a) == len(b) and all(map(_alike, a, b))
     if is_dataclass(a) and type(a) is type(b):
-        return all(
-            _alike(getattr(a, field.name), getattr(b, field.name))
-            for field in fields(a)
-        )
+        return all(_alike(getattr(a, field.name), getattr(b, field.name)) for field in fields(a))
     return a == b
