@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.kernels.quantization import BLOCK, QuantizedMatrix, pack_nibbles
+from hasten.kernels.quantization import BLOCK, CodeLayout, QuantizedMatrix, pack_nibbles
 from hasten.models.export.checkpoint import HalfType, dense_values
 from hasten.models.ggml_blocks import GGML_TYPES, GgmlType
 from hasten.models.weights import GgmlTensor, StoredTensor
@@ -82,26 +82,34 @@ def _encoded(tensor: StoredTensor) -> EncodedRows | str:
     """The tensor in its own encoding or in that of its codes, or why there is none."""
     if isinstance(tensor, GgmlTensor):
         return EncodedRows(_TYPES[tensor.encoding], tensor.encoded_rows)
-    if tensor.layout() is None:
+    layout = tensor.layout()
+    if layout is None:
         return "it has no codes that a kernel runs"
-    matrix = tensor.quantized()
-    if matrix is None or matrix.order is not None:
+    if layout.order is not None:
         return "GGUF has no order of columns"
-    if matrix.padded != matrix.shape[1]:
-        return f"its {matrix.shape[1]} columns are no multiple of {BLOCK}"
-    kind = _kind_of(matrix)
+    if tensor.shape[1] % BLOCK:
+        return f"its {tensor.shape[1]} columns are no multiple of {BLOCK}"
+    kind = _kind_of(tensor, layout)
     if kind is None:
         return "GGUF has no 8-bit codes with a minimum"
-    return EncodedRows(_TYPES[kind], lambda: _blocks(kind, matrix))
+    return EncodedRows(_TYPES[kind], lambda: _blocks(kind, _matrix(tensor)))
 
 
-def _kind_of(matrix: QuantizedMatrix) -> str | None:
-    if matrix.bits == 4:
-        return "Q4_0" if matrix.minimums is None else "Q4_1"
-    if matrix.minimums is None:
+def _kind_of(tensor: StoredTensor, layout: CodeLayout) -> str | None:
+    if layout.bits == 4:
+        return "Q4_1" if layout.minimum else "Q4_0"
+    if not layout.minimum:
         return "Q8_0"
-    small = matrix.codes.min() >= 0 and matrix.codes.max() < _Q5_CODES
-    return "Q5_1" if small else None
+    codes = _matrix(tensor).codes
+    return "Q5_1" if codes.min() >= 0 and codes.max() < _Q5_CODES else None
+
+
+def _matrix(tensor: StoredTensor) -> QuantizedMatrix:
+    """The codes of a tensor that has a layout; made anew each time, so that few are in memory."""
+    matrix = tensor.quantized()
+    if matrix is None:
+        raise TypeError(f"{tensor.name} has a layout and no codes")
+    return matrix
 
 
 def _blocks(kind: str, matrix: QuantizedMatrix) -> NDArray[np.uint8]:
