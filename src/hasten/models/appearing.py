@@ -10,7 +10,23 @@ from pathlib import Path
 
 from hasten.errors import UsageError
 
-__all__ = ["appearing_directory", "appearing_file"]
+__all__ = ["appearing_directory", "appearing_file", "require_vacant"]
+
+
+def require_vacant(path: Path, *, directory: bool) -> None:
+    """Refuses to write where something is.
+
+    Args:
+        path: Where.
+        directory: It is to be a directory, and may be there if it is empty.
+
+    Raises:
+        UsageError: Something is there.
+    """
+    if directory and path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
+        return
+    if path.exists() or path.is_symlink():
+        raise UsageError(f"{path} exists, so it is not overwritten", do="choose another name")
 
 
 @contextmanager

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.errors import UsageError
-from hasten.models.appearing import appearing_directory
+from hasten.models.appearing import appearing_directory, require_vacant
 from hasten.models.config_json import to_huggingface
 from hasten.models.export.checkpoint import (
     HalfType,
@@ -61,12 +60,7 @@ def export_directory(
         UnsupportedModelError: No decoder, or a value that `half` cannot hold.
     """
     require_decoder(model)
-    if directory.is_symlink() or (
-        directory.exists() and not (directory.is_dir() and not any(directory.iterdir()))
-    ):
-        raise UsageError(
-            f"{directory} exists, so it is not overwritten", do="choose another directory"
-        )
+    require_vacant(directory, directory=True)
     report, arrays, schemes = Report(), dict[str, StoredArray](), dict[str, _Scheme]()
     for name, tensors in checkpoint_tensors(model).items():
         packed, reason = None, "its codes are written as floats"

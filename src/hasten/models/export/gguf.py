@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.errors import UnsupportedModelError, UsageError
-from hasten.models.appearing import appearing_file
+from hasten.errors import UnsupportedModelError
+from hasten.models.appearing import appearing_file, require_vacant
 from hasten.models.config import ModelConfig
 from hasten.models.export.checkpoint import HalfType, Report, checkpoint_tensors, require_decoder
 from hasten.models.export.ggml_rows import encode_rows
@@ -55,8 +55,7 @@ def export_gguf(model: Model, path: Path, *, half: HalfType = "F16") -> Report:
         ModelFileError: The model's files hold no tokenizer.
     """
     require_decoder(model)
-    if path.exists() or path.is_symlink():
-        raise UsageError(f"{path} exists, so it is not overwritten", do="choose another name")
+    require_vacant(path, directory=False)
     form, report = gguf_form(model.config), Report()
     tensors = _plan(model, form, half, report)
     factors = rope_tensors(model.config)
