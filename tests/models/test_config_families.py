@@ -96,6 +96,13 @@ def test_survives_being_written_and_read(model_type):
         assert from_huggingface(json.loads(json.dumps(to_huggingface(config)))) == config
 
 
+def test_the_length_before_scaling_survives_being_written():
+    config = from_huggingface(SIZES | VARIANTS["phi3 longrope"][1] | {"model_type": "phi3"})
+    scaling = dataclasses.replace(config.rope_scaling, original_max_position=77)
+    config = dataclasses.replace(config, rope_scaling=scaling)
+    assert from_huggingface(to_huggingface(config)) == config
+
+
 @pytest.mark.parametrize("dims", [(10, 6), (96, 72), (80, 56), (128, 94), (3000, 2998)])
 def test_parts_of_a_head_survive_being_written(dims):
     head_dim, rotary_dim = dims

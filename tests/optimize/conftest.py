@@ -1,6 +1,7 @@
-"""Makes `made_up` importable from the tests beside it."""
+"""Makes helpers importable: those beside the tests here, and the tiny models of generation."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "generation"))

@@ -1,9 +1,11 @@
 """Figures and a laboratory made up for tests of the search; nothing here runs a model."""
 
 import math
+from dataclasses import dataclass
 
 from hasten.measure.accuracy import Accuracy
 from hasten.measure.statistics import Interval
+from hasten.optimize.passes.interface import Prediction
 from hasten.optimize.prediction import predict_passes
 from hasten.optimize.sensitivity import Part
 from hasten.optimize.speed import Duel, RequestShape, Round, Timings
@@ -31,6 +33,18 @@ def accuracy(*, kl=0.001, rise=0.1, disagreement=1.0, half=0.0):
 def timings(seconds, rounds=5):
     one = Round(ttft=seconds * 0.2, tpot=seconds * 0.8 / 63, e2e=seconds, seconds=seconds)
     return Timings(SHAPE, (one,) * rounds)
+
+
+@dataclass(frozen=True)
+class MadeUpPass:
+    """Saves a share of everything, as it says."""
+
+    label: str
+    share: float = 1.0
+    name = "made_up"
+
+    def predict(self, model):
+        return Prediction(self.share, self.share)
 
 
 class MadeUpLaboratory:
@@ -89,6 +103,7 @@ class MadeUpLaboratory:
         if candidate.weights == "f32":
             return self.original_seconds
         seconds = self.table[candidate.weights][0] * (1 - 0.01 * len(candidate.overrides))
+        seconds *= math.prod(step.share for step in candidate.steps)
         return seconds * (self.kv_gain if candidate.kv == "int8" else 1.0) / candidate.threads**0.5
 
     def race(self, candidates, effort, on_round):

@@ -28,16 +28,25 @@ FORMATS = ("int8:32", "int8:64", "bf16", "int4:64")
 ANYTHING = Budget(perplexity_percent=None, kl=1e6, top1_percent=None)
 
 
-def run(directory, output, *, budget=ANYTHING, progress=lambda *_: None, stopped=None, **plan):
+def run(
+    directory,
+    output,
+    *,
+    shape=SHAPE,
+    budget=ANYTHING,
+    progress=lambda *_: None,
+    stopped=None,
+    **plan,
+):
     model = load_model(str(directory))
-    material = prepare_material(model, default_corpus(), SHAPE, tokens=256, quick=True, seed=0)
+    material = prepare_material(model, default_corpus(), shape, tokens=256, quick=True, seed=0)
     settings = {"threads": 1, "formats": ("int8:32",), "quick": True, "seed": 0, **plan}
     return optimize(
         model,
         output,
         budget=budget,
         material=material,
-        plan=prepare_plan(model, Objective("as given", SHAPE), **settings),
+        plan=prepare_plan(model, Objective("as given", shape), **settings),
         progress=progress,
         stopped=stopped or (lambda search: None),
         arguments=("optimize", "tiny"),
@@ -103,6 +112,18 @@ def test_an_artefact_runs_with_the_settings_of_its_recipe(made):
     with Engine(load_model(str(output))) as engine:
         assert engine.options.kv == recipe["settings"]["kv"]
         assert engine.threads == recipe["settings"]["threads"]
+
+
+def test_requests_side_by_side_try_sizes_of_a_step_and_a_prefix_cache(tiny_model, tmp_path):
+    recipe = run(tiny_model, tmp_path / "fast", shape=RequestShape(40, 8, 4, shared=32))
+    timed = {one["label"] for one in recipe["candidates"] if one["timings"] is not None}
+    varied = ("steps of 256 tokens", "steps of 1024 tokens", "2 at once", "prefix cache")
+    refused = {one["label"]: one["reason"] for one in recipe["candidates"]}
+    for what in varied:
+        assert any(what in label for label in timed), refused
+    assert recipe["objective"]["shared_tokens"] == 32
+    assert recipe["before"]["output_tokens_per_s"] > 0
+    assert "decode_tokens_per_s" not in recipe["before"]
 
 
 def test_an_impossible_budget_leaves_the_original_as_it_is(tiny_model, tmp_path):

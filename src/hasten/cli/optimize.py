@@ -115,6 +115,12 @@ def _check_formats(
     help="Requests that run side by side  [default: by the goal]",
 )
 @click.option(
+    "--shared-prefix",
+    type=click.IntRange(0, 2**20),
+    default=0,
+    help="Of the input tokens, those with which all prompts begin.",
+)
+@click.option(
     "--text",
     type=click.Path(path_type=Path),
     metavar="FILE",
@@ -147,6 +153,7 @@ def command(
     input_len: int | None,
     output_len: int | None,
     concurrency: int | None,
+    shared_prefix: int,
     text: Path | None,
     tokens: int | None,
     threads: int | None,
@@ -176,6 +183,7 @@ def command(
         input_tokens=input_len,
         output_tokens=output_len,
         concurrent=concurrency,
+        shared=shared_prefix,
         bounds={name: bound for name, bound in bounds.items() if bound is not None},
         least_throughput=min_throughput,
         most_memory=max_memory,

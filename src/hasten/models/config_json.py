@@ -125,8 +125,15 @@ def to_huggingface(config: ModelConfig) -> dict[str, Any]:
     """The values that `from_huggingface` reads as this configuration.
 
     Raises:
-        UnsupportedModelError: The model is an encoder.
+        UnsupportedModelError: The model is an encoder, or has products of low rank, for which this
+            format has no words.
     """
+    if config.factored:
+        raise UnsupportedModelError(
+            f"{config.factored[0][0]!r} is two products of low rank, which other programs than"
+            " Hasten do not know",
+            do="keep it as an artefact of Hasten",
+        )
     family = architectures.family(config.model_type)
     values: dict[str, Any] = {
         "architectures": [family.architecture],
@@ -139,6 +146,9 @@ def to_huggingface(config: ModelConfig) -> dict[str, Any]:
         values[theirs] = getattr(config, ours)
     if "use_sliding_window" in family.defaults:
         values["use_sliding_window"] = config.sliding_window is not None
+    original = "original_max_position_embeddings"
+    if original in family.defaults:  # it takes precedence over that of the RoPE parameters
+        values[original] = values["rope_parameters"].get(original, family.defaults[original])
     if "layer_types" in family.reads:
         values["layer_types"] = [_layer_type(config, layer) for layer in range(config.num_layers)]
     values |= {key: getattr(config, key) for key in _FACTORS if key in family.reads}

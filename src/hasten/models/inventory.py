@@ -8,10 +8,10 @@ from typing import TypeVar
 from hasten.errors import ModelFileError
 from hasten.models import architectures
 from hasten.models.config import ModelConfig
-from hasten.models.ops import AddRow, Embed, EmbedPosition, LayerNorm, Linear, RmsNorm
+from hasten.models.ops import AddRow, Embed, EmbedPosition, LayerNorm, Linear, Op, RmsNorm
 from hasten.models.weights import StoredTensor
 
-__all__ = ["check_inventory", "tensor_shapes"]
+__all__ = ["check_inventory", "tensor_shapes", "tensors_of"]
 
 _Tensor = TypeVar("_Tensor", bound=StoredTensor)
 _IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
@@ -22,21 +22,29 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor that the family's graph uses, in the order it uses them."""
     shapes: dict[str, tuple[int, ...]] = {}
     for op in architectures.build(config).ops:
-        match op:
-            case Embed():
-                shapes[op.weight] = (config.vocab_size, op.width)
-            case EmbedPosition() | AddRow():
-                shapes[op.weight] = (op.rows, op.width)
-            case LayerNorm():
-                shapes[op.weight] = shapes[op.bias] = (op.width,)
-            case RmsNorm():
-                shapes[op.weight] = (op.width // op.heads,)
-            case Linear():
-                for name, rows in zip(op.weights, op.rows, strict=True):
-                    shapes[name] = (rows, op.columns)
-                for name, rows in zip(op.biases, op.rows, strict=False):
-                    shapes[name] = (rows,)
+        shapes |= tensors_of(op, config.vocab_size)
     return shapes
+
+
+def tensors_of(op: Op, vocab_size: int) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor that an op of an unfused graph uses."""
+    match op:
+        case Embed():
+            return {op.weight: (vocab_size, op.width)}
+        case EmbedPosition() | AddRow():
+            return {op.weight: (op.rows, op.width)}
+        case LayerNorm():
+            return {op.weight: (op.width,), op.bias: (op.width,)}
+        case RmsNorm():
+            return {op.weight: (op.width // op.heads,)}
+        case Linear():
+            matrices = zip(op.weights, op.rows, strict=True)
+            biases = zip(op.biases, op.rows, strict=False)
+            return {
+                **{name: (rows, op.columns) for name, rows in matrices},
+                **{name: (rows,) for name, rows in biases},
+            }
+    return {}
 
 
 def check_inventory(config: ModelConfig, found: Mapping[str, _Tensor]) -> dict[str, _Tensor]:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from hasten.kernels.quantization import BLOCK
 from hasten.models import Model
 from hasten.optimize.passes.interface import Pass, parameters_of
+from hasten.optimize.speed import RequestShape
 from hasten.types import EngineOptions, KvFormat
 
 __all__ = [
@@ -52,6 +53,7 @@ class Candidate:
         steps: Passes in the order in which they are applied, before the weights are rounded.
         chunk: Most tokens of an executor call; None leaves the engine's default.
         sequences: Most sequences side by side; None for all of a round.
+        prefix_cache: Requests that begin alike share what was computed for their beginning.
     """
 
     weights: str
@@ -62,6 +64,7 @@ class Candidate:
     steps: tuple[Pass[Model], ...] = ()
     chunk: int | None = None
     sequences: int | None = None
+    prefix_cache: bool = False
 
     @property
     def label(self) -> str:
@@ -73,6 +76,8 @@ class Candidate:
             parts.append(f"steps of {self.chunk} tokens")
         if self.sequences is not None:
             parts.append(f"{self.sequences} at once")
+        if self.prefix_cache:
+            parts.append("prefix cache")
         return ", ".join(parts)
 
     @property
@@ -83,8 +88,7 @@ class Candidate:
     def options(self, max_context: int, sequences: int = 1) -> EngineOptions:
         """Engine options of this candidate on the native executor.
 
-        Without a prefix cache, since the same prompts are timed again and again. Packed weights are
-        not kept, since most candidates are never run again.
+        Packed weights are not kept, since most candidates are never run again.
 
         Args:
             max_context: Tokens of the longest sequence.
@@ -97,7 +101,7 @@ class Candidate:
             threads=self.threads,
             max_context=max_context,
             max_sequences=self.sequences or sequences,
-            prefix_cache=False,
+            prefix_cache=self.prefix_cache,
             keep_weights=False,
         )
         return options if self.chunk is None else replace(options, chunk=self.chunk)
@@ -114,6 +118,8 @@ class Candidate:
             settings["chunk"] = self.chunk
         if self.sequences is not None:
             settings["max_sequences"] = self.sequences
+        if self.prefix_cache:
+            settings["prefix_cache"] = True
         return settings
 
     def passes(self) -> list[dict[str, Any]]:
@@ -169,16 +175,19 @@ def thread_counts(cores: int) -> list[int]:
     return counts
 
 
-def settings_for(base: Candidate, concurrent: int) -> list[Candidate]:
-    """Other sizes of a step, where several requests run side by side.
+def settings_for(base: Candidate, shape: RequestShape) -> list[Candidate]:
+    """Other ways to run the same weights, as far as the requests give them something to do.
 
-    Larger steps read weights less often for the same prompts; fewer sequences side by side keep
-    more of the cache for each.
+    Larger steps read weights less often for the same prompts, fewer sequences side by side keep
+    more of the cache for each, and a prefix cache saves the part of prompts that they share.
     """
-    if concurrent == 1:
-        return []
-    varied = [replace(base, chunk=chunk) for chunk in (256, 1024)]
-    return [*varied, replace(base, sequences=concurrent // 2)]
+    varied = []
+    if shape.concurrent > 1:
+        varied += [replace(base, chunk=chunk) for chunk in (256, 1024)]
+        varied.append(replace(base, sequences=shape.concurrent // 2))
+    if shape.shared:
+        varied.append(replace(base, prefix_cache=True))
+    return varied
 
 
 def matrix_shapes(weights: Mapping[str, _Stored]) -> dict[str, tuple[int, int]]:

@@ -259,8 +259,8 @@ class EngineLaboratory:
         with ExitStack() as stack:
             engines = {first: self._original}
             engines |= {one: stack.enter_context(self._open(one)) for one in heat}
-            for engine in engines.values():
-                self._time(engine, self._material.prompts[: self.shape.concurrent])
+            for one, engine in engines.items():
+                self._time(one, engine, self._warmup)
             deadline = self.seconds() + effort.seconds
             for number in range(effort.rounds):
                 if number >= effort.least and self.seconds() > deadline:
@@ -278,7 +278,7 @@ class EngineLaboratory:
         prompts = self._material.prompts[count:]
         chosen = [prompts[(number * count + i) % len(prompts)] for i in range(count)]
         runs = {
-            one.label: functools.partial(self._time, engine, chosen)
+            one.label: functools.partial(self._time, one, engine, chosen)
             for one, engine in engines.items()
         }
         return interleave(runs, 1, self._seed + number)
@@ -290,7 +290,20 @@ class EngineLaboratory:
                 f" {candidates} candidates raced, so their figures are worse than they need be"
             )
 
-    def _time(self, engine: Engine, prompts: Sequence[tuple[int, ...]]) -> Round:
+    @property
+    def _warmup(self) -> Sequence[tuple[int, ...]]:
+        return self._material.prompts[: self.shape.concurrent]
+
+    def _time(
+        self, candidate: Candidate, engine: Engine, prompts: Sequence[tuple[int, ...]]
+    ) -> Round:
+        """Runs one round; a prefix cache holds what all prompts share, and no prompt as a whole."""
+        if candidate.prefix_cache:
+            engine.forget_prefixes()
+            self._run(engine, self._warmup[:1])
+        return self._run(engine, prompts)
+
+    def _run(self, engine: Engine, prompts: Sequence[tuple[int, ...]]) -> Round:
         items = tuple(Item(prompt, self.shape.output_tokens) for prompt in prompts)
         workload = Workload("race", None, (), items)
         result = run_load(EngineTarget(engine), workload, ClosedLoop(len(items)))

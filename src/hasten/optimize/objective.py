@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from hasten.errors import UsageError
 from hasten.measure.goals import GOALS, Goal
 from hasten.optimize.speed import RequestShape, Timings
 
@@ -66,6 +67,7 @@ class Objective:
             "input_tokens": self.shape.input_tokens,
             "output_tokens": self.shape.output_tokens,
             "concurrent": self.shape.concurrent,
+            "shared_tokens": self.shape.shared,
             "bounds_ms": dict(self.bounds),
             "least_output_tokens_per_s": self.least_throughput,
             "most_memory_bytes": self.most_memory,
@@ -78,6 +80,7 @@ def objective_of(
     input_tokens: int | None = None,
     output_tokens: int | None = None,
     concurrent: int | None = None,
+    shared: int = 0,
     bounds: Mapping[str, float] | None = None,
     least_throughput: float | None = None,
     most_memory: int | None = None,
@@ -89,9 +92,13 @@ def objective_of(
         input_tokens: Of a request.
         output_tokens: Of a request.
         concurrent: Requests of a round.
+        shared: Tokens with which all prompts begin.
         bounds: Milliseconds, beside or in the place of the use's own.
         least_throughput: Output tokens a second.
         most_memory: Bytes.
+
+    Raises:
+        UsageError: Prompts would share more tokens than they have.
     """
     goal: Goal = GOALS[name]
     usual = SHAPES[name]
@@ -99,7 +106,13 @@ def objective_of(
         input_tokens or usual.input_tokens,
         output_tokens or usual.output_tokens,
         concurrent or usual.concurrent,
+        shared,
     )
+    if shared >= shape.input_tokens:
+        raise UsageError(
+            f"prompts of {shape.input_tokens} tokens cannot share {shared}",
+            allowed=f"fewer than {shape.input_tokens}",
+        )
     return Objective(
         name,
         shape,

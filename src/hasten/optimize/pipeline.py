@@ -79,7 +79,10 @@ def prepare_material(
     context = min(_CONTEXT, longest)
     wanted = _EVALUATION_TOKENS[quick] if tokens is None else tokens
     count = shape.concurrent + max(_PROMPTS, 2 * shape.concurrent)
-    prompts = cut_prompts(model.tokenizer, first, [shape.input_tokens] * count, seed=seed)
+    own = [shape.input_tokens - shape.shared] * count
+    tails = cut_prompts(model.tokenizer, first, own, seed=seed)
+    head = cut_prompts(model.tokenizer, first, [max(shape.shared, 1)], seed=seed + 1)[0]
+    prompts = [(*head[: shape.shared], *tail) for tail in tails]
     return Material(
         calibration=cut_windows(
             first, model.tokenizer, tokens=_CALIBRATION_TOKENS[quick], context=context

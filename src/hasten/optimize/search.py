@@ -328,7 +328,7 @@ class Search:
         base = leader.candidate
         variants = [base.with_kv("int8")]
         variants += [base.with_threads(count) for count in thread_counts(base.threads)]
-        variants += settings_for(base, self._plan.objective.shape.concurrent)
+        variants += settings_for(base, self._plan.objective.shape)
         for index, candidate in enumerate(variants):
             self._tell("vary", candidate.label, index / len(variants))
             self._screen(self._add(candidate))

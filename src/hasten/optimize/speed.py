@@ -40,11 +40,20 @@ SPEED_FORMULAS = {
 
 @dataclass(frozen=True, slots=True)
 class RequestShape:
-    """What a round is: so many requests at once, with this many input and output tokens each."""
+    """What a round is.
+
+    Attributes:
+        input_tokens: Of each prompt.
+        output_tokens: Of each answer.
+        concurrent: Requests sent together.
+        shared: Tokens with which all prompts begin, as a system prompt does; a prefix cache that a
+            candidate has holds them when a round begins.
+    """
 
     input_tokens: int
     output_tokens: int
     concurrent: int = 1
+    shared: int = 0
 
     def __str__(self) -> str:
         lengths = f"{self.input_tokens} tokens in, {self.output_tokens} out"
