@@ -3,6 +3,7 @@
 import errno
 import struct
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from hasten.errors import ModelFileError, UnsupportedModelError, UsageError
 from hasten.kernels.quantization import QuantizedMatrix, dequantize, quantize_rtn
 from hasten.models import architectures, load_model, pretokenizers
 from hasten.models.export import gguf as export_module
-from hasten.models.export.checkpoint import dense_values
+from hasten.models.export.checkpoint import dense_values, require_decoder
 from hasten.models.export.ggml_rows import encode_rows
 from hasten.models.export.gguf import export_gguf
 from hasten.models.export.gguf_file import PlannedTensor
@@ -279,6 +280,9 @@ def test_refuses_encoders_and_files_that_are_there(tmp_path):
     hidden = model.derive(headless, replace(model.config, output="hidden"))
     with pytest.raises(UnsupportedModelError, match="gives hidden states"):
         export_gguf(hidden, tmp_path / "out.gguf")
+    factored = (("model.layers.0.mlp.down_proj", 8),)
+    with pytest.raises(UnsupportedModelError, match="two products of low rank"):
+        require_decoder(SimpleNamespace(config=replace(model.config, factored=factored)))
     (tmp_path / "source" / "tokenizer.json").unlink()
     with pytest.raises(ModelFileError, match="holds no tokenizer"):
         export_gguf(model, tmp_path / "out.gguf")

@@ -10,15 +10,8 @@ tensors and the products of low rank; ``model.safetensors``, where a quantised m
 from __future__ import annotations
 
 import json
-<<<<<<< HEAD
 from collections.abc import Mapping
-=======
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
->>>>>>> main
 from pathlib import Path
 from typing import Any, Final
 

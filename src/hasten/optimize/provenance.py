@@ -20,7 +20,7 @@ from hasten.models import Model, load_model
 from hasten.models.source import PACKAGED
 from hasten.optimize.recipe import check_recipe
 
-__all__ = ["find_source", "recipe_half", "recut_windows", "require_recipe"]
+__all__ = ["find_source", "recipe_corpus", "recut_windows", "require_recipe"]
 
 _HALVES = {"calibration": ", first half", "evaluation": ", second half"}
 Use = Literal["calibration", "evaluation"]
@@ -90,7 +90,7 @@ def recut_windows(
     prefix = len(leading_tokens(tokenizer))
     # Of each window all tokens but the first are scored, and the prefix is no text.
     tokens = wanted["tokens"] - wanted["windows"] * (prefix - 1)
-    half = recipe_half(recipe, use, text)
+    half = recipe_corpus(recipe, use, text).halves()[list(_HALVES).index(use)]
     found = cut_windows(half, tokenizer, tokens=tokens, context=wanted["context"])
     if found.digest != wanted["digest"]:
         raise ModelFileError(
@@ -103,11 +103,11 @@ def recut_windows(
     return found
 
 
-def recipe_half(recipe: Mapping[str, Any], use: Use, text: Path | None = None) -> Corpus:
-    """The half of a text that a recipe used so.
+def recipe_corpus(recipe: Mapping[str, Any], use: Use, text: Path | None = None) -> Corpus:
+    """The text of which a recipe used one half so.
 
     Raises:
-        UsageError: The text is missing.
+        UsageError: It is missing.
     """
     name = str(recipe["texts"][use]["name"]).removesuffix(_HALVES[use])
     default = default_corpus()
@@ -116,5 +116,4 @@ def recipe_half(recipe: Mapping[str, Any], use: Use, text: Path | None = None) -
             f"the artefact was made with the text {name!r}, which is not given",
             do="give it with --text",
         )
-    halves = (default if text is None else read_corpus(text)).halves()
-    return halves[list(_HALVES).index(use)]
+    return default if text is None else read_corpus(text)

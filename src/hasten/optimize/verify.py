@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -12,19 +12,18 @@ from hasten import __version__
 from hasten.machine import available_cores, detect_machine, memory_limit
 from hasten.measure.accuracy import Accuracy
 from hasten.measure.statistics import Interval
-from hasten.measure.synthetic import cut_prompts
 from hasten.models import Model, load_model
 from hasten.optimize.candidates import Candidate, original
 from hasten.optimize.gate import Budget
 from hasten.optimize.laboratory import EngineLaboratory, Material
 from hasten.optimize.passes.interface import Need, Prediction, Workshop
-from hasten.optimize.provenance import find_source, recipe_half, recut_windows, require_recipe
+from hasten.optimize.pipeline import prepare_material
+from hasten.optimize.provenance import find_source, recipe_corpus, recut_windows, require_recipe
 from hasten.optimize.speed import Effort, RequestShape, speedup
 
 __all__ = ["SCHEMA", "Check", "Verification", "verify"]
 
 SCHEMA = "hasten.verification/1"
-_PROMPTS = 8
 _EFFORT = Effort(rounds=15, least=5, seconds=60.0)
 
 Verdict = Literal["inside", "overlaps", "better", "worse"]
@@ -189,16 +188,20 @@ def _material(recipe: Mapping[str, Any], model: Model, text: Path | None) -> Mat
     windows = recut_windows(recipe, "evaluation", model.tokenizer, text)
     objective = recipe["objective"]
     shape = RequestShape(
-        objective["input_tokens"], objective["output_tokens"], objective["concurrent"]
+        objective["input_tokens"],
+        objective["output_tokens"],
+        objective["concurrent"],
+        objective.get("shared_tokens", 0),
     )
-    count = shape.concurrent + max(_PROMPTS, 2 * shape.concurrent)
-    prompts = cut_prompts(
-        model.tokenizer,
-        recipe_half(recipe, "calibration", text),
-        [shape.input_tokens] * count,
+    material = prepare_material(
+        model,
+        recipe_corpus(recipe, "evaluation", text),
+        shape,
+        tokens=windows.scored,
+        quick=True,
         seed=recipe.get("seed", 0),
     )
-    return Material(windows, windows, tuple(prompts), shape)
+    return replace(material, calibration=windows, evaluation=windows)
 
 
 def _candidates(recipe: Mapping[str, Any], remarks: list[str]) -> tuple[Candidate, Candidate]:
@@ -216,6 +219,7 @@ def _candidates(recipe: Mapping[str, Any], remarks: list[str]) -> tuple[Candidat
         steps=(_AsMade(),),
         chunk=settings.get("chunk"),
         sequences=settings.get("max_sequences"),
+        prefix_cache=settings.get("prefix_cache", False),
     )
     return original(threads[0]), after
 

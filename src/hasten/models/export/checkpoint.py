@@ -44,14 +44,21 @@ class Report:
 
 
 def require_decoder(model: Model) -> None:
-    """Refuses what has no tokens as its output.
+    """Refuses what has no tokens as its output, or what only Hasten computes.
 
     Raises:
-        UnsupportedModelError: An encoder, or a decoder without its output projection.
+        UnsupportedModelError: An encoder, a decoder without its output projection, or one with
+            products of low rank.
     """
     if model.config.encoder is not None or model.config.output != "logits":
         raise UnsupportedModelError(
             f"{model.name} gives hidden states, no tokens", allowed="language models"
+        )
+    if model.config.factored:
+        raise UnsupportedModelError(
+            f"{model.config.factored[0][0]!r} is two products of low rank, for which the files of"
+            " other programs have no words",
+            do="keep it as an artefact of Hasten",
         )
 
 
