@@ -86,7 +86,7 @@ def test_other_things_are_not_overwritten(hasten, tiny_model, tmp_path):
     assert (tmp_path / "mine.txt").read_text() == "mine"
 
 
-def test_ctrl_c_says_the_best_so_far_and_writes_nothing(tiny_model, tmp_path):
+def test_ctrl_c_says_the_best_so_far_and_how_to_go_on(tiny_model, tmp_path):
     arguments = ("optimize", str(tiny_model), "-o", str(tmp_path / "fast"), "--threads", "1")
     shape = ("--input-len", "60", "--output-len", "60")
     with subprocess.Popen(
@@ -106,8 +106,9 @@ def test_ctrl_c_says_the_best_so_far_and_writes_nothing(tiny_model, tmp_path):
         rest = process.stderr.read()
         assert process.wait(60) == 130
     assert "stopped" in rest
+    assert "goes on from here" in rest
     assert "Traceback" not in rest
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [".fast.search"]
 
 
 @pytest.mark.model

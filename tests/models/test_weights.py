@@ -197,3 +197,39 @@ def test_refuses_bad_quantised_content():
     nibbles = np.zeros((2, 16), np.uint8)
     with pytest.raises(ModelFileError, match="NaN or infinite"):
         QuantizedTensor("w", QuantizedMatrix(4, (2, 32), 32, nibbles, scales, bad)).quantized()
+
+
+ROWS = np.array([4, 0, 5])
+
+
+@pytest.mark.parametrize("encoding", ["F32", "Q4_0", "Q4_1", "Q8_0"])
+@pytest.mark.parametrize("order", [None, np.array([3, 1, 0, 2, 5, 4])], ids=["plain", "ordered"])
+def test_selected_rows_of_a_file_keep_its_encoding(encoding, order):
+    tensor, expected = ggml_tensor(encoding, order=order)
+    picked = tensor.select_rows("part", ROWS)
+    assert (picked.name, picked.shape, picked.encoding) == ("part", (3, 256), encoding)
+    assert np.array_equal(picked.to_float32(), expected[ROWS])
+
+
+def test_selected_values_of_a_vector_in_a_file():
+    values = np.arange(6, dtype=np.float32)
+    tensor = GgmlTensor("b", (6,), KINDS["F32"], values.view(np.uint8).reshape(1, -1))
+    assert np.array_equal(tensor.select_rows("b", ROWS).to_float32(), values[ROWS])
+
+
+@pytest.mark.parametrize(("bits", "group"), [(4, 32), (4, 64), (8, 32), (8, None)])
+def test_selected_rows_keep_their_codes(bits, group):
+    values = np.random.default_rng(2).standard_normal((6, 128)).astype(np.float32)
+    tensor = QuantizedTensor("w", quantize_rtn(values, bits, group))
+    picked = tensor.select_rows("part", ROWS)
+    assert picked.encoding == tensor.encoding
+    assert np.array_equal(picked.to_float32(), tensor.to_float32()[ROWS])
+
+
+@pytest.mark.parametrize("encoding", ["F32", "F16", "BF16"])
+def test_selected_rows_of_floats_keep_their_bits(encoding):
+    kind = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}[encoding]
+    tensor = DenseTensor("w", encoding, np.arange(12).reshape(6, 2).astype(kind))
+    picked = tensor.select_rows("w", ROWS)
+    assert picked.encoding == encoding
+    assert np.array_equal(picked.data, tensor.data[ROWS])

@@ -13,8 +13,8 @@ that do not overlap).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,6 +31,7 @@ __all__ = [
     "Reference",
     "Scorer",
     "compare_logits",
+    "excess",
     "summarize",
 ]
 
@@ -68,12 +69,15 @@ class PairedSamples:
         candidate_loss: The same by the candidate; infinite where its logits are not finite.
         kl: KL(reference || candidate) in nats.
         agree: 1 where both choose the same token, else 0.
+        regret: By how many nats the reference holds its own choice likelier than the candidate's;
+            0 where they agree, small where the reference was nearly undecided.
     """
 
     reference_loss: NDArray[np.float64]
     candidate_loss: NDArray[np.float64]
     kl: NDArray[np.float64]
     agree: NDArray[np.float64]
+    regret: NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,16 @@ class Accuracy:
     perplexity_ratio: Interval
     kl: Interval
     top1_agreement: Interval
+
+    def as_samples(self) -> dict[str, Any]:
+        """Every field, numbers as they are (infinities, too); `from_samples` reads it."""
+        return asdict(self)
+
+    @classmethod
+    def from_samples(cls, values: Mapping[str, Any]) -> Accuracy:
+        """The inverse of `as_samples`."""
+        rest = {name: Interval(**values[name]) for name in values if name != "tokens"}
+        return cls(tokens=values["tokens"], **rest)
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON, with the names that `ACCURACY_FORMULAS` explains."""
@@ -189,6 +203,34 @@ def compare_logits(
     return _concatenate(parts)
 
 
+def excess(samples: PairedSamples, beside: PairedSamples) -> PairedSamples:
+    """What a candidate loses more than another, position by position.
+
+    For a change that says it changes nothing: beside it, the unchanged model in the same formats,
+    whose rounding costs the same. What both share cancels, so that much less can be shown.
+
+    Args:
+        samples: The changed model against the original.
+        beside: The unchanged one, on the same windows.
+
+    Returns:
+        As if the unchanged model were the reference: `kl` and `regret` are differences, which may
+        be negative, and `agree` is 1 plus the difference.
+
+    Raises:
+        UsageError: They are of different windows.
+    """
+    if not np.array_equal(samples.reference_loss, beside.reference_loss):
+        raise UsageError("two models were scored on different tokens")
+    return PairedSamples(
+        reference_loss=beside.candidate_loss,
+        candidate_loss=samples.candidate_loss,
+        kl=samples.kl - beside.kl,
+        agree=1 + samples.agree - beside.agree,
+        regret=samples.regret - beside.regret,
+    )
+
+
 def _compare_rows(
     reference: Logits, candidate: Logits, targets: NDArray[np.int64]
 ) -> PairedSamples:
@@ -202,12 +244,15 @@ def _compare_rows(
         kl = np.maximum(expected - reference_lse + candidate_lse, 0)
         candidate_loss = candidate_lse - candidate[rows, targets]
     broken = ~np.isfinite(candidate).all(axis=1)
-    agree = (reference.argmax(axis=1) == candidate.argmax(axis=1)) & ~broken
+    choice = candidate.argmax(axis=1)
+    agree = (reference.argmax(axis=1) == choice) & ~broken
+    regret = reference.max(axis=1) - reference[rows, choice]
     return PairedSamples(
         reference_loss=reference_lse - reference[rows, targets],
         candidate_loss=np.where(broken, np.inf, candidate_loss),
         kl=np.where(broken, np.inf, kl),
         agree=agree.astype(np.float64),
+        regret=np.where(broken, np.inf, regret),
     )
 
 
@@ -227,11 +272,12 @@ def _concatenate(parts: Sequence[PairedSamples]) -> PairedSamples:
         np.concatenate([part.candidate_loss for part in parts]),
         np.concatenate([part.kl for part in parts]),
         np.concatenate([part.agree for part in parts]),
+        np.concatenate([part.regret for part in parts]),
     )
 
 
-def summarize(samples: PairedSamples, *, seed: int) -> Accuracy:
-    """Means with 95 % block-bootstrap intervals.
+def summarize(samples: PairedSamples, *, seed: int, confidence: float = 0.95) -> Accuracy:
+    """Means with block-bootstrap intervals.
 
     A sample with an infinite loss (logits that are not finite) has infinite figures and
     intervals, so that no budget holds for it.
@@ -239,22 +285,22 @@ def summarize(samples: PairedSamples, *, seed: int) -> Accuracy:
     Args:
         samples: One entry a position.
         seed: Makes the intervals repeatable.
+        confidence: Of the intervals, in (0, 1).
     """
-    excess = samples.candidate_loss - samples.reference_loss
+
+    def mean(values: NDArray[np.float64]) -> Interval:
+        if np.isfinite(values).all():
+            return bootstrap_mean(values, block=BLOCK, confidence=confidence, seed=seed)
+        return Interval(math.inf, math.inf, math.inf, confidence)
+
     return Accuracy(
         tokens=len(samples.kl),
-        reference_perplexity=_exp(_mean(samples.reference_loss, seed)),
-        perplexity=_exp(_mean(samples.candidate_loss, seed)),
-        perplexity_ratio=_exp(_mean(excess, seed)),
-        kl=_mean(samples.kl, seed),
-        top1_agreement=_mean(samples.agree, seed),
+        reference_perplexity=_exp(mean(samples.reference_loss)),
+        perplexity=_exp(mean(samples.candidate_loss)),
+        perplexity_ratio=_exp(mean(samples.candidate_loss - samples.reference_loss)),
+        kl=mean(samples.kl),
+        top1_agreement=mean(samples.agree),
     )
-
-
-def _mean(values: NDArray[np.float64], seed: int) -> Interval:
-    if np.isfinite(values).all():
-        return bootstrap_mean(values, block=BLOCK, seed=seed)
-    return Interval(math.inf, math.inf, math.inf, 0.95)
 
 
 def _exp(interval: Interval) -> Interval:

@@ -1,9 +1,10 @@
 """An artefact: what `hasten optimize` writes, a model directory with quantised matrices.
 
 It holds ``config.json`` in Hugging Face style, whose ``quantization_config`` names the quantised
-tensors; ``model.safetensors``, where a quantised matrix W lies as "W.codes" (U8 for int4, I8 for
-int8), "W.scales" and, where it has them, "W.minimums" (F16) and "W.order" (I32) in the layout of
-`hasten.kernels.quantization`; the tokenizer's files; and ``recipe.json``, how it was made.
+tensors and the products of low rank; ``model.safetensors``, where a quantised matrix W lies as
+"W.codes" (U8 for int4, I8 for int8), "W.scales" and, where it has them, "W.minimums" (F16) and
+"W.order" (I32) in the layout of `hasten.kernels.quantization`; the tokenizer's files; and
+``recipe.json``, how it was made.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -100,11 +102,14 @@ def load_artefact(directory: Path, name: str) -> Model:
     config_path, weights_path = directory / CONFIG_FILE, directory / WEIGHTS_FILE
     values = read_json_object(config_path)
     with naming_file(config_path):
-        quantised = _quantised_names(values.pop("quantization_config"))
+        quantization = values.pop("quantization_config")
+        quantised, factored = _quantised_names(quantization), _factored(quantization)
     config = read_config(directory, values)
     arrays = dict(read_safetensors(weights_path))
-    with naming_file(weights_path):
+    with naming_file(config_path):
+        config = replace(config, factored=factored)
         shapes = tensor_shapes(config)
+    with naming_file(weights_path):
         weights: dict[str, StoredTensor] = {}
         for tensor, layout in quantised.items():
             shape = shapes.get(tensor, ())
@@ -177,8 +182,19 @@ def _config_values(config: ModelConfig, stored: Mapping[str, StoredTensor]) -> d
         for name, layout in layouts.items()
         if layout is not None
     }
-    quantization = {"quant_method": _METHOD, "version": _VERSION, "tensors": listed}
-    return to_huggingface(config) | {"quantization_config": quantization}
+    quantization: dict[str, Any] = {"quant_method": _METHOD, "version": _VERSION}
+    quantization["tensors"] = listed
+    if config.factored:
+        quantization["factored"] = dict(config.factored)
+    plain = replace(config, factored=())
+    return to_huggingface(plain) | {"quantization_config": quantization}
+
+
+def _factored(quantization: Mapping[str, Any]) -> tuple[tuple[str, int], ...]:
+    ranks = quantization.get("factored", {})
+    if not isinstance(ranks, dict):
+        raise ModelFileError("quantization_config.factored is no object")
+    return tuple((module, read_number(ranks, module, int)) for module in ranks)
 
 
 def _quantised_names(quantization: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

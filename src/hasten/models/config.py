@@ -97,6 +97,8 @@ class ModelConfig:
         residual_multiplier: What a block adds to the residual stream is multiplied by this
             (Granite).
         logits_scaling: Logits are divided by this (Granite).
+        factored: Products that are two of low rank, one after the other: (module, rank) pairs such
+            as ("model.layers.0.mlp.down_proj", 256); see `hasten.models.graph.factor`.
 
     Raises:
         ModelFileError: A value is out of range.
@@ -132,6 +134,7 @@ class ModelConfig:
     embedding_multiplier: float = 1.0
     residual_multiplier: float = 1.0
     logits_scaling: float = 1.0
+    factored: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
         for name, limit in _LIMITS.items():
@@ -150,6 +153,8 @@ class ModelConfig:
         for name in _FACTORS:
             if (factor := getattr(self, name)) is not None:
                 _check(name, factor, 1e-6, 1e6)
+        for module, rank in self.factored:
+            _check(f"rank of {module}", rank, 1, self.hidden_size)
         if self.sliding_window is not None:
             _check("sliding_window", self.sliding_window, 1, _LIMITS["max_position"])
         for token in (*self.eos_ids, *([] if self.bos_id is None else [self.bos_id])):

@@ -125,8 +125,15 @@ def to_huggingface(config: ModelConfig) -> dict[str, Any]:
     """The values that `from_huggingface` reads as this configuration.
 
     Raises:
-        UnsupportedModelError: The model is an encoder.
+        UnsupportedModelError: The model is an encoder, or has products of low rank, for which this
+            format has no words.
     """
+    if config.factored:
+        raise UnsupportedModelError(
+            f"{config.factored[0][0]!r} is two products of low rank, which other programs than"
+            " Hasten do not know",
+            do="keep it as an artefact of Hasten",
+        )
     family = architectures.family(config.model_type)
     values: dict[str, Any] = {
         "architectures": [family.architecture],

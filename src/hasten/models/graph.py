@@ -8,8 +8,10 @@ an order that runs. Ops say what is computed, not how: the reference executor ru
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
+from hasten.errors import ModelFileError
 from hasten.models.ops import (
     Add,
     AddRow,
@@ -31,7 +33,7 @@ from hasten.models.ops import (
 )
 from hasten.models.rope import Rotation
 
-__all__ = ["Graph", "GraphBuilder", "without_head"]
+__all__ = ["Graph", "GraphBuilder", "factor", "without_head"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,3 +216,29 @@ def without_head(graph: Graph) -> Graph:
     if not isinstance(head, Linear):
         raise TypeError(f"{head} is no product")
     return Graph(graph.ops[:last], head.source)
+
+
+def factor(graph: Graph, factored: Iterable[tuple[str, int]]) -> Graph:
+    """The graph with two products of low rank in the place of some: W x becomes up (down x).
+
+    Args:
+        graph: As an architecture file built it.
+        factored: (module, rank) pairs. The tensor "<module>.weight" [rows, columns] gives way to
+            "<module>.down.weight" [rank, columns] and "<module>.up.weight" [rows, rank].
+
+    Raises:
+        ModelFileError: The model has no product of that name.
+    """
+    ranks = dict(factored)
+    ops: list[Op] = []
+    for op in graph.ops:
+        module = op.weights[0].removesuffix(".weight") if isinstance(op, Linear) else ""
+        if not isinstance(op, Linear) or module not in ranks:
+            ops.append(op)
+            continue
+        rank, inner = ranks.pop(module), f"{op.out}.down"
+        ops.append(Linear(op.source, inner, (f"{module}.down.weight",), (rank,), op.columns))
+        ops.append(replace(op, source=inner, weights=(f"{module}.up.weight",), columns=rank))
+    if ranks:
+        raise ModelFileError(f"factored product {min(ranks)!r} is none of this model's")
+    return Graph(tuple(ops), graph.output)

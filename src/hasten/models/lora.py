@@ -119,7 +119,17 @@ class AdaptedModule:
 
 
 def adapted_modules(config: ModelConfig) -> dict[str, AdaptedModule]:
-    """The modules of a model that an adapter may change, by their names in checkpoints."""
+    """The modules of a model that an adapter may change, by their names in checkpoints.
+
+    Raises:
+        UnsupportedModelError: The model has products of low rank.
+    """
+    if config.factored:
+        raise UnsupportedModelError(
+            f"LoRA adapters do not fit a model whose {config.factored[0][0]!r} is two products of"
+            " low rank",
+            do="use the model before it was factored",
+        )
     found = {}
     for op in architectures.build(config).ops:
         if isinstance(op, Linear):

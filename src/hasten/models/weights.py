@@ -87,6 +87,20 @@ class StoredTensor(ABC):
         """Rows whose codes have the same layout as the whole, None if they may have another."""
         return None
 
+    def select_rows(self, name: str, rows: NDArray[np.intp]) -> StoredTensor:
+        """Some of the rows as a tensor by itself, with the codes that `quantized` gives them."""
+        matrix = self.quantized()
+        if matrix is None:
+            return DenseTensor(name, "F32", self.to_float32()[rows])
+        picked = replace(
+            matrix,
+            shape=(len(rows), matrix.shape[1]),
+            codes=matrix.codes[rows],
+            scales=matrix.scales[rows],
+            minimums=None if matrix.minimums is None else matrix.minimums[rows],
+        )
+        return QuantizedTensor(name, picked)
+
 
 class DenseTensor(StoredTensor):
     """Floating-point values, one after another.
@@ -132,6 +146,10 @@ class DenseTensor(StoredTensor):
     def part(self, begin: int, end: int) -> DenseTensor:
         """Some of the rows, as views."""
         return self.take_rows(self.name, begin, end)
+
+    def select_rows(self, name: str, rows: NDArray[np.intp]) -> DenseTensor:
+        """A copy of the rows in the same encoding."""
+        return DenseTensor(name, self._encoding, self.data[rows])
 
 
 class GgmlTensor(StoredTensor):
@@ -204,6 +222,13 @@ class GgmlTensor(StoredTensor):
     def part(self, begin: int, end: int) -> GgmlTensor:
         """Some of the rows, as views."""
         return self.take_rows(self.name, begin, end)
+
+    def select_rows(self, name: str, rows: NDArray[np.intp]) -> StoredTensor:
+        """The rows in their encoding, without a copy."""
+        if len(self.shape) == 1:  # a vector is one row of the file
+            return super().select_rows(name, rows)
+        order = rows if self._order is None else self._order[rows]
+        return GgmlTensor(name, (len(rows), self.shape[1]), self._kind, self._rows, order)
 
     def _view(self, blocks: NDArray[Any]) -> QuantizedMatrix:
         """Codes that lie in the blocks as the kernels want them: a copy is all there is to do."""

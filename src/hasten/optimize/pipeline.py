@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from hasten import __version__
 from hasten.errors import CapacityError
 from hasten.generation import Engine, engine_options
 from hasten.machine import detect_machine, memory_limit
@@ -22,7 +26,9 @@ from hasten.optimize.candidates import (
     vocabulary_matrices,
 )
 from hasten.optimize.gate import Budget
+from hasten.optimize.journal import Journal, JournaledLaboratory
 from hasten.optimize.laboratory import EngineLaboratory, Material
+from hasten.optimize.objective import Objective
 from hasten.optimize.publish import (
     artefact_settings,
     check_same,
@@ -31,10 +37,13 @@ from hasten.optimize.publish import (
     staged,
 )
 from hasten.optimize.recipe import Evidence
-from hasten.optimize.search import Progress, Search, SearchPlan, Trial
+from hasten.optimize.search import Progress, Search
+from hasten.optimize.search_plan import SearchPlan
 from hasten.optimize.speed import Effort, RequestShape
+from hasten.optimize.trial import Trial
+from hasten.optimize.variants import Variants
 
-__all__ = ["optimize", "prepare_material", "prepare_plan"]
+__all__ = ["optimize", "prepare_material", "prepare_plan", "workspace_of"]
 
 _CONTEXT = 512
 _EVALUATION_TOKENS = {False: 4096, True: 2048}
@@ -51,7 +60,7 @@ def prepare_material(
     Args:
         model: Whose tokenizer cuts them.
         corpus: Running text.
-        shape: Lengths of the timed request.
+        shape: The timed requests.
         tokens: Tokens of the proof, None for 4096 (2048 if quick).
         quick: Smaller samples.
         seed: Chooses the prompts.
@@ -69,7 +78,11 @@ def prepare_material(
     first, second = corpus.halves()
     context = min(_CONTEXT, longest)
     wanted = _EVALUATION_TOKENS[quick] if tokens is None else tokens
-    prompts = cut_prompts(model.tokenizer, first, [shape.input_tokens] * (_PROMPTS + 1), seed=seed)
+    count = shape.concurrent + max(_PROMPTS, 2 * shape.concurrent)
+    own = [shape.input_tokens - shape.shared] * count
+    tails = cut_prompts(model.tokenizer, first, own, seed=seed)
+    head = cut_prompts(model.tokenizer, first, [max(shape.shared, 1)], seed=seed + 1)[0]
+    prompts = [(*head[: shape.shared], *tail) for tail in tails]
     return Material(
         calibration=cut_windows(
             first, model.tokenizer, tokens=_CALIBRATION_TOKENS[quick], context=context
@@ -81,14 +94,23 @@ def prepare_material(
 
 
 def prepare_plan(
-    model: Model, *, threads: int, formats: Sequence[str], quick: bool, seed: int
+    model: Model,
+    objective: Objective,
+    *,
+    threads: int,
+    formats: Sequence[str] = (),
+    asked: Sequence[Candidate] = (),
+    quick: bool,
+    seed: int,
 ) -> SearchPlan:
     """What to try, and how long to measure.
 
     Args:
         model: The original.
+        objective: What is timed, and the bounds to keep.
         threads: Threads of the original and of most candidates.
         formats: Weight formats to try; empty for the usual ones.
+        asked: Candidates with passes that the user asks for.
         quick: Fewer candidates and rounds, no mixed precision.
         seed: Of intervals and orders.
     """
@@ -101,13 +123,15 @@ def prepare_plan(
         return SearchPlan(
             threads,
             tuple(candidates),
+            objective,
+            asked=tuple(asked),
             probe=Effort(rounds=2, least=2, seconds=10),
             final=Effort(rounds=7, least=5, seconds=25),
             finalists=2,
             mixed_seconds=0,
             seed=seed,
         )
-    return SearchPlan(threads, tuple(candidates), seed=seed)
+    return SearchPlan(threads, tuple(candidates), objective, asked=tuple(asked), seed=seed)
 
 
 def optimize(
@@ -140,27 +164,32 @@ def optimize(
     _check_memory(model, limit)
     request = material.shape.input_tokens + material.shape.output_tokens
     context = min(max(request, material.evaluation.context), model.config.max_position)
-
-    def open_engine(candidate: Candidate) -> Engine:
-        return Engine(model, candidate.options(context))
-
+    workspace = workspace_of(output)
+    workspace.mkdir(parents=True, exist_ok=True)
+    journal = Journal(workspace / "journal.jsonl", _identity(model, budget, material, plan))
+    variants = Variants(
+        model,
+        material.calibration,
+        workspace / journal.name,
+        lambda doing, share: progress(doing, search.share),
+        seed=plan.seed,
+    )
     laboratory = EngineLaboratory(
-        open_engine,
-        weights=model.weights,
-        vocab_size=model.config.vocab_size,
+        variants.model,
+        context=context,
         material=material,
         threads=plan.threads,
         memory_limit=limit,
         seed=plan.seed,
     )
     progress("opening the original in float32", 0.0)
-    with laboratory:
-        search = Search(laboratory, budget, plan, progress)
+    with laboratory, closing(journal):
+        search = Search(JournaledLaboratory(laboratory, journal), budget, plan, progress)
         try:
             winner = search.run()
-            seconds = laboratory.seconds()
             progress("writing the artefact", 1.0)
-            with staged(model, winner.candidate, output) as place:
+            changed = variants.model(winner.candidate.steps)
+            with staged(changed, winner.candidate, output) as place:
                 _verify(place, laboratory, winner, context)
                 evidence = Evidence(
                     model=model,
@@ -169,17 +198,39 @@ def optimize(
                     trials=search.trials,
                     remarks=[*search.remarks, *laboratory.remarks],
                     budget=budget,
+                    objective=plan.objective,
                     material=material,
                     machine=detect_machine(),
                     memory=_memory(place, model, laboratory, search.original, winner),
                     seed=plan.seed,
-                    seconds=seconds,
+                    seconds=journal.seconds(),
                     arguments=arguments,
                 )
-                return publish(place, output, evidence, str(output))
+                recipe = publish(place, output, evidence, str(output))
         except KeyboardInterrupt:
             stopped(search)
             raise
+    shutil.rmtree(workspace, ignore_errors=True)
+    return recipe
+
+
+def workspace_of(output: Path) -> Path:
+    """Where a search keeps what it has measured and made until its artefact is there."""
+    return output.absolute().parent / f".{output.name}.search"
+
+
+def _identity(model: Model, budget: Budget, material: Material, plan: SearchPlan) -> dict[str, Any]:
+    """What decides about the measurements of a search: with the same, they can be taken over."""
+    machine = detect_machine()
+    return {
+        "hasten": __version__,
+        "model": model.digest(),
+        "texts": [material.calibration.digest, material.evaluation.digest],
+        "prompts": hashlib.sha256(repr(material.prompts).encode()).hexdigest(),
+        "budget": budget.as_dict(),
+        "plan": repr(plan),
+        "machine": [machine.cpu, machine.cores],
+    }
 
 
 def _verify(place: Path, laboratory: EngineLaboratory, winner: Trial, context: int) -> None:

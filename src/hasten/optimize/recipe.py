@@ -19,10 +19,12 @@ from hasten.machine import Machine
 from hasten.measure.accuracy import ACCURACY_FORMULAS
 from hasten.measure.corpus import Windows
 from hasten.models import Model
+from hasten.optimize.front import pareto_front
 from hasten.optimize.gate import Budget
 from hasten.optimize.laboratory import Material
-from hasten.optimize.search import Trial
+from hasten.optimize.objective import Objective
 from hasten.optimize.speed import SPEED_FORMULAS
+from hasten.optimize.trial import Trial
 
 __all__ = ["SCHEMA", "Evidence", "build_recipe", "check_recipe"]
 
@@ -48,6 +50,7 @@ class Evidence:
         trials: All candidates, in the order they were proposed.
         remarks: What the search has to say beside the figures.
         budget: What could be lost.
+        objective: What was timed, and the bounds that were asked for.
         material: Texts and request.
         machine: Where it was measured.
         memory: Bytes of "weights", "kv_cache" and "buffers" of the original and of the winner.
@@ -62,6 +65,7 @@ class Evidence:
     trials: Sequence[Trial]
     remarks: Sequence[str]
     budget: Budget
+    objective: Objective
     material: Material
     machine: Machine
     memory: Mapping[str, Mapping[str, int]]
@@ -97,10 +101,7 @@ def build_recipe(
         },
         "passes": [dict(one) for one in passes],
         "settings": dict(settings),
-        "request": {
-            "input_tokens": evidence.material.shape.input_tokens,
-            "output_tokens": evidence.material.shape.output_tokens,
-        },
+        "objective": evidence.objective.as_dict(),
         "before": _figures(original, evidence.memory["before"]),
         "after": _figures(winner, evidence.memory["after"]),
         "speedup": None if winner.speedup is None else winner.speedup.as_dict(),
@@ -112,6 +113,7 @@ def build_recipe(
         },
         "chosen": winner.candidate.label,
         "candidates": [_trial(trial) for trial in (original, *evidence.trials)],
+        "front": _front([original, *evidence.trials]),
         "remarks": list(evidence.remarks),
         "machine": evidence.machine.as_dict(),
         "seed": evidence.seed,
@@ -129,7 +131,18 @@ def check_recipe(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
     schema = recipe.get("schema")
     if schema != SCHEMA:
         raise ModelFileError(f"recipe of schema {schema!r}", allowed=SCHEMA)
-    needed = ("source", "settings", "before", "after", "budget", "candidates", "texts", "chosen")
+    needed = (
+        "source",
+        "settings",
+        "before",
+        "after",
+        "budget",
+        "candidates",
+        "texts",
+        "chosen",
+        "front",
+        "objective",
+    )
     missing = [name for name in needed if name not in recipe]
     if missing:
         raise ModelFileError(f"the recipe has no {missing[0]!r}", do="make the artefact again")
@@ -151,11 +164,19 @@ def _text(windows: Windows) -> dict[str, Any]:
     }
 
 
+def _front(trials: Sequence[Trial]) -> list[int]:
+    """Places in `candidates` of the Pareto front, from the original on."""
+    front = pareto_front(trials[1:])
+    return [0, *(place for place, trial in enumerate(trials) if trial in front)]
+
+
 def _trial(trial: Trial) -> dict[str, Any]:
     accuracy = trial.accuracy
     return {
         "label": trial.candidate.label,
+        "passes": trial.candidate.passes(),
         "settings": trial.candidate.settings(),
+        "memory_bytes": trial.memory_bytes,
         "status": trial.status,
         "reason": trial.reason,
         "weights_bytes": trial.weights_bytes,

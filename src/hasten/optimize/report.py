@@ -10,6 +10,7 @@ from typing import Any
 
 from hasten.optimize.chart import Point, draw_chart
 from hasten.optimize.recipe import check_recipe
+from hasten.optimize.tradeoffs import trade_offs
 
 __all__ = ["before_and_after", "candidate_table", "headline", "render_report"]
 
@@ -50,6 +51,7 @@ def render_report(recipe: Mapping[str, Any], directory: str) -> str:
         candidates=_candidate_rows(recipe),
         machine=_machine(recipe["machine"]),
         texts=recipe["texts"],
+        trades=trade_offs(recipe),
         commands={
             "run": f'hasten run {quoted} "Hello"',
             "prove": f"hasten eval {quoted}",
@@ -78,12 +80,17 @@ def before_and_after(recipe: Mapping[str, Any]) -> list[Row]:
     """Rows of (figure, before, after, change) for the terminal and the page."""
     before, after = recipe["before"], recipe["after"]
     rows = [
-        _ratio_row("latency of the request, ms", before, after, "e2e_ms", lower=True),
+        _ratio_row("latency of a request, ms", before, after, "e2e_ms", lower=True),
         _ratio_row("time to first token, ms", before, after, "ttft_ms", lower=True),
         _ratio_row("time per output token, ms", before, after, "tpot_ms", lower=True),
-        _ratio_row("prefill, tokens/s", before, after, "prefill_tokens_per_s"),
-        _ratio_row("decode, tokens/s", before, after, "decode_tokens_per_s"),
     ]
+    if "decode_tokens_per_s" in before:
+        rows += [
+            _ratio_row("prefill, tokens/s", before, after, "prefill_tokens_per_s"),
+            _ratio_row("decode, tokens/s", before, after, "decode_tokens_per_s"),
+        ]
+    else:
+        rows.append(_ratio_row("output, tokens/s", before, after, "output_tokens_per_s"))
     memories = [
         ("weights in memory, MiB", "weights"),
         ("KV cache in memory, MiB", "kv_cache"),
@@ -193,7 +200,7 @@ def _chart(recipe: Mapping[str, Any]) -> str:
         label = f"{number}: {one['label']}, {ends[0]:.2f} ×, {scale.title} {loss[0]:.4g}"
         kind = "passed" if one["status"] == "slower" else one["status"]
         points.append(Point(number, kind, label, ends, loss))
-    return draw_chart(points, limit=limit, loss_title=scale.title)
+    return draw_chart(points, limit=limit, loss_title=scale.title, front=recipe["front"])
 
 
 def candidate_table(recipe: Mapping[str, Any]) -> list[tuple[str, ...]]:

@@ -14,9 +14,16 @@ from hasten.models.inventory import tensors_of
 from hasten.models.ops import Linear, Select, output_of
 from hasten.optimize.passes.interface import Prediction
 
-__all__ = ["layer_of", "predict_shapes", "residual_stream", "with_layer"]
+__all__ = ["layer_of", "predict_shapes", "residual_stream", "why_no_decoder", "with_layer"]
 
 _LAYER: Final = re.compile(r"(model\.layers\.)(\d+)(\..+)")
+
+
+def why_no_decoder(config: ModelConfig) -> str | None:
+    """Why a pass for decoders cannot change a model, or None."""
+    if config.encoder is None:
+        return None
+    return f"a model of type {config.model_type} is an encoder; this pass changes decoders"
 
 
 def layer_of(tensor: str) -> int | None:
@@ -54,6 +61,9 @@ def predict_shapes(model: Model, config: ModelConfig) -> Prediction:
     """
     values = {name: math.prod(tensor.shape) for name, tensor in model.weights.items()}
     density = {name: model.weights[name].nbytes / count for name, count in values.items()}
+    for module, _ in set(config.factored) - set(model.config.factored):
+        for part in ("down", "up"):
+            density[f"{module}.{part}.weight"] = density[f"{module}.weight"]
     before, after = _products(model.config), _products(config)
     return Prediction(
         weight_bytes=_weighted(after, density) / _weighted(before, density),

@@ -25,11 +25,12 @@ __all__ = ["arrange", "build", "family", "in_gguf", "model_types"]
 
 def build(config: ModelConfig) -> Graph:
     """The graph of a model, by the module that its `model_type` names."""
-    from hasten.models.graph import without_head
+    from hasten.models.graph import factor, without_head
 
     graph: Graph = _module(config.model_type).build(config)
     headless = config.encoder is None and config.output == "hidden"
-    return without_head(graph) if headless else graph
+    graph = without_head(graph) if headless else graph
+    return factor(graph, config.factored) if config.factored else graph
 
 
 def family(model_type: object) -> Family:

@@ -6,7 +6,7 @@ https://arxiv.org/abs/2403.03853.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -21,7 +21,13 @@ from hasten.models.config import ModelConfig
 from hasten.models.ops import Op, output_of
 from hasten.optimize.calibration import calibrate
 from hasten.optimize.passes.interface import Need, Prediction, Workshop
-from hasten.optimize.structure import layer_of, predict_shapes, residual_stream, with_layer
+from hasten.optimize.structure import (
+    layer_of,
+    predict_shapes,
+    residual_stream,
+    why_no_decoder,
+    with_layer,
+)
 
 __all__ = ["PASS", "PruneLayers", "block_influence", "without_layers"]
 
@@ -91,8 +97,7 @@ class PruneLayers:
 
     def apply(self, model: Model, workshop: Workshop) -> Model:
         """The model without those layers."""
-        reason = self.why_unfit(model)
-        if reason is not None:
+        if (reason := self.why_unfit(model)) is not None:
             raise UsageError(reason)
         gone = self.layers or self._choose(model, workshop)
         workshop.progress(f"without layers {', '.join(map(str, sorted(gone)))}", 1.0)
@@ -127,10 +132,8 @@ def block_influence(model: Model, windows: Windows) -> list[float]:
     Raises:
         UnsupportedModelError: It is an encoder, or its values are not finite.
     """
-    if model.config.encoder is not None:
-        raise UnsupportedModelError(
-            f"a model of type {model.config.model_type} is an encoder", allowed="decoders"
-        )
+    if (reason := why_no_decoder(model.config)) is not None:
+        raise UnsupportedModelError(reason)
     stream = residual_stream(architectures.build(model.config))
     influence: list[float] = []
     before: list[NDArray[np.float32]] = []
@@ -155,30 +158,36 @@ def without_layers(model: Model, gone: Collection[int]) -> Model:
         model: A decoder.
         gone: Numbers of layers; at least one other is left.
     """
-    kept = [layer for layer in range(model.config.num_layers) if layer not in gone]
-    places = {layer: place for place, layer in enumerate(kept)}
-    weights = {}
-    for name, tensor in model.weights.items():
-        layer = layer_of(name)
-        if layer is None:
-            weights[name] = tensor
-        elif layer in places:
-            new = with_layer(name, places[layer])
-            weights[new] = tensor.take_rows(new, 0, tensor.shape[0])
+    names = _renamed(model.weights, model.config.num_layers, gone)
+    weights = {
+        new: tensor.take_rows(new, 0, tensor.shape[0])
+        for name, tensor in model.weights.items()
+        if (new := names.get(name)) is not None
+    }
     return model.derive(weights, _without(model.config, gone))
 
 
+def _renamed(names: Iterable[str], layers: int, gone: Collection[int]) -> dict[str, str]:
+    """The new name of each tensor or module that stays."""
+    kept = [layer for layer in range(layers) if layer not in gone]
+    places = {None: 0} | {layer: place for place, layer in enumerate(kept)}
+    return {
+        name: with_layer(name, places[layer_of(name)]) for name in names if layer_of(name) in places
+    }
+
+
 def _without(config: ModelConfig, gone: Collection[int]) -> ModelConfig:
-    kept = [layer for layer in range(config.num_layers) if layer not in gone]
-    types = tuple(config.layer_types[layer] for layer in kept) if config.layer_types else ()
+    types = tuple(one for layer, one in enumerate(config.layer_types) if layer not in gone)
     # What is left may be all of one kind, which configurations say without a list.
     alike = len(set(types)) < 2
     full = alike and "full_attention" in types
+    names = _renamed((module for module, _ in config.factored), config.num_layers, gone)
     return replace(
         config,
-        num_layers=len(kept),
+        num_layers=config.num_layers - len(gone),
         layer_types=() if alike else types,
         sliding_window=None if full else config.sliding_window,
+        factored=tuple((names[one], rank) for one, rank in config.factored if one in names),
     )
 
 
