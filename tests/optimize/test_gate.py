@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_up import accuracy
 
-from hasten.measure.accuracy import compare_logits, excess, summarize
+from hasten.measure.accuracy import compare_logits, summarize, summarize_excess
 from hasten.measure.paired import score_interval
 from hasten.measure.statistics import Interval
 from hasten.measure.tasks.compare import TaskAccuracy
@@ -168,8 +168,8 @@ def test_the_excess_over_the_same_formats_tells_small_damage_from_rounding(seed)
         rounded(reference + damage),
     )
     judge = Budget.of_excess()
-    assert judge.admits(summarize(excess(harmless, unchanged), seed=seed))
-    assert not judge.admits(summarize(excess(damaged, unchanged), seed=seed))
+    assert judge.admits(summarize_excess(harmless, unchanged, seed=seed))
+    assert not judge.admits(summarize_excess(damaged, unchanged, seed=seed))
     assert Budget(perplexity_percent=None, top1_percent=None).admits(summarize(damaged, seed=seed))
 
 
