@@ -179,7 +179,7 @@ def test_exactness_bears_rounding_and_nothing_else():
     noise = rng.normal(size=reference.shape).astype(np.float32)
     assert Budget.of_exactness().admits(measure(reference, reference + noise * 1e-4))
     refused = Budget.of_exactness().why_refused(measure(reference, reference + noise * 0.02))
-    assert "budget 1e-05" in refused
+    assert "budget 1e-07" in refused
     assert "e-04" in refused
 
 
