@@ -137,6 +137,23 @@ def test_replay_makes_the_same_bits(made, tmp_path):
     assert one.read_bytes() != two.read_bytes()
 
 
+def test_replay_of_passes_that_learn_from_text(made, tmp_path):
+    recipe = read_recipe(made / "fast")
+    passes = [
+        {"pass": "prune_channels", "share": 0.3, "multiple": 32},
+        {"pass": "gptq", "bits": 4, "group": 32},
+        {"pass": "quantize", "weights": "carried", "overrides": {"lm_head.weight": "int8:32"}},
+    ]
+    for name in ("one", "two"):
+        replay({**recipe, "passes": passes}, tmp_path / name, **QUIET)
+    one, two = (tmp_path / name / "model.safetensors" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+    found = load_model(tmp_path / "one")
+    assert found.config.intermediate_size == 64
+    assert found.weights["lm_head.weight"].encoding == "int8:32"
+    assert "int4:32" in {tensor.encoding for tensor in found.weights.values()}
+
+
 def test_replay_without_passes_keeps_the_original(made, tmp_path):
     recipe = {**read_recipe(made / "fast" / "recipe.json"), "passes": []}
     replay(recipe, tmp_path / "again", **QUIET)
