@@ -5,7 +5,8 @@
 The original is the model's file dequantised to float32. Candidates run as they would be served: on
 the native executor, with int8 activations. Text is `pydoc_data.topics`: calibration sees its first
 half, the figures are of its second half. Part "methods" compares rounding to nearest, AWQ and GPTQ
-in one format; part "mixed" a mixture of two formats by layer with one format of as many bytes. With `--keep`, finished matrices stay in a directory, and a run that was ended goes on from there.
+in one format; part "mixed" a mixture of two formats by layer with one format of as many bytes.
+With `--keep`, finished matrices stay in a directory, and a run that was ended goes on from there.
 """
 
 from __future__ import annotations
