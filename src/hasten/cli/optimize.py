@@ -15,6 +15,7 @@ import click
 from hasten.cli.console import print_table, remark, write_json
 from hasten.cli.options import (
     WEIGHT_FORMATS,
+    ByteSize,
     FiniteFloat,
     check_weight_format,
     json_option,
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from hasten.optimize.search import Search
 
 __all__ = ["command"]
+
+
+_TASK_POINTS = 5.0
+_GO_ON = "The same command goes on from here."
 
 
 def _check_formats(
@@ -40,10 +45,12 @@ def _check_formats(
     epilog="Examples:\n\n"
     "\b\n"
     "hasten optimize smollm2 -o fast-smollm2\n"
+    "hasten optimize smollm2 -o fast --goal batch --max-memory 512MiB\n"
     "hasten optimize model.gguf -o fast --budget-kl 0.05 --quick\n"
     "hasten optimize ./llama -o fast --weights int4:32 --weights int8:64 --text our-mails.txt\n\n"
     "Without a --budget option the model may lose at most 1 % perplexity, 0.02 nats of KL and 6 % "
-    "of its likeliest tokens; with one or more, only what they name is checked. Each must hold for "
+    "of its likeliest tokens; with one or more, or with --task, only what they name is checked. "
+    "Each must hold for "
     "the upper end of its 95 % interval."
 )
 @model_argument
@@ -58,6 +65,50 @@ def _check_formats(
 @click.option("--budget-kl", type=FiniteFloat(0, 100), help="Most KL divergence, nats a token.")
 @click.option("--budget-perplexity", type=FiniteFloat(0, 1e6), help="Most rise of perplexity, %.")
 @click.option("--budget-top1", type=FiniteFloat(0, 100), help="Most changed likeliest tokens, %.")
+@click.option(
+    "--goal",
+    type=click.Choice(["chat", "real-time", "rewrite", "batch", "mass", "edge"]),
+    default="chat",
+    show_default=True,
+    help="The use: its requests are timed, and its bounds kept where that can be.",
+)
+@click.option("--ttft", type=FiniteFloat(0.001, 1e9), help="Most time to first token, ms.")
+@click.option("--tpot", type=FiniteFloat(0.001, 1e9), help="Most time per output token, ms.")
+@click.option("--latency", type=FiniteFloat(0.001, 1e9), help="Most latency of a request, ms.")
+@click.option(
+    "--min-throughput", type=FiniteFloat(0.001, 1e12), help="Least output tokens a second."
+)
+@click.option(
+    "--max-memory",
+    type=ByteSize(),
+    metavar="SIZE",
+    help="Most bytes of weights, KV cache and buffers, as in 512MiB.",
+)
+@click.option(
+    "--try",
+    "tries",
+    multiple=True,
+    metavar="PASSES",
+    help="Try these passes, too, as in prune_layers:count=2+gptq:bits=4,group=64; may be given "
+    "several times. See docs/passes.md.",
+)
+@click.option(
+    "--task",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Labelled items as JSON Lines (see docs/accuracy.md): half for the search, half for the "
+    "proof.",
+)
+@click.option(
+    "--score",
+    metavar="FUNCTION",
+    help="module:function or file.py:function, run to score (prompt, output, expected).",
+)
+@click.option(
+    "--budget-task",
+    type=FiniteFloat(0, 100),
+    help="Most right answers lost, points  [default: 5 with --task]",
+)
 @click.option("--quick", is_flag=True, help="Fewer candidates, tokens and rounds.")
 @click.option(
     "--weights",
@@ -70,16 +121,23 @@ def _check_formats(
 @click.option(
     "--input-len",
     type=click.IntRange(1, 2**20),
-    default=128,
-    show_default=True,
-    help="Prompt tokens of the request whose latency is minimised.",
+    help="Prompt tokens of the timed requests  [default: by the goal]",
 )
 @click.option(
     "--output-len",
     type=click.IntRange(2, 2**20),
-    default=64,
-    show_default=True,
-    help="Output tokens of that request.",
+    help="Output tokens of the timed requests  [default: by the goal]",
+)
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, 1024),
+    help="Requests that run side by side  [default: by the goal]",
+)
+@click.option(
+    "--shared-prefix",
+    type=click.IntRange(0, 2**20),
+    default=0,
+    help="Of the input tokens, those with which all prompts begin.",
 )
 @click.option(
     "--text",
@@ -102,10 +160,22 @@ def command(
     budget_kl: float | None,
     budget_perplexity: float | None,
     budget_top1: float | None,
+    goal: str,
+    ttft: float | None,
+    tpot: float | None,
+    latency: float | None,
+    min_throughput: float | None,
+    max_memory: int | None,
+    tries: tuple[str, ...],
+    task: Path | None,
+    score: str | None,
+    budget_task: float | None,
     quick: bool,
     formats: tuple[str, ...],
-    input_len: int,
-    output_len: int,
+    input_len: int | None,
+    output_len: int | None,
+    concurrency: int | None,
+    shared_prefix: int,
     text: Path | None,
     tokens: int | None,
     threads: int | None,
@@ -114,37 +184,69 @@ def command(
 ) -> None:
     """Find the fastest way to run MODEL that keeps its accuracy, and write it as an artefact.
 
-    Weight formats, mixed precision, KV formats and thread counts are measured on this machine,
-    interleaved with the model in float32; what loses too much or gains nothing is refused, with
-    its figures. If nothing is better, the artefact is the original.
+    Weight formats, mixed precision, passes that change the model, KV formats, thread counts and
+    step sizes are measured on this machine, interleaved with the model in float32; what loses too
+    much or gains nothing is refused, with its figures. If nothing is better, the artefact is the
+    original. A search that was stopped goes on when the same command is given again.
     """
     from hasten.machine import available_cores
     from hasten.measure.corpus import default_corpus, read_corpus
+    from hasten.measure.tasks.compare import what_few_show
     from hasten.models import load_model
     from hasten.optimize.gate import Budget
-    from hasten.optimize.pipeline import optimize, prepare_material, prepare_plan
+    from hasten.optimize.objective import objective_of
+    from hasten.optimize.pipeline import (
+        optimize,
+        prepare_material,
+        prepare_plan,
+        prepare_tasks,
+    )
+    from hasten.optimize.proposals import parse_candidate
     from hasten.optimize.publish import check_destination
-    from hasten.optimize.speed import RequestShape
 
     check_destination(output)
+    bounds = {"ttft": ttft, "tpot": tpot, "e2e": latency}
+    objective = objective_of(
+        goal,
+        input_tokens=input_len,
+        output_tokens=output_len,
+        concurrent=concurrency,
+        shared=shared_prefix,
+        bounds={name: bound for name, bound in bounds.items() if bound is not None},
+        least_throughput=min_throughput,
+        most_memory=max_memory,
+    )
+    cores = threads or available_cores()
+    asked = [parse_candidate(one, cores) for one in tries]
+    if task is None and (score is not None or budget_task is not None):
+        raise click.UsageError("--score and --budget-task need --task.")
     limits = {"perplexity_percent": budget_perplexity, "kl": budget_kl, "top1_percent": budget_top1}
-    given = any(limit is not None for limit in limits.values())
+    given = {name: limit for name, limit in limits.items() if limit is not None}
+    if task is not None:
+        given["task_points"] = _TASK_POINTS if budget_task is None else budget_task
+    unchecked = dict.fromkeys(limits) if given else {}
+    tasks = None if task is None else prepare_tasks(task, score)
+    few = None if tasks is None else what_few_show(len(tasks.proof.tasks))
+    if few is not None:
+        remark(few)
     source = load_model(model)
     material = prepare_material(
         source,
         default_corpus() if text is None else read_corpus(text),
-        RequestShape(input_len, output_len),
+        objective.shape,
         tokens=tokens,
         quick=quick,
         seed=seed,
+        tasks=tasks,
     )
-    cores = threads or available_cores()
-    plan = prepare_plan(source, threads=cores, formats=formats, quick=quick, seed=seed)
+    plan = prepare_plan(
+        source, objective, threads=cores, formats=formats, asked=asked, quick=quick, seed=seed
+    )
     with _progress() as tell:
         recipe = optimize(
             source,
             output,
-            budget=Budget(**limits) if given else Budget(),
+            budget=Budget(**unchecked | given),
             material=material,
             plan=plan,
             progress=tell,
@@ -160,11 +262,11 @@ def command(
 def _tell_best(search: Search) -> None:
     best = search.best_so_far()
     if best is search.original or best.speedup is None:
-        remark("stopped; nothing better than the original was found yet, nothing was written")
+        remark(f"stopped; nothing better than the original was found yet. {_GO_ON}")
         return
     remark(
-        f"stopped; nothing was written. Best so far: {best.candidate.label},"
-        f" {best.speedup.estimate:.1f} times as fast as the original, not yet proved"
+        f"stopped. Best so far: {best.candidate.label}, {best.speedup.estimate:.1f} times as fast"
+        f" as the original, not yet proved. {_GO_ON}"
     )
 
 

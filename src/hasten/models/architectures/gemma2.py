@@ -50,6 +50,14 @@ def _from_gguf(config: ModelConfig, values: Mapping[str, Any]) -> ModelConfig:
     )
 
 
+def _to_gguf(config: ModelConfig) -> dict[str, float]:
+    return {
+        "attention.sliding_window": config.sliding_window or 0,
+        "attn_logit_softcapping": config.attn_logit_softcapping or 0.0,
+        "final_logit_softcapping": config.final_logit_softcapping or 0.0,
+    }
+
+
 GGUF_NORMS = {
     "post_attention_norm": "post_attention_layernorm",
     "ffn_norm": "pre_feedforward_layernorm",
@@ -81,7 +89,9 @@ FAMILY = Family(
     activation_key="hidden_activation",
     activations=("gelu_pytorch_tanh",),
     layer_types=_every_other,
-    gguf=GgufForm("gemma2", GGUF_NORMS, norm_offset=_NORM_OFFSET, adapt=_from_gguf),
+    gguf=GgufForm(
+        "gemma2", GGUF_NORMS, norm_offset=_NORM_OFFSET, adapt=_from_gguf, describe=_to_gguf
+    ),
 )
 
 
