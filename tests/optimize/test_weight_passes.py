@@ -252,7 +252,7 @@ def test_values_that_are_not_finite(name, tmp_path):
     model = small(num_layers=1)
     norm = "model.layers.0.input_layernorm.weight"
     huge = model.derive({**model.weights, norm: _times(model.weights[norm], 1e30)})
-    with pytest.raises(HastenError, match=r"q_proj.* NaN or too large"):
+    with pytest.raises(HastenError, match="not finite"):
         apply(name, huge, tmp_path)
     broken = model.derive({**model.weights, norm: _times(model.weights[norm], np.nan)})
     with pytest.raises(ModelFileError, match="NaN"):
