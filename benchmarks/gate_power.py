@@ -29,7 +29,7 @@ import numpy as np
 from model_changes import BROKEN, HARMLESS, Changed
 
 from hasten.generation import Engine
-from hasten.measure.accuracy import PairedSamples, Reference, excess, summarize
+from hasten.measure.accuracy import PairedSamples, Reference, summarize, summarize_excess
 from hasten.measure.corpus import Corpus, Windows, cut_windows, default_corpus
 from hasten.models import Model, load_model
 from hasten.optimize.candidates import Candidate, original
@@ -149,7 +149,8 @@ def judge(
         exact: Measures the changed model in float32.
         seed: Of the intervals.
     """
-    accuracy, more = summarize(served, seed=seed), summarize(excess(served, unchanged), seed=seed)
+    accuracy = summarize(served, seed=seed)
+    more = summarize_excess(served, unchanged, seed=seed)
     reasons = {
         "budget": Budget().why_hopeless(accuracy),
         "excess": Budget.of_excess().why_refused(more),

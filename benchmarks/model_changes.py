@@ -145,7 +145,10 @@ def permute_heads(model: Model, rng: np.random.Generator) -> Changed:
 
 
 def rescale_norms(model: Model, rng: np.random.Generator) -> Changed:
-    """Norms times a factor for each group of columns, and the matrices after them over it."""
+    """Norms times a factor for each group of columns, and the matrices after them over it.
+
+    The factors are powers of two, which the codes' scales hold exactly.
+    """
     changed: dict[str, StoredTensor] = {}
     readers = {
         "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -153,7 +156,7 @@ def rescale_norms(model: Model, rng: np.random.Generator) -> Changed:
     }
     for layer in range(model.config.num_layers):
         for norm, parts in readers.items():
-            factors = np.exp2(rng.uniform(-1, 1, model.config.hidden_size // BLOCK))
+            factors = np.exp2(rng.integers(-1, 2, model.config.hidden_size // BLOCK))
             name = _name(layer, norm)
             scaled = model.weights[name].to_float32() * np.repeat(factors, BLOCK)
             changed[name] = DenseTensor(name, "F32", scaled.astype(np.float32))

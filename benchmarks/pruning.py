@@ -40,7 +40,6 @@ __all__ = ["VARIANTS", "measure"]
 
 VARIANTS: list[dict[str, Any]] = [
     {"pass": "prune_layers", "count": 5},
-    {"pass": "prune_layers", "count": 5, "iterative": True},
     {"pass": "prune_channels", "share": 0.1},
     {"pass": "prune_channels", "share": 0.1, "reconstruct": False},
     {"pass": "prune_channels", "share": 0.2},

@@ -405,7 +405,14 @@ def test_values_that_are_not_finite(student, teacher, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "field", [{"steps": 0}, {"length": 1}, {"temperature": float("nan")}, {"precision": "f16"}]
+    "field",
+    [
+        {"steps": 0},
+        {"steps": 2.5},
+        {"length": 1},
+        {"temperature": float("nan")},
+        {"precision": "f16"},
+    ],
 )
 def test_settings_out_of_range(field):
     with pytest.raises(UsageError, match=next(iter(field))):
@@ -428,6 +435,10 @@ def test_the_pass_heals(student, teacher, tmp_path):
     assert make_pass(json.loads(json.dumps(parameters_of(step)))) == step
     assert step.why_unfit(student) is None
     assert step.predict(student).weight_bytes == 1
+    assert "steps 2" in step.label
+    assert make_pass({"pass": "heal"}).label == "healed"
+    patterns = make_pass({"pass": "heal", "train": "*.mlp.* model.norm.weight"})
+    assert [patterns.trains(name) for name in ("a.mlp.b", "model.norm.weight", "mlp")] == [1, 1, 0]
     assert "no logits to learn" in step.why_unfit(decoder(output="hidden"))
     made = step.apply(student, workshop(teacher, WINDOWS, tmp_path))
     assert losses(tmp_path)[-1]["held_out"] < losses(tmp_path)[0]["held_out"]

@@ -239,7 +239,7 @@ def test_says_why_it_does_not_fit(step, model, words):
         {"pass": "prune_channels", "share": 0.2, "multiple": 0},
         {"pass": "prune_channels", "share": 0.2, "ridge": 0.0},
         {"pass": "prune_heads", "groups": 0},
-        {"pass": "prune_heads", "groups": 1, "ridge": 2.0},
+        {"pass": "prune_heads", "groups": 1, "ridge": 101.0},
         {"pass": "prune_heads", "heads": 1},
     ],
 )

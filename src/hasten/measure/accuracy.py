@@ -13,8 +13,8 @@ that do not overlap).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from hasten.errors import UsageError
 from hasten.measure.corpus import Windows
-from hasten.measure.statistics import Interval, bootstrap_mean
+from hasten.measure.statistics import Interval, bootstrap_mean, signed_rank_interval
 
 __all__ = [
     "ACCURACY_FORMULAS",
@@ -33,6 +33,7 @@ __all__ = [
     "compare_logits",
     "excess",
     "summarize",
+    "summarize_excess",
 ]
 
 BLOCK = 64
@@ -90,16 +91,6 @@ class Accuracy:
     perplexity_ratio: Interval
     kl: Interval
     top1_agreement: Interval
-
-    def as_samples(self) -> dict[str, Any]:
-        """Every field, numbers as they are (infinities, too); `from_samples` reads it."""
-        return asdict(self)
-
-    @classmethod
-    def from_samples(cls, values: Mapping[str, Any]) -> Accuracy:
-        """The inverse of `as_samples`."""
-        rest = {name: Interval(**values[name]) for name in values if name != "tokens"}
-        return cls(tokens=values["tokens"], **rest)
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON, with the names that `ACCURACY_FORMULAS` explains."""
@@ -301,6 +292,30 @@ def summarize(samples: PairedSamples, *, seed: int, confidence: float = 0.95) ->
         kl=mean(samples.kl),
         top1_agreement=mean(samples.agree),
     )
+
+
+def summarize_excess(
+    samples: PairedSamples, beside: PairedSamples, *, seed: int, confidence: float = 0.95
+) -> Accuracy:
+    """What `excess` gives, in figures, with KL by the signed ranks of blocks.
+
+    Two models that round otherwise and are equally good may change places, so the differences of
+    their blocks are symmetric about 0: what signed ranks ask for, and all they ask. Means would be
+    moved by single positions at which one of the two happens to be far off.
+
+    Args:
+        samples: The changed model against the original.
+        beside: The unchanged one, on the same windows; 384 positions at least.
+        seed: Of the other intervals.
+        confidence: Of all intervals, in (0, 1).
+    """
+    more = excess(samples, beside)
+    found = summarize(more, seed=seed, confidence=confidence)
+    if not np.isfinite(more.kl).all():
+        return found
+    starts = np.arange(0, len(more.kl), BLOCK)
+    means = np.add.reduceat(more.kl, starts) / np.diff(np.append(starts, len(more.kl)))
+    return replace(found, kl=signed_rank_interval(means, confidence))
 
 
 def _exp(interval: Interval) -> Interval:

@@ -38,7 +38,7 @@ class Lessons:
         count = min(_MOST_HELD_OUT, max(1, round(held_out * len(windows))))
         self.held_out = windows[np.sort(order[:count])]
         self._windows = windows[np.sort(order[count:])]
-        self.length = windows.shape[1]
+        self.length = int(windows.shape[1])
         self.largest = int(windows.max())
 
     def __len__(self) -> int:

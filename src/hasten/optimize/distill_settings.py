@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -35,7 +35,8 @@ class DistillSettings:
         weight_decay: Of matrices (AdamW, Loshchilov and Hutter 2019,
             https://arxiv.org/abs/1711.05101).
         clip: Gradients with a larger norm are scaled down to it.
-        train: Patterns of names, as of files; a weight that fits none stays as it is.
+        train: Patterns of names, as of files; a weight that fits none stays as it is. A text is
+            split at its spaces.
         precision: Of the products: "bf16" is faster where the processor multiplies it; weights and
             sums stay float32.
         result: Format of the tensors that were trained.
@@ -58,7 +59,7 @@ class DistillSettings:
     layers: tuple[int, ...] = ()
     weight_decay: float = 0.0
     clip: float = 1.0
-    train: tuple[str, ...] = ("*",)
+    train: tuple[str, ...] | str = ("*",)
     precision: Literal["f32", "bf16"] = "f32"
     result: Literal["f32", "bf16"] = "f32"
     held_out: float = 0.05
@@ -67,22 +68,23 @@ class DistillSettings:
     def __post_init__(self) -> None:
         ranges: dict[str, tuple[float, float]] = {
             "steps": (1, 10**8),
-            "learning_rate": (1e-9, 1),
+            "learning_rate": (1e-9, 1.0),
             "batch": (1, 4096),
             "accumulate": (1, 4096),
             "length": (0, 1 << 20),
-            "warmup": (0, 1),
-            "temperature": (0.01, 100),
-            "cross_entropy": (0, 1),
-            "hidden": (0, 1e6),
-            "weight_decay": (0, 1),
+            "warmup": (0.0, 1.0),
+            "temperature": (0.01, 100.0),
+            "cross_entropy": (0.0, 1.0),
+            "hidden": (0.0, 1e6),
+            "weight_decay": (0.0, 1.0),
             "clip": (1e-6, 1e6),
             "held_out": (0.001, 0.5),
             "check_every": (1, 10**8),
         }
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
-            if not low <= value <= high:  # also true of NaN
+            whole = isinstance(low, int) and isinstance(high, int)
+            if (whole and type(value) is not int) or not low <= value <= high:  # also of NaN
                 raise UsageError(
                     f"distillation with {name} {value}", allowed=f"{low:g} to {high:g}"
                 )
@@ -94,9 +96,16 @@ class DistillSettings:
                     f"distillation with {name} {getattr(self, name)!r}", allowed="f32, bf16"
                 )
 
+    @property
+    def changes(self) -> str:
+        """The settings that are not the defaults, in a few words."""
+        values = ((one, getattr(self, one.name)) for one in fields(DistillSettings))
+        return ", ".join(f"{one.name} {value}" for one, value in values if value != one.default)
+
     def trains(self, name: str) -> bool:
         """Whether a weight of this name changes."""
-        return any(fnmatchcase(name, pattern) for pattern in self.train)
+        patterns = self.train.split() if isinstance(self.train, str) else self.train
+        return any(fnmatchcase(name, pattern) for pattern in patterns)
 
     def rate(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""

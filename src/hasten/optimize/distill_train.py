@@ -196,7 +196,7 @@ def trained_names(student: Model, settings: DistillSettings) -> list[str]:
     names = [name for name in student.weights if settings.trains(name)]
     if not names:
         raise UsageError(
-            f"no weight of {student.name} fits the patterns {', '.join(settings.train)}",
+            f"no weight of {student.name} fits the patterns {settings.train}",
             allowed=f"names such as {next(iter(student.weights))}",
         )
     return names

@@ -133,13 +133,26 @@ class _Search:
         place = self._places.pop(op.source, None)
         if place is not None:
             self._progress(f"AWQ {', '.join(place.columns)}", len(self.scales) / self._count)
-            kept = self._shelf.take(place.columns[0])
-            scale = self._find(place, executor, op, values) if kept is None else kept["scale"]
-            self._shelf.put(place.columns[0], {"scale": scale})
+            scale = self._scale(place, executor, op, values)
             self.scales.append((place, scale))
             self._spread[op.source] = place.spread(scale)
         importance = input_importance(op, values) / self._spread.get(op.source, 1.0) ** 2
         self.importance |= dict.fromkeys(op.weights, importance.astype(np.float32))
+
+    def _scale(
+        self,
+        place: Fold,
+        executor: ReferenceExecutor,
+        op: Linear,
+        values: Mapping[str, NDArray[np.float32]],
+    ) -> Array:
+        """The scale that was found before the pass was killed, or else is found now."""
+        kept = self._shelf.take(place.columns[0])
+        if kept is not None:
+            return kept["scale"]
+        scale = self._find(place, executor, op, values)
+        self._shelf.put(place.columns[0], {"scale": scale})
+        return scale
 
     def _find(
         self,

@@ -32,8 +32,8 @@ class Distill(DistillSettings):
 
     @property
     def label(self) -> str:
-        """Which student, and how long it learns."""
-        return f"{self.student} taught in {self.steps} steps"
+        """Which student, and what is not as by default."""
+        return f"{self.student} taught" + (f" ({self.changes})" if self.changes else "")
 
     def why_unfit(self, model: Model) -> str | None:
         """The student is not there, or has another vocabulary."""

@@ -37,12 +37,13 @@ class GptqWeights(IntegerWeights):
     give. Memory is that of the model in float32 twice, and of the text's values.
 
     Attributes:
-        damping: Share of the mean square of inputs that is added to that of each.
+        damping: Share of the median square of inputs that is added to that of each: more for less
+            text; see `Hessian.of`.
         order: Rounds the columns with the largest inputs first; costs nothing when the model runs.
     """
 
-    damping: float = 0.01
-    order: bool = False
+    damping: float = 0.5
+    order: bool = True
 
     name: ClassVar[str] = "gptq"
     needs: ClassVar[frozenset[Need]] = frozenset({"calibration"})
@@ -50,13 +51,13 @@ class GptqWeights(IntegerWeights):
     def __post_init__(self) -> None:
         # The base by its name: `super()` does not work in a dataclass with slots.
         IntegerWeights.__post_init__(self)
-        if not 0 <= self.damping <= 1:
-            raise ValueError(f"damping is {self.damping}; allowed: 0 to 1")
+        if not 1e-6 <= self.damping <= 1e6:
+            raise ValueError(f"damping is {self.damping}; allowed: 1e-6 to 1e6")
 
     @property
     def label(self) -> str:
         """A few words with its parameters, for tables."""
-        return f"GPTQ {self.form}" + (", largest inputs first" if self.order else "")
+        return f"GPTQ {self.form}" + ("" if self.order else ", columns in order")
 
     def apply(self, model: Model, workshop: Workshop) -> Model:
         """The model with rounded matrices.

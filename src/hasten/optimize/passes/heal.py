@@ -26,8 +26,8 @@ class Heal(DistillSettings):
 
     @property
     def label(self) -> str:
-        """How long it learns."""
-        return f"healed in {self.steps} steps of {self.batch * self.accumulate} windows"
+        """What is not as by default."""
+        return "healed" + (f" ({self.changes})" if self.changes else "")
 
     def why_unfit(self, model: Model) -> str | None:
         """It has no logits."""
