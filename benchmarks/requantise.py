@@ -25,13 +25,14 @@ from parts import report, run_parts
 
 from hasten.generation import Engine, engine_options
 from hasten.measure.accuracy import Accuracy, Reference, summarize
-from hasten.measure.corpus import Windows, cut_windows, default_corpus
+from hasten.measure.corpus import Corpus, Windows, cut_windows, default_corpus
 from hasten.models import Model, load_model
 from hasten.models.weights import DenseTensor
 from hasten.optimize.passes import make_pass
 from hasten.optimize.passes.interface import Workshop
 from hasten.optimize.passes.mixed import mix_models
 from hasten.optimize.sensitivity import parts_of
+from hasten.types import EngineOptions
 
 CONTEXT = 512
 KEEP_BYTES = 2 << 30
@@ -46,15 +47,13 @@ class Bench:
     def __init__(self, options: argparse.Namespace, directory: Path) -> None:
         self.options = options
         loaded = load_model(options.model)
+        self._tokenizer = loaded.tokenizer
         tensors = {
             name: DenseTensor(name, "F32", tensor.to_float32())
             for name, tensor in loaded.weights.items()
         }
         self.model = loaded.derive(tensors)
         first, second = default_corpus().halves()
-        self._cut = lambda text, tokens: cut_windows(
-            text, loaded.tokenizer, tokens=tokens, context=CONTEXT
-        )
         calibration = self._cut(first, options.calibration)
         self._workshop = Workshop(self.model, calibration, directory, _tell, options.seed)
         self._original = Engine(self.model, self._engine_options("f32"))
@@ -63,6 +62,9 @@ class Bench:
     def glimpse(self, tokens: int) -> Reference:
         """A judge on the beginning of the calibration text."""
         return self._reference(self._cut(default_corpus().halves()[0], tokens))
+
+    def _cut(self, text: Corpus, tokens: int) -> Windows:
+        return cut_windows(text, self._tokenizer, tokens=tokens, context=CONTEXT)
 
     def make(self, *steps: Step) -> tuple[Model, float]:
         """The model after some passes, and how many seconds they took."""
@@ -76,7 +78,7 @@ class Bench:
         with Engine(model, self._engine_options("carried")) as engine:
             return summarize((by or self._judge).compare(engine), seed=self.options.seed)
 
-    def _engine_options(self, weights: str) -> Any:
+    def _engine_options(self, weights: str) -> EngineOptions:
         return engine_options(
             self.model,
             weights=weights,
@@ -138,7 +140,7 @@ def measure_mixed(bench: Bench) -> dict[str, Any]:
         others = [other for other in layers if other != name]
         costs[name] = bench.judge(mix_models(coarse, fine, others), glimpse).kl.estimate
         report(f"{name} coarse alone: KL {costs[name]:.4f}")
-    mixture, kept = coarse, []
+    mixture, kept = coarse, list[str]()
     for name in sorted(layers, key=lambda one: -costs[one]):
         tried = mix_models(coarse, fine, [*kept, name])
         if layer_bytes(tried) > layer_bytes(uniform):

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from decoders import DECODERS, decoder, logits, text
+from encoders import make_encoder
 from tiny import Player, some_tokens
 
 from hasten.errors import HastenError, ModelFileError, UsageError
@@ -30,14 +31,14 @@ STEPS = {
         "pass": "mixed",
         "coarse": {"pass": "gptq", "group": 64},
         "fine": {"pass": "round", "bits": 8, "group": 32},
-        "layers": ["layer 1", "layer 3"],
+        "layers": ["layer 1"],
     },
 }
 
 
 def small(family="llama", **changes):
     """A decoder into whose columns groups of 32 and of 64 fit."""
-    return decoder(family, **{"head_dim": 16} | changes)
+    return decoder(family, **{"head_dim": 16, "num_layers": 2} | changes)
 
 
 def workshop(model, directory, progress=lambda *_: None):
@@ -65,7 +66,7 @@ def codes_of(model):
 @pytest.mark.parametrize("family", DECODERS)
 @pytest.mark.parametrize("name", ["gptq", "awq"])
 def test_every_family_runs_on_after_it(family, name, tmp_path):
-    model = small(family, num_layers=2)
+    model = small(family)
     before = stored(model)
     step = make_pass(STEPS[name])
     assert step.why_unfit(model) is None
@@ -111,7 +112,7 @@ def test_the_prediction_is_what_the_matrices_take(name, tmp_path):
 
 def test_outputs_change_less_than_by_rounding_to_nearest(tmp_path):
     """The text that decides is the one that the pass was shown."""
-    model = small("granite", num_layers=2)
+    model = small("granite")
     ids = [list(window) for window in text().ids]
     before = Player(model, ids, executor="reference").together()
     errors = {}
@@ -125,7 +126,7 @@ def test_outputs_change_less_than_by_rounding_to_nearest(tmp_path):
 
 @pytest.mark.parametrize("family", DECODERS)
 def test_scales_leave_the_function_as_it_is(family):
-    model = small(family, num_layers=2)
+    model = small(family)
     folds = find_folds(architectures.build(model.config), model.config)
     tensors = {name: tensor.to_float32() for name, tensor in model.weights.items()}
     draw = np.random.default_rng(0)
@@ -252,7 +253,7 @@ def test_values_that_are_not_finite(name, tmp_path):
     model = small(num_layers=1)
     norm = "model.layers.0.input_layernorm.weight"
     huge = model.derive({**model.weights, norm: _times(model.weights[norm], 1e30)})
-    with pytest.raises(HastenError, match=r"q_proj.* NaN or too large"):
+    with pytest.raises(HastenError, match="not finite"):
         apply(name, huge, tmp_path)
     broken = model.derive({**model.weights, norm: _times(model.weights[norm], np.nan)})
     with pytest.raises(ModelFileError, match="NaN"):
@@ -277,9 +278,9 @@ def test_channels_that_are_always_zero(name, dead, tmp_path):
 def test_a_mixture_has_whole_layers_of_both(tmp_path):
     model = small()
     coarse, fine = apply("awq", model, tmp_path), apply("int8", model, tmp_path)
-    mixed = mix_models(coarse, fine, ["layer 2", "model.embed_tokens"])
+    mixed = mix_models(coarse, fine, ["layer 1", "model.embed_tokens"])
     for name, parts in stored(mixed).items():
-        source = fine if ".layers.2." in name or name == EMBEDDING else coarse
+        source = fine if ".layers.1." in name or name == EMBEDDING else coarse
         assert parts == stored(source)[name]
     assert np.isfinite(logits(mixed, weights="carried")).all()
 
@@ -289,16 +290,29 @@ def test_a_mixture_is_what_its_passes_make(tmp_path):
     mixed = apply("mixed", model, tmp_path)
     coarse = make_pass(STEPS["mixed"]["coarse"]).apply(model, workshop(model, tmp_path))
     fine = make_pass(STEPS["mixed"]["fine"]).apply(model, workshop(model, tmp_path))
-    assert stored(mixed) == stored(mix_models(coarse, fine, ["layer 1", "layer 3"]))
+    assert stored(mixed) == stored(mix_models(coarse, fine, ["layer 1"]))
     unchanged = apply("mixed", model, tmp_path, fine={})
-    assert stored(unchanged) == stored(mix_models(coarse, model, ["layer 1", "layer 3"]))
+    assert stored(unchanged) == stored(mix_models(coarse, model, ["layer 1"]))
     forms = {n: t.encoding for n, t in mixed.weights.items()}
     assert forms["model.layers.1.mlp.up_proj.weight"] == "int8:32"
-    assert forms["model.layers.2.mlp.up_proj.weight"] == "int4:64"
+    assert forms["model.layers.0.mlp.up_proj.weight"] == "int4:64"
 
 
 def test_the_vocabulary_is_told_from_the_graph():
     assert vocabulary_weights(small().config) == [EMBEDDING, "lm_head.weight"]
     assert vocabulary_weights(small(tie_embeddings=True).config) == [EMBEDDING]
     names = inner_products(small(vocab_size=48).config)  # as wide as the residual stream
-    assert len(names) == 4 * 7
+    assert len(names) == 2 * 7
+
+
+@pytest.mark.parametrize("name", ["gptq", "awq"])
+def test_encoders_run_on_after_it(name, tmp_path):
+    """Their norms are read by more than products, so only values can be scaled."""
+    model = make_encoder()
+    places = find_folds(architectures.build(model.config), model.config)
+    assert {column.split(".")[-3] for place in places for column in place.columns} == {"output"}
+    changed = apply(name, model, tmp_path)
+    ids = [some_tokens(20)]
+    expected = Player(model, ids, executor="reference").together()
+    found = Player(changed, ids, executor="reference").together()
+    assert 0 < np.abs(found - expected).mean() < 0.3 * np.abs(expected).mean()

@@ -11,7 +11,7 @@ Matrices are transposed here, since columns are what is worked on: [columns, row
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from hasten.optimize.rounding import Grid
 __all__ = ["Hessian", "Rounded", "output_error", "round_with_feedback"]
 
 Array = NDArray[np.float64]
+Real = NDArray[np.floating[Any]]
 
 _SPAN = 16
 """Columns whose errors are passed on one by one; the others get them all at once, in a product."""
@@ -109,9 +110,9 @@ def round_with_feedback(
     return found
 
 
-def output_error(off: Array, squares: Array) -> float:
+def output_error(off: Real, squares: Real) -> float:
     """Sum of squares of what an error W - Q [columns, rows] changes in the products."""
-    return float(np.einsum("ij,ij->", off, squares @ off))
+    return float(np.vdot(off, squares @ off))
 
 
 def _largest_first(inputs: Array, group: int) -> NDArray[np.intp]:

@@ -20,7 +20,7 @@ from hasten.models.ops import Linear, Op
 from hasten.models.weights import QuantizedTensor
 from hasten.optimize.calibration import calibrate
 from hasten.optimize.feedback import round_with_feedback
-from hasten.optimize.input_statistics import input_squares
+from hasten.optimize.gram import gram_of
 from hasten.optimize.integer_weights import IntegerWeights
 from hasten.optimize.passes.interface import Need, Workshop, parameters_of
 from hasten.optimize.rounding import Grid, pad_columns
@@ -64,7 +64,7 @@ class GptqWeights(IntegerWeights):
 
         Raises:
             UsageError: It does not fit the model.
-            HastenError: The model computes NaN or infinite values on the text.
+            UnsupportedModelError: The model computes NaN or infinite values on the text.
         """
         self.check_fit(model)
         run = _Run(self, model, workshop)
@@ -116,7 +116,7 @@ class _Run:
         if kept is not None:
             return QuantizedMatrix(self._grid.bits, shape, self._step.group, **kept)
         whole = pad_columns(np.concatenate(weights).astype(np.float64))
-        squares = input_squares(op, values)
+        squares = gram_of(values[op.source])
         found = round_with_feedback(
             np.ascontiguousarray(whole.T),
             np.pad(squares, (0, whole.shape[1] - op.columns)),
