@@ -56,7 +56,7 @@ TOLERANCE = 0.10
 def measure(
     model: Model, passes: Sequence[Mapping[str, Any]], corpus: Corpus, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """The figures of every variant, JSON-ready, by its label."""
+    """The figures of every variant, JSON-ready, by its label; `options.json` has them as they come."""
     first, second = corpus.halves()
     cut = partial(cut_windows, tokenizer=model.tokenizer, context=options.context)
     calibration = cut(first, tokens=options.calibration)
@@ -88,7 +88,9 @@ def measure(
                 },
                 "accuracy": accuracy.as_dict(),
             }
-            _report(step.label, f"KL {accuracy.kl.estimate:.3f}, {seconds:.0f} s")
+            kl, agreement = accuracy.kl.estimate, accuracy.top1_agreement.estimate
+            _report(step.label, f"KL {kl:.3f}, agreement {agreement:.1%}, {seconds:.0f} s")
+            _save(found, options.json)
             if changed.config not in raced:
                 raced.add(changed.config)
                 racers[step.label] = stack.enter_context(
@@ -97,6 +99,7 @@ def measure(
         speeds = _race(racers, cut_prompts(model.tokenizer, first, [32] * 8, seed=1), options)
     for label, speed in speeds.items():
         found[label]["decode"] = speed
+    _save(found, options.json)
     return found
 
 
@@ -156,6 +159,13 @@ def _decode(engine: Engine, prompt: tuple[int, ...], output: int) -> float:
     return seconds
 
 
+def _save(results: Mapping[str, Any], path: Path | None) -> None:
+    if path is not None:
+        document = {"machine": detect_machine().as_dict(), "results": results}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(document, indent=2, default=str) + "\n", encoding="utf-8")
+
+
 def _report(label: str, words: str) -> None:
     print(f"{label}: {words}", file=sys.stderr, flush=True)
 
@@ -188,12 +198,7 @@ def main() -> None:
     results = measure(
         load_model(options.model), options.passes or VARIANTS, default_corpus(), options
     )
-    document = {"machine": detect_machine().as_dict(), "results": results}
-    text = json.dumps(document, indent=2, default=str)
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    print(json.dumps(results, indent=2, default=str))
 
 
 if __name__ == "__main__":
