@@ -56,7 +56,7 @@ TOLERANCE = 0.10
 def measure(
     model: Model, passes: Sequence[Mapping[str, Any]], corpus: Corpus, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """The figures of every variant, JSON-ready, by its label; `options.json` has them as they come."""
+    """The figures of each variant, JSON-ready, by its label; kept in `options.json` as they come."""
     first, second = corpus.halves()
     cut = partial(cut_windows, tokenizer=model.tokenizer, context=options.context)
     calibration = cut(first, tokens=options.calibration)
