@@ -23,7 +23,7 @@ def test_figures_of_each_variant(tiny_model, tmp_path):
         calibration=200,
         context=64,
         format="int8:32",
-        rounds=3,
+        rounds=6,
         output=4,
         threads=1,
         seed=0,
