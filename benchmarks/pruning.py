@@ -5,9 +5,9 @@
 
 Each variant is one pass, applied to the model in float32 with the first half of the text. What it
 loses is measured in float32 on the second half. What it gains is measured in one weight format for
-all: decoding alone, in rounds whose order is drawn anew. The speed-up is the middle of the rounds' own
-(Hodges and Lehmann), beside it the ratio of the bytes that a token reads (the matrices as packed). A
-variant of the same shape as an earlier one is not raced again.
+all: decoding alone, in rounds whose order is drawn anew. The speed-up is the middle of the rounds'
+own (Hodges and Lehmann), beside it the ratio of the bytes that a token reads (the matrices as
+packed). A variant of the same shape as an earlier one is not raced again.
 """
 
 from __future__ import annotations
