@@ -71,7 +71,7 @@ def verdicts(model, bench, one, seeds):
     unchanged = bench.served(Try(UNCHANGED, 0).change(model, 0))
     for seed in seeds:
         changed = one.change(model, seed)
-        yield judge(bench.served(changed), unchanged, lambda: bench.exact(changed), seed)  # noqa: B023
+        yield judge(bench.served(changed), unchanged, lambda: bench.exact(changed))  # noqa: B023
 
 
 @pytest.mark.parametrize(
