@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from model_changes import BROKEN, HARMLESS, Changed
+from model_changes import BROKEN, HARMLESS, UNCHANGED, Changed
 
 from hasten.generation import Engine
 from hasten.measure.accuracy import PairedSamples, Reference, summarize, summarize_excess
@@ -48,7 +48,6 @@ HARMLESS_TRIES = {
     "permuted heads": 28,
     "rescaled norms": 28,
 }
-UNCHANGED = "unchanged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +61,14 @@ class Try:
         """Where its samples are kept."""
         return f"{self.kind.replace(' ', '_')}-{self.number}.{part}.npz"
 
+    def beside(self, pieces: int) -> Try:
+        """The unchanged model in the same formats, on the same piece of text."""
+        kind = "unchanged, down_proj in int8" if self.kind == "permuted channels" else "unchanged"
+        return Try(kind, self.number % pieces)
+
     def change(self, model: Model, seed: int) -> Changed:
         """The changed model."""
-        if self.kind == UNCHANGED:
-            return Changed(model, "")
-        kinds = {**BROKEN, **HARMLESS}
+        kinds = {**BROKEN, **HARMLESS, **UNCHANGED}
         rng = np.random.default_rng([seed, list(kinds).index(self.kind), self.number])
         return kinds[self.kind](model, rng)
 
@@ -231,7 +233,7 @@ def run(model: Model, tries: Sequence[Try], options: argparse.Namespace) -> list
     store = Store(model, windows, options)
     found = []
     for one in sorted(tries, key=lambda one: one.number % options.texts):
-        unchanged = store.get(Try(UNCHANGED, one.number % options.texts), "served")
+        unchanged = store.get(one.beside(options.texts), "served")
         served = store.get(one, "served")
         verdict = judge(served, unchanged, lambda one=one: store.get(one, "exact"))
         about = one.change(model, options.seed).about if one.kind in BROKEN else ""
