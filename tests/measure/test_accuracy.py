@@ -191,3 +191,18 @@ def test_one_wild_position_does_not_decide_the_excess():
     assert summarize_excess(wild, one, seed=0).kl.high < 0.0005
     poisoned = replace(other, kl=np.where(np.arange(1024) == 500, np.inf, other.kl))
     assert math.isinf(summarize_excess(poisoned, one, seed=0).kl.high)
+
+
+def test_a_comparison_ends_when_there_is_enough():
+    rng = np.random.default_rng(3)
+    windows = make_windows(rng, length=65)
+    table = rng.normal(size=(50, 50))
+    reference = Reference(TableModel(table), windows, vocab_size=50)
+    sizes = []
+
+    def enough(samples):
+        sizes.append(len(samples.kl))
+        return len(sizes) == 2
+
+    assert len(reference.compare(TableModel(table), enough=enough).kl) == 128
+    assert sizes == [64, 128]

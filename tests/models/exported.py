@@ -58,7 +58,6 @@ FAMILIES = {
     "qwen2 yarn": ("qwen2", {"rope_scaling": YARN}),
     "qwen3": ("qwen3", {"head_dim": 32}),
     "gemma2": ("gemma2", GEMMA),
-    "gemma2 uncapped": ("gemma2", GEMMA | {"final_logit_softcapping": None}),
     "gemma3": (
         "gemma3_text",
         GEMMA | {"num_hidden_layers": 7, "rope_theta": 1e6, "rope_local_base_freq": 5e3},

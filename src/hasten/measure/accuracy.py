@@ -125,13 +125,18 @@ class Reference:
         self._kept: dict[int, Logits] = {}
 
     def compare(
-        self, candidate: Scorer, on_progress: Callable[[int], None] | None = None
+        self,
+        candidate: Scorer,
+        on_progress: Callable[[int], None] | None = None,
+        enough: Callable[[PairedSamples], bool] | None = None,
     ) -> PairedSamples:
         """Scores the candidate on the same windows.
 
         Args:
             candidate: The model to compare.
             on_progress: Called after each window with the tokens scored in it.
+            enough: Asked after each window whether the samples so far will do, as they do where a
+                candidate is beyond hope.
 
         Raises:
             UsageError: The candidate's vocabulary has another size than the reference's.
@@ -141,6 +146,8 @@ class Reference:
             parts.append(_compare_window(self._window(index), candidate, window))
             if on_progress is not None:
                 on_progress(len(window) - 1)
+            if enough is not None and enough(_concatenate(parts)):
+                break
         return _concatenate(parts)
 
     def _window(self, index: int) -> Logits:

@@ -33,6 +33,7 @@ from hasten.optimize.gate import Budget
 from hasten.optimize.journal import Journal, JournaledLaboratory
 from hasten.optimize.laboratory import EngineLaboratory, Material, TaskMaterial
 from hasten.optimize.objective import Objective
+from hasten.optimize.proposals import default_passes
 from hasten.optimize.publish import (
     artefact_settings,
     check_same,
@@ -174,7 +175,15 @@ def prepare_plan(
             mixed_seconds=0,
             seed=seed,
         )
-    return SearchPlan(threads, tuple(candidates), objective, asked=tuple(asked), seed=seed)
+    changed = () if formats else default_passes(model, threads)
+    return SearchPlan(
+        threads,
+        tuple(candidates),
+        objective,
+        changed=tuple(changed),
+        asked=tuple(asked),
+        seed=seed,
+    )
 
 
 def optimize(

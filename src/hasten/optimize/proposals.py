@@ -8,10 +8,43 @@ from typing import Any
 from hasten.errors import ModelFileError, UsageError
 from hasten.models import Model
 from hasten.optimize.candidates import Candidate
+from hasten.optimize.integer_weights import inner_products
 from hasten.optimize.passes import make_pass, pass_names
 from hasten.optimize.passes.interface import Pass
 
-__all__ = ["parse_candidate"]
+__all__ = ["default_passes", "parse_candidate"]
+
+_FOUR_BITS = (
+    {"pass": "gptq", "bits": 4, "group": 64},
+    {"pass": "awq", "bits": 4, "group": 64},
+    {"pass": "gptq", "bits": 4, "group": 128},
+)
+_ONE_LAYER = {"pass": "prune_layers", "count": 1}
+_CHANNELS = {"pass": "prune_channels", "share": 0.1}
+
+
+def default_passes(model: Model, threads: int) -> list[Candidate]:
+    """Candidates with passes that are worth a try on any decoder and take a minute or two.
+
+    Passes that do not fit the model are left out. A model that is in floating point runs in 8 bits
+    after layers or channels were removed; of one that is quantised the rest stays as it is, and the
+    products that a correction has made floats are rounded to 4 bits again.
+    """
+    products = inner_products(model.config)
+    quantised = all(model.weights[name].layout() is not None for name in products)
+    lists = [("carried", [one]) for one in _FOUR_BITS]
+    if quantised:
+        last = [name for name in products if name.endswith("down_proj.weight")]
+        again = {"pass": "gptq", "bits": 4, "group": 32, "matrices": last, "vocabulary": "carried"}
+        lists += [("carried", [_ONE_LAYER]), ("carried", [_CHANNELS, again])]
+    else:
+        lists += [("int8:32", [_ONE_LAYER]), ("int8:32", [_CHANNELS])]
+    found = []
+    for weights, parameters in lists:
+        steps = tuple(make_pass(one) for one in parameters)
+        if steps[0].why_unfit(model) is None:
+            found.append(Candidate(weights, "bf16", threads, steps=steps))
+    return found
 
 
 def parse_candidate(text: str, threads: int) -> Candidate:

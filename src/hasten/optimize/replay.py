@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hasten import __version__
-from hasten.errors import ModelFileError
+from hasten.errors import ModelFileError, UsageError
 from hasten.measure.corpus import Windows
 from hasten.models import Model
 from hasten.models.artefact import RECIPE_FILE, write_artefact
@@ -23,7 +23,7 @@ from hasten.optimize.provenance import find_source, recut_windows
 from hasten.optimize.recipe import check_recipe
 from hasten.optimize.variants import Variants
 
-__all__ = ["read_recipe", "replay"]
+__all__ = ["read_recipe", "replay", "with_candidate"]
 
 _NO_TEXT = Windows("none", "", (), 0)
 """For passes that look at no text."""
@@ -75,6 +75,42 @@ def replay(
         model = variants.model(steps)
         progress("writing the artefact", 1.0)
         write_artefact(output, model, quantize(model), {**recipe, "replayed": _circumstances()})
+
+
+def with_candidate(recipe: Mapping[str, Any], number: int) -> Mapping[str, Any]:
+    """The recipe as if another of its candidates had been chosen.
+
+    Args:
+        recipe: As `hasten.optimize.recipe` makes it.
+        number: Place of the candidate in the report's table; 0 is the original.
+
+    Raises:
+        UsageError: There is no such candidate, or it was never run.
+    """
+    listed = recipe["candidates"]
+    if number >= len(listed) or listed[number]["timings"] is None:
+        able = [str(place) for place, one in enumerate(listed) if one["timings"] is not None]
+        raise UsageError(f"candidate {number}", allowed=", ".join(able))
+    one = listed[number]
+    settings = {name: value for name, value in one["settings"].items() if name != "overrides"}
+    rounded = {
+        "pass": QuantizeWeights.name,
+        "method": "round to nearest",
+        "weights": settings["weights"],
+        "overrides": one["settings"]["overrides"],
+    }
+    exact = one["status"] == "original"
+    memory = {} if one["memory_bytes"] is None else {"all": one["memory_bytes"]}
+    return {
+        **recipe,
+        "chosen": one["label"],
+        "passes": [] if exact else [*one["passes"], rounded],
+        "settings": {**settings, "weights": "f32" if exact else "carried"},
+        "after": {"settings": one["settings"], **one["timings"], "memory": memory},
+        "speedup": one["speedup"],
+        "accuracy": one["accuracy"] if one["accuracy_text"] == "evaluation" else None,
+        "tasks": one["tasks"],
+    }
 
 
 def _passes(

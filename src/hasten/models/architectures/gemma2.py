@@ -51,11 +51,12 @@ def _from_gguf(config: ModelConfig, values: Mapping[str, Any]) -> ModelConfig:
 
 
 def _to_gguf(config: ModelConfig) -> dict[str, float]:
-    return {
-        "attention.sliding_window": config.sliding_window or 0,
-        "attn_logit_softcapping": config.attn_logit_softcapping or 0.0,
-        "final_logit_softcapping": config.final_logit_softcapping or 0.0,
-    }
+    values: dict[str, float] = {"attention.sliding_window": config.sliding_window or 0}
+    # Readers always cap: a missing value means Gemma's own, and 0 would make every logit 0.
+    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if (cap := getattr(config, name)) is not None:
+            values[name] = cap
+    return values
 
 
 GGUF_NORMS = {

@@ -32,6 +32,8 @@ __all__ = ["export_gguf"]
 
 _F32 = GGML_TYPES[0]
 _QUANTIZATION_VERSION = 2
+_WITHOUT_WINDOW = ("llama", "phi3")
+"""Architectures whose files may name a window that llama.cpp does not apply."""
 _FILE_TYPES = {
     "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10,
     "Q3_K": 12, "Q4_K": 15, "Q5_K": 17, "Q6_K": 18, "BF16": 32,
@@ -61,6 +63,12 @@ def export_gguf(model: Model, path: Path, *, half: HalfType = "F16") -> Report:
     factors = rope_tensors(model.config)
     for name, divisors in factors.items():
         tensors.append(PlannedTensor(name, divisors.shape, _F32, _constant(divisors)))
+    window = model.config.sliding_window
+    if form.architecture in _WITHOUT_WINDOW and window is not None:
+        report.remarks.append(
+            f"llama.cpp lets this family attend to all positions, so texts of more than {window}"
+            " tokens are computed otherwise there"
+        )
     values, encoded = _metadata(model, form, tensors, factors, report)
     with appearing_file(path) as unfinished:
         write_gguf(unfinished, encoded, tensors, values.get("general.alignment", 32))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -138,15 +139,19 @@ def check_keys(
         found = config_from_gguf(file)
     except HastenError as error:
         raise UnsupportedModelError(f"a GGUF file cannot hold this model: {error.what}") from error
-    ours, theirs = architectures.build(config).ops, architectures.build(found).ops
-    if found.max_position != config.max_position or not _alike(ours, theirs):
-        pairs = zip(ours, theirs, strict=False)
-        different = next(((a, b) for a, b in pairs if not _alike(a, b)), ("its layers", "others"))
-        raise UnsupportedModelError(
-            f"a GGUF file cannot hold this model of type {config.model_type!r}: instead of"
-            f" {different[0]} its readers would compute {different[1]}",
-            do="export it as compressed-tensors or safetensors",
-        )
+    if found.max_position != config.max_position:
+        raise _otherwise(config, config.max_position, found.max_position)
+    for ours, theirs in zip_longest(*(architectures.build(one).ops for one in (config, found))):
+        if not _alike(ours, theirs):
+            raise _otherwise(config, ours or "nothing", theirs or "nothing")
+
+
+def _otherwise(config: ModelConfig, ours: object, theirs: object) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"a GGUF file cannot hold this model of type {config.model_type!r}: instead of {ours} its"
+        f" readers would compute {theirs}",
+        do="export it as compressed-tensors or safetensors",
+    )
 
 
 def _alike(a: object, b: object) -> bool:
