@@ -185,7 +185,7 @@ def main() -> int:
     parser.add_argument("--group", type=int, default=64)
     parser.add_argument("--only", nargs="*", default=[], help="words in names of ways")
     parser.add_argument("--coarse", default='{"pass": "gptq", "group": 192}', help="JSON of a pass")
-    parser.add_argument("--fine", default='{"pass": "gptq", "group": 32}')
+    parser.add_argument("--fine", default='{"pass": "round", "group": 32, "search": true}')
     parser.add_argument("--uniform", default='{"pass": "gptq", "group": 64}')
     parser.add_argument("--sensitivity-tokens", type=int, default=512)
     parser.add_argument("--threads", type=int)
