@@ -188,7 +188,8 @@ class EngineOptions:
     """How to run a model; filled by the command line, a recipe or a search.
 
     Attributes:
-        executor: "native" (C++) or "reference" (NumPy float32).
+        executor: "native" (C++), "reference" (NumPy float32) or "torch" (float32, on CUDA where
+            it is found).
         weights: Format of the matrices: "carried" keeps what the file holds where a kernel runs it
             as it is (others become int8), else "f32", "bf16", "int8", "int8:G", "int4:G" with
             groups of G input columns (G a multiple of 32; "int8" alone is one scale a row).
@@ -215,7 +216,7 @@ class EngineOptions:
         lora: Format of their matrices.
     """
 
-    executor: Literal["native", "reference"] = "native"
+    executor: Literal["native", "reference", "torch"] = "native"
     weights: str = "carried"
     overrides: Mapping[str, str] = field(default_factory=dict)
     kv: KvFormat = "bf16"

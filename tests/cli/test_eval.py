@@ -127,3 +127,80 @@ def test_smollm2_as_its_file_carries_it_stays_close_to_float32(hasten):
     assert accuracy["kl_divergence"]["high"] < 0.01
     assert accuracy["top1_agreement"]["estimate"] > 0.94
     assert 0.97 < accuracy["perplexity_ratio"]["estimate"] < 1.03
+
+
+def write_items(path, *lines):
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+ITEMS = [
+    {"text": f"{word} is", "choices": [" a", " the end", "b"], "answer": at % 3}
+    for at, word in enumerate(["one", "two", "cat", "dog", "house", "tree", "it", "all"])
+]
+
+
+def test_labelled_items_of_a_model_against_itself(hasten, tiny_model, tmp_path):
+    file = write_items(tmp_path / "q.jsonl", *ITEMS, ITEMS[0])
+    flips = tmp_path / "flips.jsonl"
+    common = ("--task", file, "--threads", "1", "--max-tokens", "4")
+    same = hasten(
+        *("eval", str(tiny_model), *common, "--weights", "f32", "--kv", "f32"),
+        *("--json", "-", "--flips", str(flips)),
+    )
+    assert same.status == 0, same.err
+    report = json.loads(same.out)
+    found = report["task_accuracy"]
+    assert report["tasks"]["items"] == found["items"] == 8
+    assert report["tasks"]["duplicates"] == 1
+    assert found["loss"]["estimate"] == found["lost"] == found["gained"] == 0
+    assert found["loss"]["high"] > 0.3
+    assert found["mcnemar_p"] == 1
+    assert flips.read_text() == ""
+    assert "1 lines of" in same.err
+    assert "8 items show little" in same.err
+
+    coarse = hasten(
+        *("eval", str(tiny_model), *common, "--weights", "int4:32", "--flips", str(flips))
+    )
+    assert coarse.status == 0, coarse.err
+    assert "against tiny in float32" in coarse.out
+    listed = [json.loads(line) for line in flips.read_text().splitlines()]
+    assert f"{len(listed)} lost" in coarse.out or listed == [] or "gained" in coarse.out
+    assert all(one["score_before"] != one["score_after"] for one in listed)
+
+
+def test_items_judged_by_a_function_of_the_users(hasten, tiny_model, tmp_path):
+    judge = tmp_path / "judge.py"
+    judge.write_text("def long(prompt, output, expected):\n    return len(output) >= expected\n")
+    file = write_items(tmp_path / "q.jsonl", {"prompt": "a b c", "expected": 1, "max_tokens": 3})
+    result = hasten(
+        *("eval", str(tiny_model), "--task", file, "--score", f"{judge}:long", "--threads", "1"),
+        *("--json", "-"),
+    )
+    assert result.status == 0, result.err
+    report = json.loads(result.out)
+    assert report["task_accuracy"]["reference_score"] == 1
+    assert report["tasks"]["function"] == f"{judge}:long"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--score", "a:b"), "--score and --flips need --task"),
+        (("--task", "/none.jsonl"), "cannot read items"),
+        (("--task", "{bad}"), "line 2 has the unknown key 'x'"),
+        (("--task", "{good}", "--text", "a.txt"), "one at a time"),
+        (("--task", "{good}", "--score", "nothing"), "names no function"),
+        (("--task", "{good}", "--max-context", "4"), "8 of 8 items do not fit the context of 4"),
+    ],
+)
+def test_wrong_use_of_items_is_told_in_words(hasten, tiny_model, tmp_path, arguments, message):
+    files = {
+        "good": write_items(tmp_path / "good.jsonl", *ITEMS),
+        "bad": write_items(tmp_path / "bad.jsonl", ITEMS[0], {"x": 1}),
+    }
+    result = hasten("eval", str(tiny_model), *(one.format(**files) for one in arguments))
+    assert result.status in (1, 2)
+    assert message in result.err
+    assert result.out == ""

@@ -38,7 +38,7 @@ def test_json_on_stdout_is_the_recipe_alone(hasten, tiny_model, tmp_path):
     )
     recipe = json.loads(result.out)
     assert recipe == json.loads((output / "recipe.json").read_text())
-    assert recipe["budget"] == {"perplexity_percent": None, "kl": 100.0, "top1_percent": None}
+    assert {name for name, limit in recipe["budget"].items() if limit is not None} == {"kl"}
     weights = [one["settings"]["weights"] for one in recipe["candidates"]]
     assert weights[:2] == ["f32", "int8:32"]
 
@@ -49,7 +49,7 @@ def test_what_loses_too_much_is_refused_with_its_figure(hasten, tiny_model, tmp_
         *("--weights", "int4:32", "--budget-kl", "0.000001"),
     )
     assert result.status == 0, result.err
-    assert "refused int4:32, KV bf16, 1 thread: KL divergence 0." in result.out
+    assert "refused int4:32, KV bf16, 1 thread: KL divergence " in result.out
     assert "stays as it is" in result.out
 
 
@@ -86,7 +86,7 @@ def test_other_things_are_not_overwritten(hasten, tiny_model, tmp_path):
     assert (tmp_path / "mine.txt").read_text() == "mine"
 
 
-def test_ctrl_c_says_the_best_so_far_and_writes_nothing(tiny_model, tmp_path):
+def test_ctrl_c_says_the_best_so_far_and_how_to_go_on(tiny_model, tmp_path):
     arguments = ("optimize", str(tiny_model), "-o", str(tmp_path / "fast"), "--threads", "1")
     shape = ("--input-len", "60", "--output-len", "60")
     with subprocess.Popen(
@@ -106,8 +106,9 @@ def test_ctrl_c_says_the_best_so_far_and_writes_nothing(tiny_model, tmp_path):
         rest = process.stderr.read()
         assert process.wait(60) == 130
     assert "stopped" in rest
+    assert "goes on from here" in rest
     assert "Traceback" not in rest
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [".fast.search"]
 
 
 @pytest.mark.model

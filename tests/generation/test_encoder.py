@@ -52,6 +52,8 @@ def test_native_agrees_with_the_reference(isa, changes):
     want = Player(model, SEQUENCES, executor="reference").together()
     got = Player(model, SEQUENCES, isa=isa, weights="f32", kv="f32").together()
     np.testing.assert_allclose(got, want, atol=2e-5, rtol=2e-5)
+    torch = Player(model, SEQUENCES, executor="torch").together()
+    np.testing.assert_allclose(torch, want, atol=2e-5, rtol=2e-5)
 
 
 def test_ops_of_a_lowered_encoder(model):

@@ -101,8 +101,10 @@ def test_an_adapter_equals_its_merged_weights(isa, rank, tied, tmp_path):
     assert np.abs(got - want).max() < 2e-5 * np.abs(want).max()
 
 
-def test_the_reference_mixes_adapters_too(model, adapters):
+def test_reference_and_torch_mix_adapters_too(model, adapters):
     want = player(model, adapters, executor="reference").together()
+    torch = player(model, adapters, executor="torch").together()
+    assert np.abs(torch - want).max() < 2e-5 * np.abs(want).max()
     options = {"weights": "f32", "kv": "f32", "lora": "f32"}
     got = player(model, adapters, **options).together()
     assert np.abs(got - want).max() < 2e-5 * np.abs(want).max()
@@ -187,7 +189,7 @@ def test_logits_are_those_of_peft(family, tmp_path):
         with theirs.disable_adapter():
             want[None] = logits_of(theirs, tokens)
     model = load_model(str(tmp_path / "model"))
-    for run in ({"executor": "reference"}, {"fuse": True}, {"fuse": False}):
+    for run in ({"executor": "reference"}, {"executor": "torch"}, {"fuse": True}, {"fuse": False}):
         given = {"weights": "f32", "kv": "f32", "lora": "f32", "threads": 1, "chunk": 33} | run
         with Engine(model, EngineOptions(max_context=128, max_adapters=2, **given)) as engine:
             engine.load_adapter("first", tmp_path / "first")

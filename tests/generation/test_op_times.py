@@ -11,7 +11,7 @@ from hasten.generation.op_times import PhaseTimes, phase_of
 from hasten.types import Batch, EngineOptions, Request, SamplingParams
 
 SEQUENCES = [some_tokens(n, seed=n) for n in (40, 3)]
-EXECUTORS = pytest.mark.parametrize("executor", ["native", "reference"])
+EXECUTORS = pytest.mark.parametrize("executor", ["native", "reference", "torch"])
 
 
 def batch(*lengths, begin=0):

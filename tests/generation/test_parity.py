@@ -28,12 +28,12 @@ def relative_error(got, want):
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 def test_random_models(variant, tmp_path):
-    """Logits and greedy tokens of both executors; the native one on every instruction set."""
+    """Logits and greedy tokens of all executors; the native one on every instruction set."""
     made = variant.save(tmp_path)
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, 100).tolist()
     want = logits_of(made, tokens)
     model = load_model(str(tmp_path))
-    runs = [{"executor": "reference"}] + [
+    runs = [{"executor": "reference"}, {"executor": "torch"}] + [
         {"isa": isa, "fuse": fuse} for isa in _native.isas() for fuse in (True, False)
     ]
     for run in runs:

@@ -38,6 +38,14 @@ def test_native_equals_reference(isa, changes, fuse):
     np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max(), rtol=0)
 
 
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
+def test_torch_equals_reference(changes):
+    model = make_model(**changes)
+    want = Player(model, SEQUENCES, executor="reference").together()
+    got = Player(model, SEQUENCES, executor="torch").together(33)
+    np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max(), rtol=0)
+
+
 @pytest.mark.parametrize("changes", [VARIANTS["window"], VARIANTS["llama3 scaling"]])
 def test_variants_change_the_answer(changes):
     """Or the comparison above would not notice that both executors ignore them."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from hasten.measure.accuracy import (
     PairedSamples,
     Reference,
     compare_logits,
+    excess,
     summarize,
+    summarize_excess,
 )
 from hasten.measure.corpus import Windows
 
@@ -67,6 +70,8 @@ def test_samples_equal_the_float64_definitions(seed, rows, vocab, scale, shift):
     np.testing.assert_allclose(samples.candidate_loss, -q[at], atol=tolerance, rtol=1e-5)
     np.testing.assert_allclose(samples.kl, (np.exp(p) * (p - q)).sum(axis=1), atol=tolerance)
     np.testing.assert_array_equal(samples.agree, p.argmax(axis=1) == q.argmax(axis=1))
+    chosen = p[np.arange(rows), q.argmax(axis=1)]
+    np.testing.assert_allclose(samples.regret, p.max(axis=1) - chosen, atol=tolerance)
 
 
 def test_a_model_compared_with_itself_loses_exactly_nothing():
@@ -107,6 +112,24 @@ def test_chunks_and_kept_logits_change_no_sample():
     assert engine.calls == 5 + 3 + 3
 
 
+def test_what_two_candidates_share_cancels_in_the_excess():
+    rng = np.random.default_rng(5)
+    reference = rng.normal(size=(300, 40)).astype(np.float32)
+    near = reference + rng.normal(size=reference.shape).astype(np.float32) * 0.1
+    far = reference + rng.normal(size=reference.shape).astype(np.float32) * 0.5
+    targets = rng.integers(0, 40, 300)
+    one, other = (compare_logits(reference, values, targets) for values in (near, far))
+    none = summarize(excess(one, one), seed=0)
+    assert (none.kl.low, none.kl.high, none.perplexity_ratio.high) == (0, 0, 1)
+    assert none.top1_agreement.low == 1
+    more = summarize(excess(other, one), seed=0)
+    means = [summarize(samples, seed=0).kl.estimate for samples in (one, other)]
+    assert more.kl.estimate == pytest.approx(means[1] - means[0])
+    assert more.kl.low > 0
+    with pytest.raises(UsageError, match="different tokens"):
+        excess(one, compare_logits(reference, far, targets[::-1]))
+
+
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 def test_logits_that_are_not_finite_cost_infinitely_much(poison):
     rng = np.random.default_rng(0)
@@ -137,7 +160,7 @@ def correlated_samples(rng, *, blocks, size=64):
     """Losses that are constant within a block: as correlated as text can be."""
     loss = np.repeat(rng.normal(3, 1, blocks), size)
     zeros = np.zeros_like(loss)
-    return PairedSamples(loss, loss, zeros, zeros)
+    return PairedSamples(loss, loss, zeros, zeros, zeros)
 
 
 def test_intervals_cover_the_truth_although_neighbours_are_correlated():
@@ -155,3 +178,31 @@ def test_a_seed_repeats_the_interval_and_another_moves_it():
     first, again = summarize(samples, seed=4), summarize(samples, seed=4)
     assert first == again
     assert summarize(samples, seed=5).perplexity.high != first.perplexity.high
+
+
+def test_one_wild_position_does_not_decide_the_excess():
+    rng = np.random.default_rng(2)
+    reference = rng.normal(size=(1024, 40)).astype(np.float32)
+    targets = rng.integers(0, 40, 1024)
+    noise = rng.normal(size=(2, *reference.shape)).astype(np.float32) * 0.08
+    one, other = (compare_logits(reference, reference + part, targets) for part in noise)
+    wild = replace(other, kl=other.kl + 2.0 * (np.arange(1024) == 500))
+    assert summarize(excess(wild, one), seed=0).kl.high > 0.002
+    assert summarize_excess(wild, one, seed=0).kl.high < 0.0005
+    poisoned = replace(other, kl=np.where(np.arange(1024) == 500, np.inf, other.kl))
+    assert math.isinf(summarize_excess(poisoned, one, seed=0).kl.high)
+
+
+def test_a_comparison_ends_when_there_is_enough():
+    rng = np.random.default_rng(3)
+    windows = make_windows(rng, length=65)
+    table = rng.normal(size=(50, 50))
+    reference = Reference(TableModel(table), windows, vocab_size=50)
+    sizes = []
+
+    def enough(samples):
+        sizes.append(len(samples.kl))
+        return len(sizes) == 2
+
+    assert len(reference.compare(TableModel(table), enough=enough).kl) == 128
+    assert sizes == [64, 128]

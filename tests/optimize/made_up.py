@@ -1,11 +1,15 @@
 """Figures and a laboratory made up for tests of the search; nothing here runs a model."""
 
 import math
+from dataclasses import dataclass
 
 from hasten.measure.accuracy import Accuracy
 from hasten.measure.statistics import Interval
+from hasten.optimize.gate import Measured
+from hasten.optimize.passes.interface import Prediction
+from hasten.optimize.prediction import predict_passes
 from hasten.optimize.sensitivity import Part
-from hasten.optimize.speed import Duel, RequestShape, Timings
+from hasten.optimize.speed import Duel, RequestShape, Round, Timings
 
 SHAPE = RequestShape(128, 64)
 
@@ -28,12 +32,20 @@ def accuracy(*, kl=0.001, rise=0.1, disagreement=1.0, half=0.0):
 
 
 def timings(seconds, rounds=5):
-    return Timings(
-        SHAPE,
-        ttft=(seconds * 0.2,) * rounds,
-        tpot=(seconds * 0.8 / 63,) * rounds,
-        e2e=(seconds,) * rounds,
-    )
+    one = Round(ttft=seconds * 0.2, tpot=seconds * 0.8 / 63, e2e=seconds, seconds=seconds)
+    return Timings(SHAPE, (one,) * rounds)
+
+
+@dataclass(frozen=True)
+class MadeUpPass:
+    """Saves a share of everything, as it says."""
+
+    label: str
+    share: float = 1.0
+    name = "made_up"
+
+    def predict(self, model):
+        return Prediction(self.share, self.share)
 
 
 class MadeUpLaboratory:
@@ -77,21 +89,22 @@ class MadeUpLaboratory:
     def screen(self, candidate):
         self.clock += 1
         self.screened.append(candidate)
-        return self.measured(candidate)
+        return Measured(self.measured(candidate))
 
     def glance(self, candidate):
         self.clock += 1
         return self.measured(candidate)
 
-    def prove(self, candidate):
+    def prove(self, candidate, confidence):
         self.clock += 1
         self.proved.append(candidate)
-        return self.measured(candidate)
+        return Measured(self.measured(candidate))
 
     def seconds_of(self, candidate):
         if candidate.weights == "f32":
             return self.original_seconds
         seconds = self.table[candidate.weights][0] * (1 - 0.01 * len(candidate.overrides))
+        seconds *= math.prod(step.share for step in candidate.steps)
         return seconds * (self.kv_gain if candidate.kv == "int8" else 1.0) / candidate.threads**0.5
 
     def race(self, candidates, effort, on_round):
@@ -104,6 +117,12 @@ class MadeUpLaboratory:
 
     def weights_bytes(self, candidate):
         return self.table[candidate.weights][2]
+
+    def memory_bytes(self, candidate):
+        return self.weights_bytes(candidate)
+
+    def predict(self, candidate):
+        return predict_passes(None, candidate.steps)
 
     def parts(self, base, coarse):
         saved = (self.table[base.weights][2] - self.table[coarse][2]) // 8

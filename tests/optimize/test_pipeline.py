@@ -1,6 +1,9 @@
 """A tiny model all the way through: search, artefact, recipe, report; and what may go wrong."""
 
 import json
+import random
+from collections import Counter
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -11,6 +14,9 @@ from hasten.measure.corpus import Corpus, default_corpus
 from hasten.models import load_model
 from hasten.optimize import Budget, optimize, prepare_material, prepare_plan
 from hasten.optimize.candidates import Candidate
+from hasten.optimize.journal import Journal
+from hasten.optimize.laboratory import EngineLaboratory
+from hasten.optimize.objective import Objective
 from hasten.optimize.passes.quantize import QuantizeWeights
 from hasten.optimize.publish import check_destination, check_same
 from hasten.optimize.recipe import check_recipe
@@ -18,19 +24,29 @@ from hasten.optimize.speed import RequestShape
 from hasten.types import EngineOptions
 
 SHAPE = RequestShape(16, 8)
+FORMATS = ("int8:32", "int8:64", "bf16", "int4:64")
 ANYTHING = Budget(perplexity_percent=None, kl=1e6, top1_percent=None)
 
 
-def run(directory, output, *, budget=ANYTHING, progress=lambda *_: None, stopped=None, **plan):
+def run(
+    directory,
+    output,
+    *,
+    shape=SHAPE,
+    budget=ANYTHING,
+    progress=lambda *_: None,
+    stopped=None,
+    **plan,
+):
     model = load_model(str(directory))
-    material = prepare_material(model, default_corpus(), SHAPE, tokens=256, quick=True, seed=0)
+    material = prepare_material(model, default_corpus(), shape, tokens=256, quick=True, seed=0)
     settings = {"threads": 1, "formats": ("int8:32",), "quick": True, "seed": 0, **plan}
     return optimize(
         model,
         output,
         budget=budget,
         material=material,
-        plan=prepare_plan(model, **settings),
+        plan=prepare_plan(model, Objective("as given", shape), **settings),
         progress=progress,
         stopped=stopped or (lambda search: None),
         arguments=("optimize", "tiny"),
@@ -45,8 +61,7 @@ def logits(directory, options=None):
 @pytest.fixture(scope="module")
 def made(tiny_model, tmp_path_factory):
     output = tmp_path_factory.mktemp("made") / "fast"
-    formats = ("int8:32", "int8:64", "bf16", "int4:64")
-    return output, run(tiny_model, output, formats=formats)
+    return output, run(tiny_model, output, formats=FORMATS)
 
 
 def test_the_artefact_is_complete_and_nothing_else_is_left(made):
@@ -99,6 +114,18 @@ def test_an_artefact_runs_with_the_settings_of_its_recipe(made):
         assert engine.threads == recipe["settings"]["threads"]
 
 
+def test_requests_side_by_side_try_sizes_of_a_step_and_a_prefix_cache(tiny_model, tmp_path):
+    recipe = run(tiny_model, tmp_path / "fast", shape=RequestShape(40, 8, 4, shared=32))
+    timed = {one["label"] for one in recipe["candidates"] if one["timings"] is not None}
+    varied = ("steps of 256 tokens", "steps of 1024 tokens", "2 at once", "prefix cache")
+    refused = {one["label"]: one["reason"] for one in recipe["candidates"]}
+    for what in varied:
+        assert any(what in label for label in timed), refused
+    assert recipe["objective"]["shared_tokens"] == 32
+    assert recipe["before"]["output_tokens_per_s"] > 0
+    assert "decode_tokens_per_s" not in recipe["before"]
+
+
 def test_an_impossible_budget_leaves_the_original_as_it_is(tiny_model, tmp_path):
     output = tmp_path / "fast"
     impossible = Budget(perplexity_percent=None, kl=0.0, top1_percent=None)
@@ -129,7 +156,7 @@ def test_an_older_artefact_is_replaced_and_other_things_are_not(made, tmp_path):
 
 
 @pytest.mark.parametrize("moment", ["accuracy of", "race of", "writing"])
-def test_ctrl_c_leaves_nothing_behind(tiny_model, tmp_path, moment):
+def test_ctrl_c_leaves_what_was_measured_and_no_artefact(tiny_model, tmp_path, moment):
     told = []
 
     def progress(doing, share):
@@ -143,8 +170,76 @@ def test_ctrl_c_leaves_nothing_behind(tiny_model, tmp_path, moment):
             progress=progress,
             stopped=lambda search: told.append(search.best_so_far()),
         )
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [".fast.search"]
     assert len(told) == 1
+
+
+def test_a_search_that_is_stopped_again_and_again_ends_as_one_that_is_not(
+    tiny_model, tmp_path, monkeypatch, made
+):
+    measured = Counter()
+
+    def counted(method):
+        def call(self, about, *rest):
+            found = method(self, about, *rest)
+            # A candidate, or those of a race; what was interrupted does not count.
+            measured[method.__name__, str(about)] += 1
+            return found
+
+        return call
+
+    for name in ("screen", "glance", "prove", "race"):
+        monkeypatch.setattr(EngineLaboratory, name, counted(getattr(EngineLaboratory, name)))
+    chance = random.Random(3)
+    stops = 0
+    while True:
+        left = chance.randrange(1, 12)
+
+        def progress(*_):
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+
+        try:
+            recipe = run(
+                tiny_model,
+                tmp_path / "fast",
+                formats=FORMATS,
+                progress=progress if stops < 10 else lambda *_: None,
+            )
+        except KeyboardInterrupt:
+            stops += 1
+            continue
+        break
+    assert stops == 10
+    assert set(measured.values()) == {1}
+    assert [path.name for path in tmp_path.iterdir()] == ["fast"]
+    _, whole = made
+    labels = [one["label"] for one in whole["candidates"]]
+    both = {one["label"]: one for one in recipe["candidates"]}
+    assert set(labels) & set(both) >= {label for label in labels if "KV bf16, 1 thread" in label}
+    for one in whole["candidates"]:
+        other = both.get(one["label"])
+        if other is not None and one["accuracy_text"] == other["accuracy_text"]:
+            assert other["accuracy"] == one["accuracy"]
+
+
+def test_what_another_search_measured_is_not_taken_over(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    with closing(Journal(path, {"seed": 0})) as journal:
+        assert journal.measure("screen", "a", lambda: {"kl": 1}) == {"kl": 1}
+    with closing(Journal(path, {"seed": 0})) as journal:
+        assert journal.found == 1
+        assert journal.measure("screen", "a", lambda: {"kl": 2}) == {"kl": 1}
+        assert journal.measure("screen", "a", lambda: {"kl": 3}) == {"kl": 3}
+    with path.open("a") as file:
+        file.write('{"key": "cut o')
+    with closing(Journal(path, {"seed": 0})) as journal:
+        assert journal.found == 2
+    with closing(Journal(path, {"seed": 1})) as journal:
+        assert journal.found == 0
+        assert journal.measure("screen", "a", lambda: {"kl": 4}) == {"kl": 4}
 
 
 def test_a_failed_exchange_keeps_the_older_artefact(tiny_model, tmp_path, monkeypatch):
@@ -159,7 +254,7 @@ def test_a_failed_exchange_keeps_the_older_artefact(tiny_model, tmp_path, monkey
     with pytest.raises(KeyboardInterrupt):
         run(tiny_model, output)
     assert (output / "recipe.json").read_bytes() == before
-    assert [path.name for path in tmp_path.iterdir()] == ["fast"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".fast.search", "fast"]
 
 
 def test_an_artefact_that_answers_otherwise_is_not_published():
@@ -204,7 +299,8 @@ def test_a_short_text_is_refused(tiny_model):
 
 def test_the_vocabulary_and_every_format_are_candidates_of_the_full_search(tiny_model):
     model = load_model(str(tiny_model))
-    plan = prepare_plan(model, threads=2, formats=(), quick=False, seed=0)
+    objective = Objective("as given", SHAPE)
+    plan = prepare_plan(model, objective, threads=2, quick=False, seed=0)
     names = {name for one in plan.candidates for name, _ in one.overrides}
     assert names == {"model.embed_tokens.weight", "lm_head.weight"}
     assert {"carried", "int8", "bf16", "int4:32"} <= {one.weights for one in plan.candidates}

@@ -42,7 +42,14 @@ BROKEN = {
 def candidate(label, status, speed, loss, reason=""):
     return {
         "label": label,
-        "settings": {},
+        "settings": {
+            "weights": label.partition(",")[0],
+            "overrides": {},
+            "kv": "int8" if "KV int8" in label else "bf16",
+            "threads": 2,
+        },
+        "passes": [],
+        "memory_bytes": 120 << 20,
         "status": status,
         "reason": reason,
         "weights_bytes": 92 << 20,
@@ -62,6 +69,7 @@ def figures(scale):
         "tpot_ms": 44 / scale,
         "prefill_tokens_per_s": 640 * scale,
         "decode_tokens_per_s": 22 * scale,
+        "output_tokens_per_s": 20 * scale,
         "memory": {"weights": int((512 << 20) / scale), "kv_cache": 22 << 20, "buffers": 1},
     }
 
@@ -74,10 +82,12 @@ RECIPE = {
     "source": {"name": "smollm2", "path": "/models/x.gguf", "digest": "ab" * 32},
     "passes": [],
     "settings": {"weights": "carried", "kv": "int8", "threads": 2},
-    "request": {"input_tokens": 128, "output_tokens": 64},
+    "objective": {"name": "chat", "concurrent": 1, "input_tokens": 128, "output_tokens": 64},
+    "front": [0, 1, 3],
     "before": figures(1),
     "after": figures(9),
     "speedup": interval(9.0),
+    "tasks": None,
     "accuracy": accuracy(0.003),
     "budget": {"perplexity_percent": 1.0, "kl": 0.02, "top1_percent": 7.0},
     "texts": {
@@ -199,7 +209,7 @@ def test_the_chart_shows_the_criterion_of_the_budget(criterion):
 
 def test_rows_before_and_after_are_ratios_in_the_reader_s_direction():
     rows = {row[0]: row[1:] for row in before_and_after(RECIPE)}
-    assert rows["latency of the request, ms"] == ("3000", "333", "9.00 × faster")
+    assert rows["latency of a request, ms"] == ("3000", "333", "9.00 × faster")
     assert rows["decode, tokens/s"] == ("22.0", "198.0", "9.00 × faster")
     assert rows["weights in memory, MiB"] == ("512.0", "56.9", "9.00 × smaller")
     assert rows["perplexity"][2] == "+0.20 to +0.40 %"
@@ -244,3 +254,21 @@ def test_all_marks_and_numbers_stay_inside_the_picture(points, limit):
         assert 0 <= float(x) <= 480
         assert 0 <= float(y) <= 330
     assert "nan" not in svg
+
+
+def test_what_was_traded_is_said_with_figures():
+    text = text_of(render_report(RECIPE, "x"))
+    assert "Chosen: carried, KV int8, 2 threads: 9.00 times as fast, KL 0.0030." in text
+    assert "Faster at a price: int4:64, KV bf16, 2 threads: 9.40 times" in text
+    assert "refused (KL 0.28 > 0.02)" in text
+    assert "Weights 512 MiB -> 57 MiB." in text
+    assert "With the KV cache in bf16 it would hold 120 MiB in all and run at 0.98" in text
+    assert "128 tokens in and 64 out on this machine" in text
+
+
+def test_the_front_is_a_line_through_its_points():
+    page = render_report(RECIPE, "x")
+    (line,) = re.findall(r'<path class="front" d="M([^"]*)"', page)
+    assert line.count("L") == 2
+    lone = {**RECIPE, "front": [0]}
+    assert 'class="front"' not in render_report(lone, "x")

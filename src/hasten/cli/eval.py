@@ -9,7 +9,21 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hasten.cli.console import print_table, progress, remark, write_json
-from hasten.cli.options import EngineChoice, engine_choice, json_option, model_argument, seed_option
+from hasten.cli.eval_tasks import (
+    ItemChoice,
+    answer_both,
+    show_items,
+    task_document,
+    write_flips,
+)
+from hasten.cli.options import (
+    EngineChoice,
+    engine_choice,
+    json_option,
+    model_argument,
+    output_option,
+    seed_option,
+)
 from hasten.errors import HastenError, UsageError
 from hasten.types import EngineOptions
 
@@ -28,7 +42,11 @@ SCHEMA = "hasten.eval/1"
     "\b\n"
     "hasten eval smollm2                     what int4 and int8 cost, against float32\n"
     "hasten eval fast-model                  an artefact against the model it was made of\n"
-    "hasten eval smollm2 --weights int4:64 --text novel.txt --tokens 16384"
+    "hasten eval smollm2 --weights int4:64 --text novel.txt --tokens 16384\n"
+    "hasten eval fast-model --task questions.jsonl --flips flips.jsonl\n"
+    "hasten eval fast-model --task questions.jsonl --score judge.py:is_right\n\n"
+    'A line of a --task file: {"prompt": "2 + 2 = ?", "answer": "4"}, or with "choices" and the '
+    'right one as "answer", or with a regular expression as "pattern"; see docs/accuracy.md.'
 )
 @model_argument
 @click.option(
@@ -51,6 +69,25 @@ SCHEMA = "hasten.eval/1"
     type=click.IntRange(2, 2**20),
     help="Tokens a window; each is scored on its own  [default: 512, or the model's limit]",
 )
+@click.option(
+    "--task",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Labelled items as JSON Lines: measure right answers instead of text.",
+)
+@click.option(
+    "--score",
+    metavar="FUNCTION",
+    help="module:function or file.py:function, run to score (prompt, output, expected).",
+)
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(1, 2**16),
+    default=256,
+    show_default=True,
+    help="Longest answer to an item that does not say.",
+)
+@output_option("--flips", "Write the items whose score changed as JSON Lines.")
 @seed_option("Of the bootstrap.", default=0)
 @engine_choice
 @json_option
@@ -60,20 +97,74 @@ def command(
     text: Path | None,
     tokens: int,
     context: int | None,
+    task: Path | None,
+    score: str | None,
+    max_tokens: int,
+    flips: Path | None,
     seed: int,
     engine: EngineChoice,
     json_path: str | None,
 ) -> None:
     """Measure perplexity, KL divergence and top-1 agreement of MODEL against a reference.
 
-    Both score the same tokens; every figure comes with a 95 % interval.
+    Both score the same tokens; every figure comes with a 95 % interval. With --task both answer the
+    same items on the path that serves users, and what is counted is right answers.
     """
-    from hasten.measure.corpus import cut_windows, default_corpus, read_corpus
     from hasten.models import load_model
 
-    corpus = default_corpus().halves()[1] if text is None else read_corpus(text)
+    if task is None and (score is not None or flips is not None):
+        raise click.UsageError("--score and --flips need --task.")
+    if task is not None and text is not None:
+        raise click.UsageError("--task and --text are measured one at a time.")
     candidate = load_model(model)
     reference = _reference(candidate, against)
+    if task is None:
+        report = _on_text(candidate, reference, engine, text, tokens, context, seed, json_path)
+    else:
+        choice = ItemChoice(task, score, max_tokens, flips)
+        report = _on_items(candidate, reference, engine, choice, seed, json_path)
+    if json_path is not None:
+        write_json(report, json_path)
+
+
+def _on_items(
+    candidate: Model,
+    reference: Model,
+    engine: EngineChoice,
+    choice: ItemChoice,
+    seed: int,
+    json_path: str | None,
+) -> dict[str, Any]:
+    """Answers labelled items with both models, shows what came of it and gives the report."""
+    options = engine.for_model(candidate)
+    both = (options, _exact(options))
+    found, tasks, formats = answer_both(candidate, reference, both, choice, seed)
+    report = {
+        **_head(candidate, reference, options, formats),
+        **task_document(tasks, found, choice),
+        **_tail(seed),
+    }
+    if json_path != "-":
+        show_items(_title(report), found)
+    if choice.flips is not None:
+        write_flips(found, choice.flips)
+    return report
+
+
+def _on_text(
+    candidate: Model,
+    reference: Model,
+    engine: EngineChoice,
+    text: Path | None,
+    tokens: int,
+    context: int | None,
+    seed: int,
+    json_path: str | None,
+) -> dict[str, Any]:
+    """Scores a text with both models, shows what came of it and gives the report."""
+    from hasten.measure.corpus import cut_windows, default_corpus, read_corpus
+
+    corpus = default_corpus().halves()[1] if text is None else read_corpus(text)
     context = context or min(512, candidate.config.max_position)
     windows = cut_windows(corpus, candidate.tokenizer, tokens=tokens, context=context)
     if reference is not candidate:
@@ -89,11 +180,14 @@ def command(
     options = engine.for_model(candidate)
     options = replace(options, max_context=options.max_context or longest, max_sequences=1)
     accuracy, formats = _measure(candidate, reference, options, windows, seed)
-    report = _document(candidate, reference, options, formats, windows, accuracy, seed)
+    report = {
+        **_head(candidate, reference, options, formats),
+        **_text_document(windows, accuracy),
+        **_tail(seed),
+    }
     if json_path != "-":
         _show(report, accuracy)
-    if json_path is not None:
-        write_json(report, json_path)
+    return report
 
 
 def _reference(candidate: Model, against: str | None) -> Model:
@@ -133,17 +227,9 @@ def _measure(
     from hasten.generation import Engine
     from hasten.measure.accuracy import Reference, summarize
 
-    exact = EngineOptions(
-        weights="f32",
-        kv="f32",
-        threads=options.threads,
-        max_context=options.max_context,
-        max_sequences=1,
-        keep_weights=False,
-    )
     with (
         Engine(candidate, options) as engine,
-        Engine(reference, exact) as original,
+        Engine(reference, _exact(options)) as original,
         progress("scoring tokens", windows.scored) as set_done,
     ):
         done = 0
@@ -158,19 +244,22 @@ def _measure(
         return summarize(samples, seed=seed), dict(engine.formats)
 
 
-def _document(
-    candidate: Model,
-    reference: Model,
-    options: EngineOptions,
-    formats: dict[str, str],
-    windows: Windows,
-    accuracy: Accuracy,
-    seed: int,
+def _exact(options: EngineOptions) -> EngineOptions:
+    """How the reference runs beside a model with these options: in float32."""
+    return EngineOptions(
+        weights="f32",
+        kv="f32",
+        threads=options.threads,
+        max_context=options.max_context,
+        max_sequences=options.max_sequences,
+        keep_weights=False,
+    )
+
+
+def _head(
+    candidate: Model, reference: Model, options: EngineOptions, formats: dict[str, str]
 ) -> dict[str, Any]:
     from collections import Counter
-
-    from hasten.machine import detect_machine
-    from hasten.measure.accuracy import ACCURACY_FORMULAS
 
     return {
         "schema": SCHEMA,
@@ -188,6 +277,13 @@ def _document(
             "weights": "f32",
             "kv": "f32",
         },
+    }
+
+
+def _text_document(windows: Windows, accuracy: Accuracy) -> dict[str, Any]:
+    from hasten.measure.accuracy import ACCURACY_FORMULAS
+
+    return {
         "text": {
             "name": windows.name,
             "digest": windows.digest,
@@ -197,13 +293,25 @@ def _document(
         },
         "accuracy": accuracy.as_dict(),
         "formulas": ACCURACY_FORMULAS,
-        "seed": seed,
-        "machine": detect_machine().as_dict(),
     }
 
 
+def _tail(seed: int) -> dict[str, Any]:
+    from hasten.machine import detect_machine
+
+    return {"seed": seed, "machine": detect_machine().as_dict()}
+
+
+def _title(report: dict[str, Any]) -> str:
+    model = report["model"]
+    return (
+        f"{model['name']} ({model['weights']}, KV {model['kv']}) against"
+        f" {report['reference']['name']} in float32"
+    )
+
+
 def _show(report: dict[str, Any], accuracy: Accuracy) -> None:
-    model, text = report["model"], report["text"]
+    text = report["text"]
     figures = [
         ("perplexity of the reference", accuracy.reference_perplexity, ".3f", 1),
         ("perplexity", accuracy.perplexity, ".3f", 1),
@@ -217,8 +325,7 @@ def _show(report: dict[str, Any], accuracy: Accuracy) -> None:
             [name, *(f"{end * factor:{form}}" for end in (one.estimate, one.low, one.high))]
             for name, one, form, factor in figures
         ],
-        title=f"{model['name']} ({model['weights']}, KV {model['kv']}) against"
-        f" {report['reference']['name']} in float32",
+        title=_title(report),
     )
     click.echo(
         f"\n{text['tokens']} tokens of {text['name']} in windows of {text['context']};"

@@ -214,8 +214,8 @@ _EXECUTOR_OPTIONS: dict[str, Callable[[Command], Command]] = {
     ),
     "executor": click.option(
         "--executor",
-        type=click.Choice(["native", "reference"]),
-        help="C++ kernels, or NumPy in float32  [default: native]",
+        type=click.Choice(["native", "reference", "torch"]),
+        help="C++ kernels, or NumPy or torch in float32  [default: native]",
     ),
     "fuse": click.option(
         "--fuse/--no-fuse",

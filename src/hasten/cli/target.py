@@ -158,7 +158,8 @@ _OPTIONS = (
         "shapes",
         multiple=True,
         metavar="NAME=SIZES",
-        help="Of an input tensor whose sizes the model leaves open, as in x=1,3,224,224.",
+        help="Of an input tensor whose sizes the model leaves open, as in x=1,3,224,224; where a "
+        "server does not tell its inputs, name each, as in x:INT64=1,3 (FP32 if it is not said).",
     ),
     click.option(
         "--server-pid",
@@ -189,13 +190,22 @@ def _open_server(spec: str, choice: TargetChoice) -> OpenTarget:
         from hasten.models import load_model
 
         tokenizer = load_model(choice.tokenizer).tokenizer
+    given = tuple(map(_input, choice.shapes))
+    signature = _signature(target)
+    if signature == ():
+        signature = given
+        if not given:
+            raise UsageError(
+                f"{spec} does not tell the inputs of its model",
+                do="name each with its sizes, as in --shape x=1,13 or --shape x:INT64=1,3",
+            )
     return OpenTarget(
         target,
         in_process="://" not in spec,
         tokenizer=tokenizer,
         as_text=True,
-        signature=_signature(target),
-        shapes=dict(map(_shape, choice.shapes)),
+        signature=signature,
+        shapes={one.name: one.shape for one in given},
         pids=() if choice.server_pid is None else (choice.server_pid,),
         over_http="grpc" not in spec.partition("://")[0],
     )
@@ -214,7 +224,10 @@ def _signature(target: Target) -> tuple[TensorSpec, ...] | None:
     return asyncio.run(ask())
 
 
-def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+def _input(text: str) -> TensorSpec:
+    """An input as the user writes it: NAME=SIZES or NAME:DATATYPE=SIZES; names may hold colons."""
+    from hasten.measure.targets.tensors import NUMPY, TensorSpec
+
     name, found, sizes = text.rpartition("=")
     try:
         shape = tuple(int(size) for size in sizes.split(","))
@@ -223,7 +236,10 @@ def _shape(text: str) -> tuple[str, tuple[int, ...]]:
         shape = ()
     if not found or not name or min(shape) < 0:
         raise UsageError(f"shape {text!r:.60}", allowed="a name and sizes, as in x=1,3,224,224")
-    return name, shape
+    first, _, datatype = name.rpartition(":")
+    if first and datatype in {*NUMPY, "BYTES"}:
+        return TensorSpec(first, datatype, shape)
+    return TensorSpec(name, "FP32", shape)
 
 
 def _check_fit(workload: Workload, context: int) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from hasten.generation.op_times import OpTimes
 from hasten.generation.threads import ThreadChoice
+from hasten.generation.torch_extra import require_torch
 from hasten.kernels.lora import packed_values
 from hasten.models import architectures
 from hasten.models.lora import LoraAdapter, adapted_modules
@@ -110,11 +111,19 @@ def make_executor(model: Model, options: EngineOptions, blocks: int, context: in
         options: Which executor, and how.
         blocks: KV blocks to hold.
         context: Positions of the longest sequence.
+
+    Raises:
+        MissingDependencyError: It needs a package that is not installed.
     """
     if options.executor == "reference":
         from hasten.generation.reference import ReferenceExecutor
 
         return ReferenceExecutor(model, blocks, context)
+    if options.executor == "torch":
+        require_torch("the torch executor")
+        from hasten.generation.torch_executor import TorchExecutor
+
+        return TorchExecutor(model, options, blocks, context)
     from hasten.generation.native import NativeExecutor
 
     return NativeExecutor(model, options, blocks, context)
@@ -127,7 +136,7 @@ def weight_bytes(model: Model, options: EngineOptions) -> int:
         UsageError: Weight formats that do not fit the model.
     """
     adapters = adapter_bytes(model, options)
-    if options.executor == "reference":
+    if options.executor != "native":
         return adapters + 4 * sum(math.prod(tensor.shape) for tensor in model.weights.values())
     from hasten.generation.formats import choose_formats
 
@@ -146,5 +155,5 @@ def adapter_bytes(model: Model, options: EngineOptions) -> int:
         for module in adapted_modules(model.config).values()
         for _, rows in module.parts
     )
-    float32 = options.executor == "reference" or options.lora == "f32"
+    float32 = options.executor != "native" or options.lora == "f32"
     return options.max_adapters * values * (4 if float32 else 2)

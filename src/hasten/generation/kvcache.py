@@ -15,6 +15,7 @@ __all__ = [
     "CacheSize",
     "block_bytes",
     "blocks_for",
+    "cache_format",
     "check_memory",
     "choose_cache_size",
     "choose_context",
@@ -91,8 +92,7 @@ def choose_cache_size(config: ModelConfig, options: EngineOptions, weights: int)
         UsageError: `max_context` is beyond the model's own limit.
         CapacityError: Weights and cache exceed the memory, or the longest sequence the cache.
     """
-    kv = "f32" if options.executor == "reference" else options.kv
-    size = block_bytes(config, kv)
+    size = block_bytes(config, cache_format(options))
     context = choose_context(config, options)
     left = memory_limit() - weights
     if options.kv_memory is None:
@@ -109,6 +109,11 @@ def choose_cache_size(config: ModelConfig, options: EngineOptions, weights: int)
             do="choose smaller weights, a shorter context, another kv_memory or an int8 KV cache",
         )
     return CacheSize(blocks, min(context, blocks * KV_BLOCK))
+
+
+def cache_format(options: EngineOptions) -> str:
+    """Format of the KV cache; only the native executor has another than float32."""
+    return options.kv if options.executor == "native" else "f32"
 
 
 def block_bytes(config: ModelConfig, kv: str) -> int:

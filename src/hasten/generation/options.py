@@ -12,6 +12,9 @@ from hasten.types import EngineOptions
 __all__ = ["check_options", "engine_options"]
 
 
+_EXECUTORS = ("native", "reference", "torch")
+
+
 def engine_options(model: Model, **given: object) -> EngineOptions:
     """Options for a model: what is given, else what its recipe says, else the defaults.
 
@@ -39,7 +42,7 @@ def check_options(options: EngineOptions) -> None:
     cores = available_cores()
     stretch, memory = options.prefill_stretch, options.kv_memory
     checks = [
-        ("executor", options.executor in ("native", "reference"), "native, reference"),
+        ("executor", options.executor in _EXECUTORS, ", ".join(_EXECUTORS)),
         ("kv", options.kv in ("f32", "bf16", "int8"), "f32, bf16, int8"),
         (
             "threads",

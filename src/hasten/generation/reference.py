@@ -47,7 +47,7 @@ from hasten.models.ops import (
 from hasten.models.rope import inverse_frequencies
 from hasten.types import Batch
 
-__all__ = ["Observer", "ReferenceExecutor"]
+__all__ = ["Observer", "ReferenceExecutor", "last_uses"]
 
 Array = NDArray[np.float32]
 Observer = Callable[[Op, Mapping[str, Array]], None]
@@ -83,7 +83,7 @@ class ReferenceExecutor(ProfiledExecutor):
             for rotation in rotations_of(self.graph.ops)
         }
         self.formats = {name: "f32" for name, value in self._weights.items() if value.ndim == 2}
-        self._spent = _last_uses(self.graph)
+        self._spent = last_uses(self.graph)
         self._observer: Observer | None = None
         self.memory = {
             "weights": sum(value.nbytes for value in self._weights.values()),
@@ -232,7 +232,7 @@ class ReferenceExecutor(ProfiledExecutor):
         return out
 
 
-def _last_uses(graph: Graph) -> list[list[str]]:
+def last_uses(graph: Graph) -> list[list[str]]:
     """For each op the values that no later op reads, so that they can be freed after it."""
     spent: list[list[str]] = []
     alive = {graph.output}

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from hasten.errors import UsageError
 from hasten.measure.corpus import Windows
-from hasten.measure.statistics import Interval, bootstrap_mean
+from hasten.measure.statistics import Interval, bootstrap_mean, signed_rank_interval
 
 __all__ = [
     "ACCURACY_FORMULAS",
@@ -31,7 +31,9 @@ __all__ = [
     "Reference",
     "Scorer",
     "compare_logits",
+    "excess",
     "summarize",
+    "summarize_excess",
 ]
 
 BLOCK = 64
@@ -68,12 +70,15 @@ class PairedSamples:
         candidate_loss: The same by the candidate; infinite where its logits are not finite.
         kl: KL(reference || candidate) in nats.
         agree: 1 where both choose the same token, else 0.
+        regret: By how many nats the reference holds its own choice likelier than the candidate's;
+            0 where they agree, small where the reference was nearly undecided.
     """
 
     reference_loss: NDArray[np.float64]
     candidate_loss: NDArray[np.float64]
     kl: NDArray[np.float64]
     agree: NDArray[np.float64]
+    regret: NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +125,18 @@ class Reference:
         self._kept: dict[int, Logits] = {}
 
     def compare(
-        self, candidate: Scorer, on_progress: Callable[[int], None] | None = None
+        self,
+        candidate: Scorer,
+        on_progress: Callable[[int], None] | None = None,
+        enough: Callable[[PairedSamples], bool] | None = None,
     ) -> PairedSamples:
         """Scores the candidate on the same windows.
 
         Args:
             candidate: The model to compare.
             on_progress: Called after each window with the tokens scored in it.
+            enough: Asked after each window whether the samples so far will do, as they do where a
+                candidate is beyond hope.
 
         Raises:
             UsageError: The candidate's vocabulary has another size than the reference's.
@@ -136,6 +146,8 @@ class Reference:
             parts.append(_compare_window(self._window(index), candidate, window))
             if on_progress is not None:
                 on_progress(len(window) - 1)
+            if enough is not None and enough(_concatenate(parts)):
+                break
         return _concatenate(parts)
 
     def _window(self, index: int) -> Logits:
@@ -189,6 +201,34 @@ def compare_logits(
     return _concatenate(parts)
 
 
+def excess(samples: PairedSamples, beside: PairedSamples) -> PairedSamples:
+    """What a candidate loses more than another, position by position.
+
+    For a change that says it changes nothing: beside it, the unchanged model in the same formats,
+    whose rounding costs the same. What both share cancels, so that much less can be shown.
+
+    Args:
+        samples: The changed model against the original.
+        beside: The unchanged one, on the same windows.
+
+    Returns:
+        As if the unchanged model were the reference: `kl` and `regret` are differences, which may
+        be negative, and `agree` is 1 plus the difference.
+
+    Raises:
+        UsageError: They are of different windows.
+    """
+    if not np.array_equal(samples.reference_loss, beside.reference_loss):
+        raise UsageError("two models were scored on different tokens")
+    return PairedSamples(
+        reference_loss=beside.candidate_loss,
+        candidate_loss=samples.candidate_loss,
+        kl=samples.kl - beside.kl,
+        agree=1 + samples.agree - beside.agree,
+        regret=samples.regret - beside.regret,
+    )
+
+
 def _compare_rows(
     reference: Logits, candidate: Logits, targets: NDArray[np.int64]
 ) -> PairedSamples:
@@ -202,12 +242,15 @@ def _compare_rows(
         kl = np.maximum(expected - reference_lse + candidate_lse, 0)
         candidate_loss = candidate_lse - candidate[rows, targets]
     broken = ~np.isfinite(candidate).all(axis=1)
-    agree = (reference.argmax(axis=1) == candidate.argmax(axis=1)) & ~broken
+    choice = candidate.argmax(axis=1)
+    agree = (reference.argmax(axis=1) == choice) & ~broken
+    regret = reference.max(axis=1) - reference[rows, choice]
     return PairedSamples(
         reference_loss=reference_lse - reference[rows, targets],
         candidate_loss=np.where(broken, np.inf, candidate_loss),
         kl=np.where(broken, np.inf, kl),
         agree=agree.astype(np.float64),
+        regret=np.where(broken, np.inf, regret),
     )
 
 
@@ -227,11 +270,12 @@ def _concatenate(parts: Sequence[PairedSamples]) -> PairedSamples:
         np.concatenate([part.candidate_loss for part in parts]),
         np.concatenate([part.kl for part in parts]),
         np.concatenate([part.agree for part in parts]),
+        np.concatenate([part.regret for part in parts]),
     )
 
 
-def summarize(samples: PairedSamples, *, seed: int) -> Accuracy:
-    """Means with 95 % block-bootstrap intervals.
+def summarize(samples: PairedSamples, *, seed: int, confidence: float = 0.95) -> Accuracy:
+    """Means with block-bootstrap intervals.
 
     A sample with an infinite loss (logits that are not finite) has infinite figures and
     intervals, so that no budget holds for it.
@@ -239,22 +283,46 @@ def summarize(samples: PairedSamples, *, seed: int) -> Accuracy:
     Args:
         samples: One entry a position.
         seed: Makes the intervals repeatable.
+        confidence: Of the intervals, in (0, 1).
     """
-    excess = samples.candidate_loss - samples.reference_loss
+
+    def mean(values: NDArray[np.float64]) -> Interval:
+        if np.isfinite(values).all():
+            return bootstrap_mean(values, block=BLOCK, confidence=confidence, seed=seed)
+        return Interval(math.inf, math.inf, math.inf, confidence)
+
     return Accuracy(
         tokens=len(samples.kl),
-        reference_perplexity=_exp(_mean(samples.reference_loss, seed)),
-        perplexity=_exp(_mean(samples.candidate_loss, seed)),
-        perplexity_ratio=_exp(_mean(excess, seed)),
-        kl=_mean(samples.kl, seed),
-        top1_agreement=_mean(samples.agree, seed),
+        reference_perplexity=_exp(mean(samples.reference_loss)),
+        perplexity=_exp(mean(samples.candidate_loss)),
+        perplexity_ratio=_exp(mean(samples.candidate_loss - samples.reference_loss)),
+        kl=mean(samples.kl),
+        top1_agreement=mean(samples.agree),
     )
 
 
-def _mean(values: NDArray[np.float64], seed: int) -> Interval:
-    if np.isfinite(values).all():
-        return bootstrap_mean(values, block=BLOCK, seed=seed)
-    return Interval(math.inf, math.inf, math.inf, 0.95)
+def summarize_excess(
+    samples: PairedSamples, beside: PairedSamples, *, seed: int, confidence: float = 0.95
+) -> Accuracy:
+    """What `excess` gives, in figures, with KL by the signed ranks of blocks.
+
+    Two models that round otherwise and are equally good may change places, so the differences of
+    their blocks are symmetric about 0: what signed ranks ask for, and all they ask. Means would be
+    moved by single positions at which one of the two happens to be far off.
+
+    Args:
+        samples: The changed model against the original.
+        beside: The unchanged one, on the same windows; 384 positions at least.
+        seed: Of the other intervals.
+        confidence: Of all intervals, in (0, 1).
+    """
+    more = excess(samples, beside)
+    found = summarize(more, seed=seed, confidence=confidence)
+    if not np.isfinite(more.kl).all():
+        return found
+    starts = np.arange(0, len(more.kl), BLOCK)
+    means = np.add.reduceat(more.kl, starts) / np.diff(np.append(starts, len(more.kl)))
+    return replace(found, kl=signed_rank_interval(means, confidence))
 
 
 def _exp(interval: Interval) -> Interval:

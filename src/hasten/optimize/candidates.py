@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from hasten.kernels.quantization import BLOCK
+from hasten.models import Model
+from hasten.optimize.passes.interface import Pass, parameters_of
+from hasten.optimize.speed import RequestShape
 from hasten.types import EngineOptions, KvFormat
 
 __all__ = [
@@ -15,6 +18,7 @@ __all__ = [
     "MatrixShapes",
     "matrix_shapes",
     "original",
+    "settings_for",
     "thread_counts",
     "uniform_candidates",
     "vocabulary_candidates",
@@ -38,7 +42,7 @@ class _Stored(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One way to run the model.
+    """One way to run the model: passes that change it, and settings that run it.
 
     Attributes:
         weights: Format of every matrix that has no override.
@@ -46,6 +50,10 @@ class Candidate:
         threads: Worker threads.
         overrides: (tensor name, format) pairs, sorted by name.
         mixed: For a mixed-precision candidate, what was mixed, in words.
+        steps: Passes in the order in which they are applied, before the weights are rounded.
+        chunk: Most tokens of an executor call; None leaves the engine's default.
+        sequences: Most sequences side by side; None for all of a round.
+        prefix_cache: Requests that begin alike share what was computed for their beginning.
     """
 
     weights: str
@@ -53,43 +61,70 @@ class Candidate:
     threads: int
     overrides: tuple[tuple[str, str], ...] = ()
     mixed: str = ""
+    steps: tuple[Pass[Model], ...] = ()
+    chunk: int | None = None
+    sequences: int | None = None
+    prefix_cache: bool = False
 
     @property
     def label(self) -> str:
         """Short name, unique among the candidates of a search."""
-        weights = self.mixed or self.weights
-        return f"{weights}, KV {self.kv}, {self.threads} thread{'s' * (self.threads != 1)}"
+        parts = [one.label for one in self.steps]
+        parts += [self.mixed or self.weights, f"KV {self.kv}"]
+        parts.append(f"{self.threads} thread{'s' * (self.threads != 1)}")
+        if self.chunk is not None:
+            parts.append(f"steps of {self.chunk} tokens")
+        if self.sequences is not None:
+            parts.append(f"{self.sequences} at once")
+        if self.prefix_cache:
+            parts.append("prefix cache")
+        return ", ".join(parts)
 
     @property
     def is_exact(self) -> bool:
-        """Whether every matrix runs in float32."""
-        return self.weights == "f32" and not self.overrides
+        """Whether it is the original: every matrix in float32, and no pass."""
+        return self.weights == "f32" and not self.overrides and not self.steps
 
-    def options(self, max_context: int) -> EngineOptions:
-        """Engine options of this candidate on the native executor, for one sequence at a time.
+    def options(self, max_context: int, sequences: int = 1) -> EngineOptions:
+        """Engine options of this candidate on the native executor.
 
-        Without a prefix cache, since the same prompts are timed again and again. Packed weights are
-        not kept, since most candidates are never run again.
+        Packed weights are not kept, since most candidates are never run again.
+
+        Args:
+            max_context: Tokens of the longest sequence.
+            sequences: That run side by side where the candidate does not say.
         """
-        return EngineOptions(
+        options = EngineOptions(
             weights=self.weights,
             overrides=dict(self.overrides),
             kv=self.kv,
             threads=self.threads,
             max_context=max_context,
-            max_sequences=1,
-            prefix_cache=False,
+            max_sequences=self.sequences or sequences,
+            prefix_cache=self.prefix_cache,
             keep_weights=False,
         )
+        return options if self.chunk is None else replace(options, chunk=self.chunk)
 
     def settings(self) -> dict[str, Any]:
-        """As in JSON reports."""
-        return {
+        """As in JSON reports; what the engine leaves to its defaults is not in it."""
+        settings: dict[str, Any] = {
             "weights": self.weights,
             "overrides": dict(self.overrides),
             "kv": self.kv,
             "threads": self.threads,
         }
+        if self.chunk is not None:
+            settings["chunk"] = self.chunk
+        if self.sequences is not None:
+            settings["max_sequences"] = self.sequences
+        if self.prefix_cache:
+            settings["prefix_cache"] = True
+        return settings
+
+    def passes(self) -> list[dict[str, Any]]:
+        """The passes as in recipes."""
+        return [dict(parameters_of(one)) for one in self.steps]
 
     def with_kv(self, kv: KvFormat) -> Candidate:
         """The same with another KV format."""
@@ -138,6 +173,21 @@ def thread_counts(cores: int) -> list[int]:
         cores //= 2
         counts.append(cores)
     return counts
+
+
+def settings_for(base: Candidate, shape: RequestShape) -> list[Candidate]:
+    """Other ways to run the same weights, as far as the requests give them something to do.
+
+    Larger steps read weights less often for the same prompts, fewer sequences side by side keep
+    more of the cache for each, and a prefix cache saves the part of prompts that they share.
+    """
+    varied = []
+    if shape.concurrent > 1:
+        varied += [replace(base, chunk=chunk) for chunk in (256, 1024)]
+        varied.append(replace(base, sequences=shape.concurrent // 2))
+    if shape.shared:
+        varied.append(replace(base, prefix_cache=True))
+    return varied
 
 
 def matrix_shapes(weights: Mapping[str, _Stored]) -> dict[str, tuple[int, int]]:

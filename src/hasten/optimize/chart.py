@@ -53,13 +53,16 @@ class _Axis:
         return self.start + share * (self.end - self.start)
 
 
-def draw_chart(points: Sequence[Point], *, limit: float, loss_title: str) -> str:
+def draw_chart(
+    points: Sequence[Point], *, limit: float, loss_title: str, front: Sequence[int] = ()
+) -> str:
     """Draws the points, the budget, and the axes.
 
     Args:
         points: Candidates with finite figures; losses of 0 are drawn at the lower edge.
         limit: The budget, in the unit of the loss axis; positive.
         loss_title: Name of the loss axis.
+        front: Numbers of the points that a line joins, as far as they are there.
 
     Returns:
         An <svg> element.
@@ -72,6 +75,7 @@ def draw_chart(points: Sequence[Point], *, limit: float, loss_title: str) -> str
     parts += _budget(y, limit)
     parts += _grid(x, y)
     parts += _titles(loss_title)
+    parts += _front([point for point in points if point.number in front], x, y)
     for point in points:
         parts += _mark(point, x, y)
     parts += _numbers(points, x, y)
@@ -124,6 +128,13 @@ def _text(x: float, y: float, content: str, *, css: str = "", anchor: str = "sta
 
 def _path(css: str, data: str) -> str:
     return f'<path class="{css}" d="{data}"/>'
+
+
+def _front(points: Sequence[Point], x: _Axis, y: _Axis) -> Iterator[str]:
+    ordered = sorted(points, key=lambda point: point.speed[0])
+    places = [f"{x.at(point.speed[0]):.1f} {y.at(point.loss[0]):.1f}" for point in ordered]
+    if len(places) > 1:
+        yield _path("front", "M" + "L".join(places))
 
 
 def _mark(point: Point, x: _Axis, y: _Axis) -> Iterator[str]:

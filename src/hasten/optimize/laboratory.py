@@ -7,34 +7,60 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hasten.errors import HastenError
+from hasten.generation import Engine
 from hasten.generation.formats import MatrixFormat, choose_formats
 from hasten.measure.accuracy import Accuracy, Reference, summarize
+from hasten.measure.arrivals import ClosedLoop
 from hasten.measure.corpus import Windows
 from hasten.measure.interference import Interference, between, read_cpu_times
 from hasten.measure.load import run_load
-from hasten.measure.records import Record
 from hasten.measure.statistics import interleave
 from hasten.measure.targets.engine import EngineTarget
+from hasten.measure.tasks.compare import compare_results
+from hasten.measure.tasks.items import TaskSet
+from hasten.measure.tasks.run import TaskResults, run_tasks
+from hasten.measure.tasks.scoring import ScoreFunction
 from hasten.measure.workload import Item, Workload
-from hasten.models.weights import StoredTensor
-from hasten.optimize.candidates import Candidate, matrix_shapes, original, why_unfit
+from hasten.models import Model
+from hasten.optimize.candidates import (
+    Candidate,
+    MatrixShapes,
+    matrix_shapes,
+    original,
+    why_unfit,
+)
+from hasten.optimize.gate import Measured
+from hasten.optimize.passes.interface import Pass, Prediction
+from hasten.optimize.prediction import predict_passes
 from hasten.optimize.sensitivity import Part, bytes_saved, mix, parts_of
-from hasten.optimize.speed import Duel, Effort, RequestShape, Timings, timings
+from hasten.optimize.speed import Duel, Effort, RequestShape, Round, Timings, one_round
 
-if TYPE_CHECKING:
-    from hasten.generation import Engine
-
-__all__ = ["EngineLaboratory", "Material"]
+__all__ = ["EngineLaboratory", "Material", "TaskMaterial"]
 
 
 _MOST_SHARED = 0.1
 """Share of the processor that others may use in a race before the report says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskMaterial:
+    """Labelled items.
+
+    Attributes:
+        search: That the search looks at.
+        proof: That only the last proof sees.
+        score: Judges answers to items with an `expected` value; None if there are none.
+    """
+
+    search: TaskSet
+    proof: TaskSet
+    score: ScoreFunction | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +70,17 @@ class Material:
     Attributes:
         calibration: Windows that the search looks at as often as it likes.
         evaluation: Windows that only the last proof sees.
-        prompts: Prompts of the timed requests, one a round and one to warm up; all of one length.
-        shape: Lengths of the timed request.
+        prompts: Prompts of the timed requests, all of one length: those of a round to warm up, then
+            those of several rounds.
+        shape: The timed requests.
+        tasks: Labelled items, if the user gave some.
     """
 
     calibration: Windows
     evaluation: Windows
     prompts: tuple[tuple[int, ...], ...]
     shape: RequestShape
+    tasks: TaskMaterial | None = None
 
 
 class EngineLaboratory:
@@ -61,9 +90,8 @@ class EngineLaboratory:
     whose engines do not fit into memory together is run in heats, the original in each.
 
     Args:
-        open_engine: Makes an engine that runs the model as a candidate says.
-        weights: The model's tensors.
-        vocab_size: Columns of a logits row.
+        model: Gives the model after passes, none of them being the original.
+        context: Tokens of the longest sequence.
         material: Texts and prompts.
         threads: Threads of the original.
         memory_limit: Bytes that all engines and kept logits together may take.
@@ -72,26 +100,24 @@ class EngineLaboratory:
 
     def __init__(
         self,
-        open_engine: Callable[[Candidate], Engine],
+        model: Callable[[Sequence[Pass[Model]]], Model],
         *,
-        weights: Mapping[str, StoredTensor],
-        vocab_size: int,
+        context: int,
         material: Material,
         threads: int,
         memory_limit: int,
         seed: int,
     ) -> None:
-        self._open_engine = open_engine
-        self._weights = weights
-        self._shapes = matrix_shapes(weights)
-        self._vocab_size = vocab_size
+        self._model = model
+        self._context = context
         self._material = material
         self._threads = threads
         self._memory_limit = memory_limit
         self._seed = seed
         self.remarks: list[str] = []
         self._began = time.perf_counter()
-        self._screened: dict[Candidate, Accuracy] = {}
+        self._screened: dict[Candidate, Measured] = {}
+        self._answered: dict[str, TaskResults] = {}
         self._memory: dict[Candidate, Mapping[str, int]] = {}
 
     def __enter__(self) -> Self:
@@ -109,26 +135,40 @@ class EngineLaboratory:
         self._stack.close()
 
     def why_unfit(self, candidate: Candidate) -> str | None:
-        """Why a group size does not fit the matrices, or None."""
-        return why_unfit(candidate.weights, self._shapes)
+        """Why a pass or a group size does not fit the model, or None.
+
+        Raises:
+            HastenError: A pass before another could not be applied.
+        """
+        for number, step in enumerate(candidate.steps):
+            reason = step.why_unfit(self._model(candidate.steps[:number]))
+            if reason is not None:
+                return reason
+        return why_unfit(candidate.weights, self._shapes(candidate))
 
     def formats(self, candidate: Candidate) -> dict[str, MatrixFormat]:
         """The format that each matrix would run in, without opening an engine."""
-        return choose_formats(self._weights, self._shapes, candidate.options(1))
+        weights = self._model(candidate.steps).weights
+        return choose_formats(weights, matrix_shapes(weights), candidate.options(1))
 
-    def screen(self, candidate: Candidate) -> Accuracy:
-        """Accuracy on the calibration text."""
+    def screen(self, candidate: Candidate) -> Measured:
+        """Accuracy on the calibration text and the items of the search."""
         if candidate not in self._screened:
-            self._screened[candidate] = self._compare(self._calibration, candidate)
+            known = self._material.tasks
+            items = None if known is None else known.search
+            self._screened[candidate] = self._measure(self._calibration, items, candidate)
         return self._screened[candidate]
 
     def glance(self, candidate: Candidate) -> Accuracy:
         """Accuracy on the first calibration window."""
-        return self._compare(self._glimpse, candidate)
+        with self._open(candidate) as engine:
+            return self._compare(self._glimpse, engine)
 
-    def prove(self, candidate: Candidate) -> Accuracy:
-        """Accuracy on the evaluation text."""
-        return self._compare(self._evaluation, candidate)
+    def prove(self, candidate: Candidate, confidence: float) -> Measured:
+        """Accuracy on the evaluation text and the items of the proof."""
+        known = self._material.tasks
+        items = None if known is None else known.proof
+        return self._measure(self._evaluation, items, candidate, confidence)
 
     def race(
         self,
@@ -160,15 +200,28 @@ class EngineLaboratory:
         """Bytes of weights of a candidate that has been opened."""
         return self._memory[candidate]["weights"]
 
+    def memory_bytes(self, candidate: Candidate) -> int:
+        """All bytes of a candidate that has been opened."""
+        return sum(self._memory[candidate].values())
+
+    def remember(self, candidate: Candidate, memory: Mapping[str, int]) -> None:
+        """Takes note of the bytes of a candidate that an earlier run opened."""
+        self._memory.setdefault(candidate, dict(memory))
+
     def parts(self, base: Candidate, coarse: str) -> dict[Part, int]:
         """The parts whose formats may be mixed, each with the bytes that `coarse` saves."""
-        parts = parts_of(self._shapes)
+        shapes = self._shapes(base)
+        parts = parts_of(shapes)
         before, after = self.formats(base), self.formats(mix(base, coarse, parts))
-        return bytes_saved(parts, self._shapes, before, after)
+        return bytes_saved(parts, shapes, before, after)
+
+    def predict(self, candidate: Candidate) -> Prediction:
+        """What the candidate's passes say that they save of the original."""
+        return predict_passes(self._model(()), candidate.steps)
 
     @property
     def shape(self) -> RequestShape:
-        """Lengths of the timed request."""
+        """The timed requests."""
         return self._material.shape
 
     def seconds(self) -> float:
@@ -188,8 +241,12 @@ class EngineLaboratory:
         """Opens a candidate; the caller closes it."""
         return self._open(candidate)
 
+    def _shapes(self, candidate: Candidate) -> MatrixShapes:
+        return matrix_shapes(self._model(candidate.steps).weights)
+
     def _open(self, candidate: Candidate) -> Engine:
-        engine = self._open_engine(candidate)
+        options = candidate.options(self._context, self.shape.concurrent)
+        engine = Engine(self._model(candidate.steps), options)
         self._memory[candidate] = dict(engine.memory)
         return engine
 
@@ -197,13 +254,41 @@ class EngineLaboratory:
         return Reference(
             self._original,
             windows,
-            vocab_size=self._vocab_size,
+            vocab_size=self._model(()).config.vocab_size,
             keep_bytes=self._memory_limit // 8,
         )
 
-    def _compare(self, reference: Reference, candidate: Candidate) -> Accuracy:
+    def _measure(
+        self,
+        reference: Reference,
+        items: TaskSet | None,
+        candidate: Candidate,
+        confidence: float = 0.95,
+    ) -> Measured:
         with self._open(candidate) as engine:
-            return summarize(reference.compare(engine), seed=self._seed)
+            text = self._compare(reference, engine, confidence)
+            if items is None:
+                return Measured(text)
+            answers = self._answer(engine, items)
+            return Measured(
+                text,
+                compare_results(
+                    self._originals(items), answers, confidence=confidence, seed=self._seed
+                ),
+            )
+
+    def _compare(self, reference: Reference, engine: Engine, confidence: float = 0.95) -> Accuracy:
+        return summarize(reference.compare(engine), seed=self._seed, confidence=confidence)
+
+    def _originals(self, items: TaskSet) -> TaskResults:
+        """The original's answers, found once."""
+        if items.name not in self._answered:
+            self._answered[items.name] = self._answer(self._original, items)
+        return self._answered[items.name]
+
+    def _answer(self, engine: Engine, items: TaskSet) -> TaskResults:
+        known = self._material.tasks
+        return run_tasks(engine, items, function=None if known is None else known.score)
 
     def _heats(self, candidates: Sequence[Candidate]) -> Iterator[list[Candidate]]:
         """Splits a field so that each heat, with the original, fits into half the memory."""
@@ -226,29 +311,30 @@ class EngineLaboratory:
         effort: Effort,
         on_round: Callable[[float], None],
     ) -> dict[Candidate, Timings]:
-        records: dict[str, list[Record]] = {}
+        rounds: dict[str, list[Round]] = {}
         with ExitStack() as stack:
             engines = {first: self._original}
             engines |= {one: stack.enter_context(self._open(one)) for one in heat}
-            for engine in engines.values():
-                self._time(engine, self._material.prompts[0])
+            for one, engine in engines.items():
+                self._time(one, engine, self._warmup)
             deadline = self.seconds() + effort.seconds
             for number in range(effort.rounds):
                 if number >= effort.least and self.seconds() > deadline:
                     break
                 for label, results in self._one_round(engines, number).items():
-                    records.setdefault(label, []).extend(results)
+                    rounds.setdefault(label, []).extend(results)
                 on_round((number + 1) / effort.rounds)
-        return {one: timings(self.shape, records[one.label]) for one in engines}
+        return {one: Timings(self.shape, tuple(rounds[one.label])) for one in engines}
 
     def _one_round(
         self, engines: Mapping[Candidate, Engine], number: int
-    ) -> dict[str, list[Record]]:
-        """Times the same prompt once on each engine, in an order of its own."""
-        prompts = self._material.prompts[1:]
-        prompt = prompts[number % len(prompts)]
+    ) -> dict[str, list[Round]]:
+        """Times the same prompts once on each engine, in an order of its own."""
+        count = self.shape.concurrent
+        prompts = self._material.prompts[count:]
+        chosen = [prompts[(number * count + i) % len(prompts)] for i in range(count)]
         runs = {
-            one.label: functools.partial(self._time, engine, prompt)
+            one.label: functools.partial(self._time, one, engine, chosen)
             for one, engine in engines.items()
         }
         return interleave(runs, 1, self._seed + number)
@@ -260,15 +346,29 @@ class EngineLaboratory:
                 f" {candidates} candidates raced, so their figures are worse than they need be"
             )
 
-    def _time(self, engine: Engine, prompt: tuple[int, ...]) -> Record:
-        item = Item(prompt, self._material.shape.output_tokens)
-        result = run_load(EngineTarget(engine), Workload("race", None, (), (item,)))
+    @property
+    def _warmup(self) -> Sequence[tuple[int, ...]]:
+        return self._material.prompts[: self.shape.concurrent]
+
+    def _time(
+        self, candidate: Candidate, engine: Engine, prompts: Sequence[tuple[int, ...]]
+    ) -> Round:
+        """Runs one round; a prefix cache holds what all prompts share, and no prompt as a whole."""
+        if candidate.prefix_cache:
+            engine.forget_prefixes()
+            self._run(engine, self._warmup[:1])
+        return self._run(engine, prompts)
+
+    def _run(self, engine: Engine, prompts: Sequence[tuple[int, ...]]) -> Round:
+        items = tuple(Item(prompt, self.shape.output_tokens) for prompt in prompts)
+        workload = Workload("race", None, (), items)
+        result = run_load(EngineTarget(engine), workload, ClosedLoop(len(items)))
         if result.interrupted:
             raise KeyboardInterrupt
-        record = result.records[0]
-        if record.status != "completed":
-            raise HastenError(f"a timed request did not complete: {record.reason}")
-        return record
+        for record in result.records:
+            if record.status != "completed":
+                raise HastenError(f"a timed request did not complete: {record.reason}")
+        return one_round(result)
 
 
 def _portion(on_round: Callable[[float], None], index: int, count: int, share: float) -> None:

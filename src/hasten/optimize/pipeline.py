@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from hasten.errors import CapacityError
+from hasten import __version__
+from hasten.errors import CapacityError, UsageError
 from hasten.generation import Engine, engine_options
 from hasten.machine import detect_machine, memory_limit
 from hasten.measure.corpus import Corpus, cut_windows
+from hasten.measure.overlap import check_apart
 from hasten.measure.synthetic import cut_prompts
+from hasten.measure.tasks.reading import read_tasks
+from hasten.measure.tasks.run import prompt_tokens
+from hasten.measure.tasks.scoring import load_function
 from hasten.models import Model, load_model
 from hasten.optimize.candidates import (
     FORMATS,
@@ -22,7 +30,10 @@ from hasten.optimize.candidates import (
     vocabulary_matrices,
 )
 from hasten.optimize.gate import Budget
-from hasten.optimize.laboratory import EngineLaboratory, Material
+from hasten.optimize.journal import Journal, JournaledLaboratory
+from hasten.optimize.laboratory import EngineLaboratory, Material, TaskMaterial
+from hasten.optimize.objective import Objective
+from hasten.optimize.proposals import default_passes
 from hasten.optimize.publish import (
     artefact_settings,
     check_same,
@@ -31,34 +42,67 @@ from hasten.optimize.publish import (
     staged,
 )
 from hasten.optimize.recipe import Evidence
-from hasten.optimize.search import Progress, Search, SearchPlan, Trial
+from hasten.optimize.search import Progress, Search
+from hasten.optimize.search_plan import SearchPlan
 from hasten.optimize.speed import Effort, RequestShape
+from hasten.optimize.trial import Trial
+from hasten.optimize.variants import Variants
 
-__all__ = ["optimize", "prepare_material", "prepare_plan"]
+__all__ = ["optimize", "prepare_material", "prepare_plan", "prepare_tasks", "workspace_of"]
 
 _CONTEXT = 512
 _EVALUATION_TOKENS = {False: 4096, True: 2048}
 _CALIBRATION_TOKENS = {False: 1024, True: 512}
 _PROMPTS = 8
+_ITEM_CONTEXT = 2048
 _MOST_FOR_ORIGINAL = 0.7  # of the memory; candidates and kept logits need the rest
 
 
+def prepare_tasks(path: Path, function: str | None) -> TaskMaterial:
+    """Reads labelled items: half of them for the search, half for the proof.
+
+    Args:
+        path: JSON Lines; see `hasten.measure.tasks.reading`.
+        function: Name of a function that scores, or None.
+
+    Raises:
+        UsageError: The file or the function cannot be used, or a half has no item.
+    """
+    score = None if function is None else load_function(function)
+    tasks = read_tasks(path, custom=score is not None)
+    search, proof = tasks.halves()
+    if not search.tasks or not proof.tasks:
+        raise UsageError(
+            f"{tasks.name} has {len(tasks.tasks)} items, too few for a search and a proof",
+            do="give more items, a hundred or so",
+        )
+    return TaskMaterial(search, proof, score)
+
+
 def prepare_material(
-    model: Model, corpus: Corpus, shape: RequestShape, *, tokens: int | None, quick: bool, seed: int
+    model: Model,
+    corpus: Corpus,
+    shape: RequestShape,
+    *,
+    tokens: int | None,
+    quick: bool,
+    seed: int,
+    tasks: TaskMaterial | None = None,
 ) -> Material:
     """Cuts texts and prompts: the search sees the first half of the corpus, the proof the second.
 
     Args:
         model: Whose tokenizer cuts them.
         corpus: Running text.
-        shape: Lengths of the timed request.
+        shape: The timed requests.
         tokens: Tokens of the proof, None for 4096 (2048 if quick).
         quick: Smaller samples.
         seed: Chooses the prompts.
+        tasks: Labelled items, if there are some.
 
     Raises:
         CapacityError: The request does not fit the model's context.
-        UsageError: The text is too short.
+        UsageError: The text is too short, or the halves of text or items share runs of tokens.
     """
     longest = model.config.max_position
     if shape.input_tokens + shape.output_tokens > longest:
@@ -69,26 +113,48 @@ def prepare_material(
     first, second = corpus.halves()
     context = min(_CONTEXT, longest)
     wanted = _EVALUATION_TOKENS[quick] if tokens is None else tokens
-    prompts = cut_prompts(model.tokenizer, first, [shape.input_tokens] * (_PROMPTS + 1), seed=seed)
+    count = shape.concurrent + max(_PROMPTS, 2 * shape.concurrent)
+    own = [shape.input_tokens - shape.shared] * count
+    tails = cut_prompts(model.tokenizer, first, own, seed=seed)
+    head = cut_prompts(model.tokenizer, first, [max(shape.shared, 1)], seed=seed + 1)[0]
+    prompts = [(*head[: shape.shared], *tail) for tail in tails]
+    few = _CALIBRATION_TOKENS[quick]
+    calibration = cut_windows(first, model.tokenizer, tokens=few, context=context)
+    evaluation = cut_windows(second, model.tokenizer, tokens=wanted, context=context)
+    check_apart(calibration.ids, evaluation.ids, (first.name, second.name))
+    if tasks is not None:
+        search, proof = (
+            [prompt_tokens(model, one) for one in side.tasks]
+            for side in (tasks.search, tasks.proof)
+        )
+        check_apart(search, proof, (tasks.search.name, tasks.proof.name))
     return Material(
-        calibration=cut_windows(
-            first, model.tokenizer, tokens=_CALIBRATION_TOKENS[quick], context=context
-        ),
-        evaluation=cut_windows(second, model.tokenizer, tokens=wanted, context=context),
+        calibration=calibration,
+        evaluation=evaluation,
         prompts=tuple(prompts),
         shape=shape,
+        tasks=tasks,
     )
 
 
 def prepare_plan(
-    model: Model, *, threads: int, formats: Sequence[str], quick: bool, seed: int
+    model: Model,
+    objective: Objective,
+    *,
+    threads: int,
+    formats: Sequence[str] = (),
+    asked: Sequence[Candidate] = (),
+    quick: bool,
+    seed: int,
 ) -> SearchPlan:
     """What to try, and how long to measure.
 
     Args:
         model: The original.
+        objective: What is timed, and the bounds to keep.
         threads: Threads of the original and of most candidates.
         formats: Weight formats to try; empty for the usual ones.
+        asked: Candidates with passes that the user asks for.
         quick: Fewer candidates and rounds, no mixed precision.
         seed: Of intervals and orders.
     """
@@ -101,13 +167,23 @@ def prepare_plan(
         return SearchPlan(
             threads,
             tuple(candidates),
+            objective,
+            asked=tuple(asked),
             probe=Effort(rounds=2, least=2, seconds=10),
             final=Effort(rounds=7, least=5, seconds=25),
             finalists=2,
             mixed_seconds=0,
             seed=seed,
         )
-    return SearchPlan(threads, tuple(candidates), seed=seed)
+    changed = () if formats else default_passes(model, threads)
+    return SearchPlan(
+        threads,
+        tuple(candidates),
+        objective,
+        changed=tuple(changed),
+        asked=tuple(asked),
+        seed=seed,
+    )
 
 
 def optimize(
@@ -139,28 +215,37 @@ def optimize(
     limit = memory_limit()
     _check_memory(model, limit)
     request = material.shape.input_tokens + material.shape.output_tokens
-    context = min(max(request, material.evaluation.context), model.config.max_position)
-
-    def open_engine(candidate: Candidate) -> Engine:
-        return Engine(model, candidate.options(context))
-
+    longest = material.evaluation.context
+    if material.tasks is not None:
+        # Items may be longer than the text's windows; what does not fit the model is refused there.
+        longest = max(longest, _ITEM_CONTEXT)
+    context = min(max(request, longest), model.config.max_position)
+    workspace = workspace_of(output)
+    workspace.mkdir(parents=True, exist_ok=True)
+    journal = Journal(workspace / "journal.jsonl", _identity(model, budget, material, plan))
+    variants = Variants(
+        model,
+        material.calibration,
+        workspace / journal.name,
+        lambda doing, share: progress(doing, search.share),
+        seed=plan.seed,
+    )
     laboratory = EngineLaboratory(
-        open_engine,
-        weights=model.weights,
-        vocab_size=model.config.vocab_size,
+        variants.model,
+        context=context,
         material=material,
         threads=plan.threads,
         memory_limit=limit,
         seed=plan.seed,
     )
     progress("opening the original in float32", 0.0)
-    with laboratory:
-        search = Search(laboratory, budget, plan, progress)
+    with laboratory, closing(journal):
+        search = Search(JournaledLaboratory(laboratory, journal), budget, plan, progress)
         try:
             winner = search.run()
-            seconds = laboratory.seconds()
             progress("writing the artefact", 1.0)
-            with staged(model, winner.candidate, output) as place:
+            changed = variants.model(winner.candidate.steps)
+            with staged(changed, winner.candidate, output) as place:
                 _verify(place, laboratory, winner, context)
                 evidence = Evidence(
                     model=model,
@@ -169,17 +254,40 @@ def optimize(
                     trials=search.trials,
                     remarks=[*search.remarks, *laboratory.remarks],
                     budget=budget,
+                    objective=plan.objective,
                     material=material,
                     machine=detect_machine(),
                     memory=_memory(place, model, laboratory, search.original, winner),
                     seed=plan.seed,
-                    seconds=seconds,
+                    seconds=journal.seconds(),
                     arguments=arguments,
                 )
-                return publish(place, output, evidence, str(output))
+                recipe = publish(place, output, evidence, str(output))
         except KeyboardInterrupt:
             stopped(search)
             raise
+    shutil.rmtree(workspace, ignore_errors=True)
+    return recipe
+
+
+def workspace_of(output: Path) -> Path:
+    """Where a search keeps what it has measured and made until its artefact is there."""
+    return output.absolute().parent / f".{output.name}.search"
+
+
+def _identity(model: Model, budget: Budget, material: Material, plan: SearchPlan) -> dict[str, Any]:
+    """What decides about the measurements of a search: with the same, they can be taken over."""
+    machine = detect_machine()
+    return {
+        "hasten": __version__,
+        "model": model.digest(),
+        "texts": [material.calibration.digest, material.evaluation.digest],
+        "items": None if material.tasks is None else material.tasks.search.digest,
+        "prompts": hashlib.sha256(repr(material.prompts).encode()).hexdigest(),
+        "budget": budget.as_dict(),
+        "plan": repr(plan),
+        "machine": [machine.cpu, machine.cores],
+    }
 
 
 def _verify(place: Path, laboratory: EngineLaboratory, winner: Trial, context: int) -> None:

@@ -73,7 +73,8 @@ def _saying_where(directory: Path) -> Iterator[None]:
 def artefact_settings(candidate: Candidate) -> dict[str, Any]:
     """How the artefact is to run: its matrices hold the candidate's formats already."""
     weights = "f32" if candidate.is_exact else "carried"
-    return {"weights": weights, "kv": candidate.kv, "threads": candidate.threads}
+    settings = {name: one for name, one in candidate.settings().items() if name != "overrides"}
+    return {**settings, "weights": weights}
 
 
 @contextmanager
@@ -130,7 +131,8 @@ def publish(place: Path, directory: Path, evidence: Evidence, named: str) -> dic
         The recipe.
     """
     candidate = evidence.winner.candidate
-    passes = [] if candidate.is_exact else [QuantizeWeights(candidate).parameters()]
+    rounded = [] if candidate.is_exact else [QuantizeWeights(candidate).parameters()]
+    passes = [*candidate.passes(), *rounded]
     recipe = build_recipe(evidence, passes, artefact_settings(candidate))
     text = json.dumps(recipe, indent=2, ensure_ascii=False, allow_nan=False)
     page = render_report(recipe, named)

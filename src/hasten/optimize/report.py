@@ -10,6 +10,7 @@ from typing import Any
 
 from hasten.optimize.chart import Point, draw_chart
 from hasten.optimize.recipe import check_recipe
+from hasten.optimize.tradeoffs import trade_offs
 
 __all__ = ["before_and_after", "candidate_table", "headline", "render_report"]
 
@@ -50,6 +51,7 @@ def render_report(recipe: Mapping[str, Any], directory: str) -> str:
         candidates=_candidate_rows(recipe),
         machine=_machine(recipe["machine"]),
         texts=recipe["texts"],
+        trades=trade_offs(recipe),
         commands={
             "run": f'hasten run {quoted} "Hello"',
             "prove": f"hasten eval {quoted}",
@@ -78,12 +80,17 @@ def before_and_after(recipe: Mapping[str, Any]) -> list[Row]:
     """Rows of (figure, before, after, change) for the terminal and the page."""
     before, after = recipe["before"], recipe["after"]
     rows = [
-        _ratio_row("latency of the request, ms", before, after, "e2e_ms", lower=True),
+        _ratio_row("latency of a request, ms", before, after, "e2e_ms", lower=True),
         _ratio_row("time to first token, ms", before, after, "ttft_ms", lower=True),
         _ratio_row("time per output token, ms", before, after, "tpot_ms", lower=True),
-        _ratio_row("prefill, tokens/s", before, after, "prefill_tokens_per_s"),
-        _ratio_row("decode, tokens/s", before, after, "decode_tokens_per_s"),
     ]
+    if "decode_tokens_per_s" in before:
+        rows += [
+            _ratio_row("prefill, tokens/s", before, after, "prefill_tokens_per_s"),
+            _ratio_row("decode, tokens/s", before, after, "decode_tokens_per_s"),
+        ]
+    else:
+        rows.append(_ratio_row("output, tokens/s", before, after, "output_tokens_per_s"))
     memories = [
         ("weights in memory, MiB", "weights"),
         ("KV cache in memory, MiB", "kv_cache"),
@@ -94,7 +101,7 @@ def before_and_after(recipe: Mapping[str, Any]) -> list[Row]:
         if first is not None and second is not None:
             change = f"{first / second:.2f} × smaller" if second else ""
             rows.append((title, f"{first / 2**20:.1f}", f"{second / 2**20:.1f}", change))
-    return rows + _accuracy_rows(recipe["accuracy"])
+    return rows + _accuracy_rows(recipe["accuracy"]) + _task_rows(recipe["tasks"])
 
 
 def _ratio_row(
@@ -137,6 +144,15 @@ def _accuracy_rows(accuracy: Mapping[str, Any] | None) -> list[Row]:
             _span(accuracy["top1_agreement"], lambda value: f"{value * 100:.2f}", " %"),
         ),
     ]
+
+
+def _task_rows(tasks: Mapping[str, Any] | None) -> list[Row]:
+    if tasks is None:
+        return []
+    change = _span(tasks["loss"], lambda value: f"{100 * value:.1f}", " points lost")
+    title = f"right answers of {tasks['items']}, %"
+    before, after = (f"{100 * tasks[key]:.1f}" for key in ("reference_score", "score"))
+    return [(title, before, after, f"{change}; {tasks['lost']} lost, {tasks['gained']} gained")]
 
 
 def _span(interval: Mapping[str, float], show: Callable[[float], str], unit: str) -> str:
@@ -193,7 +209,7 @@ def _chart(recipe: Mapping[str, Any]) -> str:
         label = f"{number}: {one['label']}, {ends[0]:.2f} ×, {scale.title} {loss[0]:.4g}"
         kind = "passed" if one["status"] == "slower" else one["status"]
         points.append(Point(number, kind, label, ends, loss))
-    return draw_chart(points, limit=limit, loss_title=scale.title)
+    return draw_chart(points, limit=limit, loss_title=scale.title, front=recipe["front"])
 
 
 def candidate_table(recipe: Mapping[str, Any]) -> list[tuple[str, ...]]:

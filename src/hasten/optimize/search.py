@@ -8,32 +8,37 @@ figures. Phases, cheap refusals first:
    refused for its accuracy too, so that the report shows what the budget costs.
 3. *Mix*: where a format was refused for its accuracy and is smaller than the fastest that passed,
    measure how sensitive each layer is to it and give it to the layers that bear it.
-4. *Vary* KV format and threads of the leader.
-5. *Final*: a longer race of the finalists with the original, and their accuracy on the
-   evaluation text, which no earlier phase has seen.
+4. *Passes*: what changes the model itself takes longest to make, so only those candidates are made
+   that are predicted to beat the leader, the most promising first, while time lasts.
+5. *Vary* KV format, threads and tokens of a step of the leader.
+6. *Final*: a longer race of the finalists, and of what is on the Pareto front, with the original;
+   their accuracy on the evaluation text, which no earlier phase has seen.
 
-The fastest finalist that is inside the budget with its interval, and faster than the original
-with its interval, wins. Without one the original does.
+The fastest finalist that is inside the budget with its interval, faster than the original with its
+interval, and keeps the objective's bounds, wins. Without one the original does.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import replace
+from typing import Protocol
 
+from hasten.errors import HastenError
 from hasten.generation.formats import MatrixFormat
 from hasten.measure.accuracy import Accuracy
-from hasten.measure.statistics import Interval
-from hasten.optimize.candidates import Candidate, original, thread_counts
-from hasten.optimize.gate import Budget
+from hasten.optimize.candidates import Candidate, original, settings_for, thread_counts
+from hasten.optimize.front import pareto_front
+from hasten.optimize.gate import Budget, Measured, proof_confidence
+from hasten.optimize.passes.interface import Prediction
+from hasten.optimize.prediction import predicted_seconds
+from hasten.optimize.search_plan import SearchPlan
 from hasten.optimize.sensitivity import Part, largest_admitted, measure_parts
-from hasten.optimize.speed import Duel, Effort, Timings, speedup
+from hasten.optimize.speed import Duel, Effort, speedup
+from hasten.optimize.trial import Trial, divergence, why_not_faster, why_slower
 
-__all__ = ["Laboratory", "Search", "SearchPlan", "Status", "Trial"]
-
-Status = Literal["original", "open", "refused", "slower", "passed", "chosen"]
+__all__ = ["Laboratory", "Progress", "Search"]
 
 Progress = Callable[[str, float], None]
 """Told what is being done, and the share of the whole search that is done."""
@@ -53,10 +58,18 @@ _CHEAP_PARTS = 5.0
 _FAR_BEHIND = 1.25
 """A finalist this many times slower than one that has passed need not be proved."""
 
-_PROBE = Effort(rounds=3, least=2, seconds=30.0)
-_FINAL = Effort(rounds=15, least=5, seconds=60.0)
+_PROMISING = 1.02
+"""A pass must promise to be this many times faster than the leader to be tried."""
 
-_PHASES = {"screen": 0.0, "probe": 0.3, "mix": 0.4, "vary": 0.65, "race": 0.7, "prove": 0.88}
+_PHASES = {
+    "screen": 0.0,
+    "probe": 0.2,
+    "mix": 0.27,
+    "passes": 0.45,
+    "vary": 0.72,
+    "race": 0.76,
+    "prove": 0.9,
+}
 
 
 class Laboratory(Protocol):
@@ -70,16 +83,16 @@ class Laboratory(Protocol):
         """The format that each matrix would run in; equal formats are equal weights."""
         ...
 
-    def screen(self, candidate: Candidate) -> Accuracy:
-        """Accuracy against the original on the calibration text."""
+    def screen(self, candidate: Candidate) -> Measured:
+        """Accuracy against the original on what the search may look at."""
         ...
 
     def glance(self, candidate: Candidate) -> Accuracy:
         """Accuracy against the original on a part of the calibration text."""
         ...
 
-    def prove(self, candidate: Candidate) -> Accuracy:
-        """Accuracy against the original on the evaluation text."""
+    def prove(self, candidate: Candidate, confidence: float) -> Measured:
+        """Accuracy against the original on what is kept for the proof; confidence of intervals."""
         ...
 
     def race(
@@ -95,6 +108,14 @@ class Laboratory(Protocol):
         """Bytes of weights the candidate reads; it has been screened or fits by its shapes."""
         ...
 
+    def memory_bytes(self, candidate: Candidate) -> int:
+        """All that the candidate holds; it has been screened."""
+        ...
+
+    def predict(self, candidate: Candidate) -> Prediction:
+        """What the candidate's passes are expected to save."""
+        ...
+
     def parts(self, base: Candidate, coarse: str) -> Mapping[Part, int]:
         """The parts whose formats may be mixed, each with the bytes that `coarse` saves."""
         ...
@@ -102,69 +123,6 @@ class Laboratory(Protocol):
     def seconds(self) -> float:
         """Seconds since the search began."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class SearchPlan:
-    """How much is measured.
-
-    Attributes:
-        threads: Threads of the original and of the candidates.
-        candidates: What to try first; KV formats, threads and mixtures follow from the best.
-        probe: The first race.
-        final: The last race.
-        finalists: Of these, how many reach the last race.
-        mixed_seconds: Time for mixed precision; 0 leaves it out.
-        seed: Of bootstrap intervals.
-    """
-
-    threads: int
-    candidates: tuple[Candidate, ...]
-    probe: Effort = _PROBE
-    final: Effort = _FINAL
-    finalists: int = 3
-    mixed_seconds: float = 75.0
-    seed: int = 0
-
-
-@dataclass(slots=True)
-class Trial:
-    """What is known about a candidate so far; filled phase by phase.
-
-    Attributes:
-        candidate: What was tried.
-        status: "open" until it is decided; "slower" did not reach the last race, "passed" did and
-            is inside the budget.
-        reason: Why it was refused, or passed without being chosen.
-        screened: Accuracy on the calibration text.
-        proved: Accuracy on the evaluation text.
-        timings: From the last race in which it ran.
-        speedup: Over the original in the same race.
-        weights_bytes: Bytes of weights.
-    """
-
-    candidate: Candidate
-    status: Status = "open"
-    reason: str = ""
-    screened: Accuracy | None = None
-    proved: Accuracy | None = None
-    timings: Timings | None = None
-    speedup: Interval | None = None
-    weights_bytes: int | None = None
-
-    @property
-    def accuracy(self) -> Accuracy | None:
-        """The best evidence there is."""
-        return self.proved or self.screened
-
-    @property
-    def rank(self) -> float:
-        """For sorting, the fastest first: by speed-up, which holds across races; inf unknown."""
-        return float("inf") if self.speedup is None else -self.speedup.estimate
-
-    def refuse(self, reason: str) -> None:
-        """Takes the candidate out."""
-        self.status, self.reason = "refused", reason
 
 
 class Search:
@@ -175,6 +133,12 @@ class Search:
         budget: What may be lost.
         plan: How much to measure.
         progress: Told what is being done.
+
+    Attributes:
+        original: The original's trial.
+        trials: All candidates so far.
+        remarks: What there is to say beside the figures.
+        share: Of the search that is done.
     """
 
     def __init__(
@@ -187,6 +151,7 @@ class Search:
         self.original = Trial(original(plan.threads), status="original")
         self.trials: list[Trial] = []
         self.remarks: list[str] = []
+        self.share = 0.0
 
     def run(self) -> Trial:
         """Searches and returns the winner, which may be the original."""
@@ -195,6 +160,7 @@ class Search:
         self._screen_all()
         self._probe()
         self._mix()
+        self._try_passes()
         self._vary()
         self._final()
         return self._choose()
@@ -218,13 +184,16 @@ class Search:
     def _probe(self) -> None:
         measured = [trial for trial in self.trials if trial.screened is not None]
         self._race("probe", f"{len(measured)} candidates", measured, self._plan.probe)
-        for trial in self._open():
-            # A few rounds only tell a clear loss; the last race decides the rest.
-            if trial.speedup is not None and trial.speedup.high < 1:
-                trial.refuse(_not_faster(trial))
+        self._refuse_slow()
         ranked = sorted(self._open(), key=lambda trial: trial.rank)
         for trial in ranked[self._plan.finalists :]:
-            trial.status, trial.reason = "slower", _slower_than(trial, ranked[0])
+            trial.status, trial.reason = "slower", why_slower(trial, ranked[0])
+
+    def _refuse_slow(self) -> None:
+        """A few rounds only tell a clear loss; the last race decides the rest."""
+        for trial in self._open():
+            if trial.speedup is not None and trial.speedup.high < 1:
+                trial.refuse(why_not_faster(trial))
 
     def _mix(self) -> None:
         leader = self._leader()
@@ -272,7 +241,7 @@ class Search:
             and trial.screened is not None
             and not self._budget.admits(trial.screened)
         ]
-        for trial in sorted(refused, key=_divergence):
+        for trial in sorted(refused, key=divergence):
             coarse = trial.candidate.weights
             saved = self._lab.parts(leader.candidate, coarse)
             if self._worth_mixing(leader, trial, sum(max(0, count) for count in saved.values())):
@@ -289,10 +258,10 @@ class Search:
         if saving < least:
             return False
         room = self._budget.kl
-        cost = _divergence(coarser) - _divergence(leader)
+        cost = divergence(coarser) - divergence(leader)
         if room is None or cost <= 0 or not math.isfinite(cost):
             return True
-        if saving * _CHEAP_PARTS * (room - _divergence(leader)) / cost >= least:
+        if saving * _CHEAP_PARTS * (room - divergence(leader)) / cost >= least:
             return True
         self.remarks.append(
             f"mixed precision was not tried: {coarser.candidate.weights} costs {cost:.2f} nats"
@@ -303,6 +272,55 @@ class Search:
     def _screen_expects(self, candidate: Candidate) -> bool:
         return self._budget.expects(self._lab.screen(candidate))
 
+    def _try_passes(self) -> None:
+        """Makes the promising models, screens them, and times what was screened."""
+        plan = self._plan
+        ordered = sorted(plan.changed, key=lambda one: -(self._predicted(one) or math.inf))
+        waiting = [(one, False) for one in ordered]
+        waiting = [(one, True) for one in plan.asked] + waiting
+        deadline = self._lab.seconds() + plan.pass_seconds
+        made = []
+        for index, (candidate, asked) in enumerate(waiting):
+            trial = self._add(candidate)
+            self._tell("passes", candidate.label, 0.8 * index / len(waiting))
+            reason = None if asked else self._why_not_promising(trial, deadline)
+            if reason is not None:
+                trial.status, trial.reason = "slower", reason
+                continue
+            self._screen(trial)
+            if trial.screened is not None:
+                made.append(trial)
+        if made:
+            self._race("passes", f"speed of {len(made)} changed models", made, plan.probe)
+            self._refuse_slow()
+
+    def _why_not_promising(self, trial: Trial, deadline: float) -> str | None:
+        if self._lab.seconds() > deadline:
+            return "not tried: time was up"
+        predicted, leader = self._predicted(trial.candidate), self._leader()
+        if predicted is None or leader is None or leader.speedup is None:
+            return None
+        if predicted >= _PROMISING * leader.speedup.estimate:
+            return None
+        return (
+            f"not tried: predicted to run {predicted:.2f} times as fast as the original, against"
+            f" {leader.speedup.estimate:.2f} of {leader.candidate.label}"
+        )
+
+    def _predicted(self, candidate: Candidate) -> float | None:
+        """How many times faster than the original; None where nothing comparable was timed."""
+        bases = [
+            trial
+            for trial in self.trials
+            if trial.timings is not None
+            and trial.candidate == replace(candidate, steps=(), overrides=(), mixed="")
+        ]
+        if not bases or bases[0].timings is None or bases[0].speedup is None:
+            return None
+        base = bases[0].timings
+        seconds = predicted_seconds(base, self._lab.predict(candidate))
+        return bases[0].speedup.estimate * base.seconds / seconds
+
     def _vary(self) -> None:
         leader = self._leader()
         if leader is None:
@@ -310,24 +328,54 @@ class Search:
         base = leader.candidate
         variants = [base.with_kv("int8")]
         variants += [base.with_threads(count) for count in thread_counts(base.threads)]
+        variants += settings_for(base, self._plan.objective.shape)
         for index, candidate in enumerate(variants):
             self._tell("vary", candidate.label, index / len(variants))
             self._screen(self._add(candidate))
 
     def _final(self) -> None:
         finalists = self._open()
-        self._race("race", f"{len(finalists)} finalists", finalists, self._plan.final)
+        shown = [trial for trial in pareto_front(self.trials) if trial not in finalists]
+        field = [*finalists, *shown]
+        self._race("race", f"{len(field)} finalists", field, self._plan.final)
         for trial in finalists:
             if trial.speedup is None or trial.speedup.low <= 1:
-                trial.refuse(_not_faster(trial))
-        faster = sorted(self._open(), key=lambda trial: trial.rank)
+                trial.refuse(why_not_faster(trial))
+        self._keep_bounds()
+        self._prove(sorted(self._open(), key=lambda trial: trial.rank))
+        for index, trial in enumerate(pareto_front(self.trials)):
+            if trial.proved is None:
+                self._tell("prove", trial.candidate.label, 0.6 + 0.4 * index / len(self.trials))
+                trial.proved = self._lab.prove(trial.candidate, proof_confidence(1))
+
+    def _keep_bounds(self) -> None:
+        """Refuses what does not keep the objective's bounds, unless nothing does."""
+        objective = self._plan.objective
+        short = {
+            trial.candidate: "; ".join(objective.shortfalls(trial.timings, trial.memory_bytes))
+            for trial in self._open()
+            if trial.timings is not None
+        }
+        if all(short.values()):
+            self.remarks += [
+                f"no candidate keeps the bounds of {objective.name!r}; the fastest: {reason}"
+                for reason in list(short.values())[:1]
+            ]
+            return
+        for trial in self._open():
+            if short[trial.candidate]:
+                trial.refuse(f"outside the objective: {short[trial.candidate]}")
+
+    def _prove(self, faster: Sequence[Trial]) -> None:
+        """Measures the finalists on what is kept for the proof, the fastest first."""
+        confidence = proof_confidence(len(faster))
         best: Trial | None = None
         for index, trial in enumerate(faster):
             if best is not None and trial.rank * _FAR_BEHIND > best.rank:
-                trial.status, trial.reason = "slower", _slower_than(trial, best)
+                trial.status, trial.reason = "slower", why_slower(trial, best)
                 continue
-            self._tell("prove", trial.candidate.label, index / len(faster))
-            trial.proved = self._lab.prove(trial.candidate)
+            self._tell("prove", trial.candidate.label, 0.6 * index / len(faster))
+            trial.proved = self._lab.prove(trial.candidate, confidence)
             outside = self._budget.why_refused(trial.proved)
             if outside is not None:
                 trial.refuse(outside)
@@ -342,11 +390,11 @@ class Search:
             return self.original
         fastest = min(trial.rank for trial in passed)
         tied = [trial for trial in passed if trial.rank <= fastest * (1 - _TIE)]
-        winner = min(tied, key=_divergence)
+        winner = min(tied, key=divergence)
         winner.status, winner.reason = "chosen", "the fastest inside the budget"
         for trial in passed:
             if trial is not winner:
-                trial.reason = _slower_than(trial, winner)
+                trial.reason = why_slower(trial, winner)
         return winner
 
     def _race(self, phase: str, detail: str, trials: Sequence[Trial], effort: Effort) -> None:
@@ -362,12 +410,17 @@ class Search:
             trial.timings, trial.speedup = duel.after, speedup(duel, seed=self._plan.seed)
 
     def _screen(self, trial: Trial) -> None:
-        unfit = self._lab.why_unfit(trial.candidate)
-        if unfit is not None:
-            trial.refuse(unfit)
+        try:
+            unfit = self._lab.why_unfit(trial.candidate)
+            if unfit is not None:
+                trial.refuse(unfit)
+                return
+            trial.screened = self._lab.screen(trial.candidate)
+        except HastenError as error:
+            trial.refuse(f"could not be made: {error.what}")
             return
-        trial.screened = self._lab.screen(trial.candidate)
         trial.weights_bytes = self._lab.weights_bytes(trial.candidate)
+        trial.memory_bytes = self._lab.memory_bytes(trial.candidate)
         hopeless = self._budget.why_hopeless(trial.screened)
         if hopeless is not None:
             trial.refuse(hopeless)
@@ -402,12 +455,13 @@ class Search:
         return min(ready, key=lambda one: (not self._inside(one), one.rank), default=None)
 
     def _inside(self, trial: Trial) -> bool:
-        return trial.accuracy is not None and self._budget.expects(trial.accuracy)
+        return trial.evidence is not None and self._budget.expects(trial.evidence)
 
     def _tell(self, phase: str, detail: str, share: float) -> None:
         starts = [*_PHASES.values(), 1.0]
         index = list(_PHASES).index(phase)
         done = starts[index] + share * (starts[index + 1] - starts[index])
+        self.share = done
         self._progress(f"{_VERBS[phase]} {detail}", done)
 
 
@@ -415,29 +469,8 @@ _VERBS = {
     "screen": "accuracy of",
     "probe": "speed of",
     "mix": "mixed precision:",
+    "passes": "changed model:",
     "vary": "variant",
     "race": "race of",
     "prove": "proof of",
 }
-
-
-def _divergence(trial: Trial) -> float:
-    return float("inf") if trial.accuracy is None else trial.accuracy.kl.estimate
-
-
-def _not_faster(trial: Trial) -> str:
-    ratio = trial.speedup
-    if ratio is None:
-        return "not timed"
-    return (
-        f"not faster than the original: {ratio.estimate:.2f} times its speed"
-        f" [{ratio.low:.2f}, {ratio.high:.2f}]"
-    )
-
-
-def _slower_than(trial: Trial, leader: Trial) -> str:
-    times = [0.0 if one.speedup is None else one.speedup.estimate for one in (trial, leader)]
-    return (
-        f"{times[0]:.2f} times the original's speed, against {times[1]:.2f} of"
-        f" {leader.candidate.label}"
-    )

@@ -57,7 +57,7 @@ def test_ops_outside_of_layers(model):
     assert {one.layer for one in ops} == {None, *range(model.config.num_layers)}
 
 
-@pytest.mark.parametrize("executor", ["native", "reference"])
+@pytest.mark.parametrize("executor", ["native", "reference", "torch"])
 def test_unfused_ops_keep_their_layers(model, executor):
     _, ops = named(model, fuse=False, executor=executor)
     layers = [one.layer for one in ops if one.layer is not None]

@@ -1,6 +1,8 @@
 """`hasten bench` measures a server and an ONNX file as it measures a model here."""
 
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import onnx
@@ -82,3 +84,56 @@ def test_shapes_that_are_none(tmp_path, capsys, shape):
     onnx.save(matmul([numpy_helper.from_array(np.array(WEIGHTS), "w")]), model)
     assert main(["bench", str(model), "--shape", shape]) == 2
     assert "1,3,224,224" in capsys.readouterr().err
+
+
+class Mute(BaseHTTPRequestHandler):
+    """A server of KServe's protocol that does not tell the inputs of its model, as MLServer may."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.answer({"name": "wine", "versions": [], "platform": "", "inputs": [], "outputs": []})
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        length = self.headers.get("Inference-Header-Content-Length")
+        header = body if length is None else body[: int(length)]
+        self.server.asked.append(json.loads(header)["inputs"])
+        output = {"name": "y", "datatype": "INT64", "shape": [1], "data": [0]}
+        self.answer({"model_name": "wine", "outputs": [output]})
+
+    def answer(self, value):
+        data = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def mute():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Mute) as server:
+        server.asked = []
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_inputs_that_a_server_does_not_tell(mute, tmp_path, capsys):
+    url = f"kserve+http://127.0.0.1:{mute.server_port}"
+    assert main(["bench", url, "--served-model", "wine"]) == 2
+    assert "--shape" in capsys.readouterr().err
+    given = ("--shape", "x=1,13", "--shape", "input:0:INT64=2")
+    status, report = bench(
+        *(url, "--served-model", "wine", "--requests", "3", *given), path=tmp_path / "report.json"
+    )
+    assert status == 0
+    assert report["requests"]["completed"] == 3
+    described = [(one["name"], one["datatype"], one["shape"]) for one in mute.asked[-1]]
+    assert described == [("x", "FP32", [1, 13]), ("input:0", "INT64", [2])]

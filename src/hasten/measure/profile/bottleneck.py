@@ -18,7 +18,7 @@ class Facts:
 
     Attributes:
         phase: "prefill", "decode" or "mixed".
-        executor: "native" or "reference".
+        executor: As in `EngineOptions`.
         weights: Kind of format that most bytes of the matrices are in: "f32", "bf16", "int8" or
             "int4".
         kv: Format of the KV cache.
@@ -102,7 +102,7 @@ def facts_of(account: PhaseAccount, *, executor: str, weights: str, kv: str, fus
 
     Args:
         account: Of the phase.
-        executor: "native" or "reference".
+        executor: As in `EngineOptions`.
         weights: Kind of format that most bytes of the matrices are in.
         kv: Format of the KV cache.
         fused: The graph ran with its fusions.
@@ -231,9 +231,9 @@ def _less_python(facts: Facts) -> str:
 
 RULES: tuple[Rule, ...] = (
     Rule(
-        "reference",
-        lambda f: f.products + f.attention + f.small if f.executor == "reference" else 0.0,
-        lambda f: f"{f.name} runs in the reference executor, NumPy op by op",
+        "op by op",
+        lambda f: f.products + f.attention + f.small if f.executor != "native" else 0.0,
+        lambda f: f"{f.name} runs in the {f.executor} executor, op by op",
         lambda _: "the native one is the fast one (--executor native)",
     ),
     Rule("weights from memory", _reading, _say_reading, _fewer_bytes),

@@ -17,6 +17,7 @@ from hasten.measure.targets.target import Target, TargetError
 from hasten.measure.workload import Item, Tensors, Workload
 
 __all__ = [
+    "NUMPY",
     "TensorSpec",
     "TensorTarget",
     "bytes_of",

@@ -14,7 +14,7 @@ from hasten.models import Model
 from hasten.models.weights import DenseTensor, StoredTensor
 from hasten.optimize.candidates import Candidate, matrix_shapes
 
-__all__ = ["QuantizeWeights"]
+__all__ = ["QuantizeWeights", "lossless"]
 
 Weight = QuantizedMatrix | StoredTensor | NDArray[Any]
 
@@ -52,7 +52,7 @@ class QuantizeWeights:
 
     def keep(self, model: Model) -> dict[str, Weight]:
         """All tensors as the files hold them, in what an artefact can store without loss."""
-        return {name: _lossless(tensor) for name, tensor in model.weights.items()}
+        return {name: lossless(tensor) for name, tensor in model.weights.items()}
 
 
 def _convert(tensor: StoredTensor, form: MatrixFormat) -> Weight:
@@ -63,7 +63,8 @@ def _convert(tensor: StoredTensor, form: MatrixFormat) -> Weight:
     return quantize_as(tensor, form)
 
 
-def _lossless(tensor: StoredTensor) -> Weight:
+def lossless(tensor: StoredTensor) -> Weight:
+    """A tensor as the files hold it, in what an artefact can store without loss."""
     if isinstance(tensor, DenseTensor):
         return tensor
     carried = tensor.quantized()

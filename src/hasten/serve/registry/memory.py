@@ -9,7 +9,7 @@ from typing import Literal
 
 from hasten.errors import CapacityError
 from hasten.generation.executor import weight_bytes
-from hasten.generation.kvcache import block_bytes, blocks_for, choose_context
+from hasten.generation.kvcache import block_bytes, blocks_for, cache_format, choose_context
 from hasten.machine import memory_limit
 from hasten.models.lora import load_adapter
 from hasten.models.model import Model
@@ -101,7 +101,7 @@ def estimate(
     config = model.config
     if kind == "embed" and config.output == "logits":
         model = replace(model, config=replace(config, output="hidden"))
-    block = block_bytes(config, "f32" if options.executor == "reference" else options.kv)
+    block = block_bytes(config, cache_format(options))
     longest = blocks_for(choose_context(config, options)) * block
     rows = 4 * config.hidden_size + 3 * config.intermediate_size
     fixed = PROCESS_BYTES + weight_bytes(model, options) + 4 * options.chunk * rows

@@ -1,0 +1,87 @@
+"""Models that passes make, kept on disk while a search runs, so that none is made twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from hasten.measure.corpus import Windows
+from hasten.models import Model
+from hasten.models.artefact import load_artefact, write_artefact
+from hasten.optimize.passes.interface import Pass, Workshop, parameters_of
+from hasten.optimize.passes.quantize import lossless
+
+__all__ = ["Variants"]
+
+Steps = Sequence[Pass[Model]]
+
+
+class Variants:
+    """The original after passes; each is made when it is first asked for.
+
+    What a pass made is found again by its parameters and those of the passes before it, so a search
+    that was stopped goes on from there. A directory belongs to one original and one text.
+
+    Args:
+        original: The model before any pass.
+        calibration: Text that passes may use.
+        directory: Where to keep them.
+        progress: Told what a pass does, and the share of it that is done.
+        seed: For passes.
+    """
+
+    def __init__(
+        self,
+        original: Model,
+        calibration: Windows,
+        directory: Path,
+        progress: Callable[[str, float], None],
+        *,
+        seed: int,
+    ) -> None:
+        self._original = original
+        self._calibration = calibration
+        self._directory = directory
+        self._progress = progress
+        self._seed = seed
+        self._made: dict[str, Model] = {}
+
+    def model(self, steps: Steps) -> Model:
+        """The original after these passes, in this order.
+
+        Raises:
+            HastenError: A pass cannot be applied.
+            KeyboardInterrupt: What was done so far is kept.
+        """
+        if not steps:
+            return self._original
+        key = _key(steps)
+        if key not in self._made:
+            place = self._directory / key
+            if not (place / "model").is_dir():
+                self._make(steps, place)
+            self._made[key] = load_artefact(place / "model", self._original.name)
+        return self._made[key]
+
+    def _make(self, steps: Steps, place: Path) -> None:
+        *before, last = steps
+        workspace = place / "progress"
+        workspace.mkdir(parents=True, exist_ok=True)
+        workshop = Workshop(
+            original=self._original,
+            calibration=self._calibration,
+            directory=workspace,
+            progress=self._progress,
+            seed=self._seed,
+        )
+        made = last.apply(self.model(before), workshop)
+        tensors = {name: lossless(tensor) for name, tensor in made.weights.items()}
+        # An artefact appears whole or not at all, so a directory of that name is complete.
+        write_artefact(place / "model", made, tensors, {"passes": [*map(parameters_of, steps)]})
+
+
+def _key(steps: Steps) -> str:
+    text = json.dumps([*map(parameters_of, steps)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
