@@ -52,7 +52,7 @@ __all__ = ["optimize", "prepare_material", "prepare_plan", "prepare_tasks", "wor
 
 _CONTEXT = 512
 _EVALUATION_TOKENS = {False: 4096, True: 2048}
-_CALIBRATION_TOKENS = {False: 1024, True: 512}
+_CALIBRATION_TOKENS = {False: 2048, True: 512}
 _PROMPTS = 8
 _ITEM_CONTEXT = 2048
 _MOST_FOR_ORIGINAL = 0.7  # of the memory; candidates and kept logits need the rest
@@ -227,7 +227,7 @@ def optimize(
         model,
         material.calibration,
         workspace / journal.name,
-        lambda doing, share: progress(doing, search.share),
+        lambda doing, share: search.tell_pass(doing, share),  # noqa: PLW0108 - `search` is made later
         seed=plan.seed,
     )
     laboratory = EngineLaboratory(

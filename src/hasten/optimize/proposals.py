@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from hasten.errors import ModelFileError, UsageError
@@ -19,6 +20,9 @@ _FOUR_BITS = (
     {"pass": "awq", "bits": 4, "group": 64},
     {"pass": "gptq", "bits": 4, "group": 128},
 )
+_COMMA = re.compile(r",(?![^\[]*\])")
+"""Between parameters, and not inside a list."""
+
 _ONE_LAYER = {"pass": "prune_layers", "count": 1}
 _CHANNELS = {"pass": "prune_channels", "share": 0.1}
 
@@ -60,7 +64,7 @@ def parse_candidate(text: str, threads: int) -> Candidate:
     Raises:
         UsageError: It is not written so, or there is no such pass or parameter.
     """
-    *first, last = text.split("+")
+    *first, last = map(str.strip, text.split("+"))
     if last.partition(":")[0] in pass_names():
         first, last = [*first, last], "carried"
     if not first:
@@ -75,7 +79,7 @@ def parse_candidate(text: str, threads: int) -> Candidate:
 def _parse_pass(text: str) -> Pass[Model]:
     name, _, rest = text.partition(":")
     values: dict[str, Any] = {"pass": name.strip()}
-    for part in filter(None, (one.strip() for one in rest.split(","))):
+    for part in filter(None, map(str.strip, _COMMA.split(rest))):
         key, found, value = part.partition("=")
         if not found:
             raise UsageError(f"parameter {part!r:.60} of pass {name!r:.40}", allowed="NAME=VALUE")
