@@ -14,12 +14,11 @@ from hasten.errors import CapacityError, UsageError
 from hasten.generation import Engine, engine_options
 from hasten.machine import detect_machine, memory_limit
 from hasten.measure.corpus import Corpus, cut_windows
-from hasten.measure.overlap import check_apart
 from hasten.measure.synthetic import cut_prompts
 from hasten.measure.tasks.reading import read_tasks
-from hasten.measure.tasks.run import prompt_tokens
 from hasten.measure.tasks.scoring import load_function
 from hasten.models import Model, load_model
+from hasten.optimize.apart import check_data_apart
 from hasten.optimize.candidates import (
     FORMATS,
     QUICK_FORMATS,
@@ -121,13 +120,8 @@ def prepare_material(
     few = _CALIBRATION_TOKENS[quick]
     calibration = cut_windows(first, model.tokenizer, tokens=few, context=context)
     evaluation = cut_windows(second, model.tokenizer, tokens=wanted, context=context)
-    check_apart(calibration.ids, evaluation.ids, (first.name, second.name))
-    if tasks is not None:
-        search, proof = (
-            [prompt_tokens(model, one) for one in side.tasks]
-            for side in (tasks.search, tasks.proof)
-        )
-        check_apart(search, proof, (tasks.search.name, tasks.proof.name))
+    items = ((), ()) if tasks is None else ((tasks.search,), (tasks.proof,))
+    check_data_apart(model, (calibration, *items[0]), (evaluation, *items[1]))
     return Material(
         calibration=calibration,
         evaluation=evaluation,
