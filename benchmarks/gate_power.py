@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from model_changes import BROKEN, HARMLESS, Changed
+from model_changes import BROKEN, HARMLESS, UNCHANGED, Changed
 
 from hasten.generation import Engine
-from hasten.measure.accuracy import PairedSamples, Reference, excess, summarize
+from hasten.measure.accuracy import PairedSamples, Reference, summarize, summarize_excess
 from hasten.measure.corpus import Corpus, Windows, cut_windows, default_corpus
 from hasten.models import Model, load_model
 from hasten.optimize.candidates import Candidate, original
@@ -48,7 +48,6 @@ HARMLESS_TRIES = {
     "permuted heads": 28,
     "rescaled norms": 28,
 }
-UNCHANGED = "unchanged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +61,14 @@ class Try:
         """Where its samples are kept."""
         return f"{self.kind.replace(' ', '_')}-{self.number}.{part}.npz"
 
+    def beside(self, pieces: int) -> Try:
+        """The unchanged model in the same formats, on the same piece of text."""
+        kind = "unchanged, down_proj in int8" if self.kind == "permuted channels" else "unchanged"
+        return Try(kind, self.number % pieces)
+
     def change(self, model: Model, seed: int) -> Changed:
         """The changed model."""
-        if self.kind == UNCHANGED:
-            return Changed(model, "")
-        kinds = {**BROKEN, **HARMLESS}
+        kinds = {**BROKEN, **HARMLESS, **UNCHANGED}
         rng = np.random.default_rng([seed, list(kinds).index(self.kind), self.number])
         return kinds[self.kind](model, rng)
 
@@ -120,26 +122,35 @@ class Bench:
     def served(self, changed: Changed) -> PairedSamples:
         """As it would be served, against the original in float32."""
         options = Candidate("carried", "bf16", self._threads).options(self._context)
-        return self._compare(self._reference, changed, options)
+        return self._compare(self._reference, changed, options, _hopeless)
 
     def exact(self, changed: Changed) -> PairedSamples:
         """In float32, against the original in float32, on fewer tokens."""
         options = original(self._threads).options(self._context)
         plain = replace(changed, options={**changed.options, "overrides": {}})
-        return self._compare(self._short, plain, options)
+        return self._compare(self._short, plain, options, None)
 
     def close(self) -> None:
         """Frees the original."""
         self._engine.close()
 
     @staticmethod
-    def _compare(reference: Reference, changed: Changed, options: EngineOptions) -> PairedSamples:
+    def _compare(
+        reference: Reference,
+        changed: Changed,
+        options: EngineOptions,
+        enough: Callable[[PairedSamples], bool] | None,
+    ) -> PairedSamples:
         with Engine(changed.model, replace(options, **changed.options)) as engine:
-            return reference.compare(engine)
+            return reference.compare(engine, enough=enough)
+
+
+def _hopeless(samples: PairedSamples) -> bool:
+    return Budget().why_hopeless(summarize(samples, seed=0)) is not None
 
 
 def judge(
-    served: PairedSamples, unchanged: PairedSamples, exact: Callable[[], PairedSamples], seed: int
+    served: PairedSamples, unchanged: PairedSamples, exact: Callable[[], PairedSamples]
 ) -> dict[str, Any]:
     """What the gate says of a try, with its figures; float32 is only asked if nothing is found.
 
@@ -147,16 +158,15 @@ def judge(
         served: The changed model as it would be served.
         unchanged: The unchanged model likewise.
         exact: Measures the changed model in float32.
-        seed: Of the intervals.
     """
-    accuracy, more = summarize(served, seed=seed), summarize(excess(served, unchanged), seed=seed)
-    reasons = {
-        "budget": Budget().why_hopeless(accuracy),
-        "excess": Budget.of_excess().why_refused(more),
-    }
-    exact_kl = None
+    accuracy = summarize(served, seed=0)
+    reasons = {"budget": Budget().why_hopeless(accuracy)}
+    more = exact_kl = None
+    if len(served.kl) == len(unchanged.kl):  # it was not given up before
+        more = summarize_excess(served, unchanged, seed=0)
+        reasons["excess"] = Budget.of_excess().why_refused(more)
     if not any(reasons.values()):
-        found = summarize(exact(), seed=seed)
+        found = summarize(exact(), seed=0)
         exact_kl = found.kl.estimate
         reasons["float32"] = Budget.of_exactness().why_refused(found)
     refused = {name: reason for name, reason in reasons.items() if reason is not None}
@@ -165,7 +175,7 @@ def judge(
         "refused": refused,
         "budget_alone": Budget().why_refused(accuracy) is None,
         "accuracy": accuracy.as_dict(),
-        "excess_kl": more.kl.as_dict(),
+        "excess_kl": None if more is None else more.kl.as_dict(),
         "float32_kl": exact_kl,
     }
 
@@ -223,9 +233,9 @@ def run(model: Model, tries: Sequence[Try], options: argparse.Namespace) -> list
     store = Store(model, windows, options)
     found = []
     for one in sorted(tries, key=lambda one: one.number % options.texts):
-        unchanged = store.get(Try(UNCHANGED, one.number % options.texts), "served")
+        unchanged = store.get(one.beside(options.texts), "served")
         served = store.get(one, "served")
-        verdict = judge(served, unchanged, lambda one=one: store.get(one, "exact"), options.seed)
+        verdict = judge(served, unchanged, lambda one=one: store.get(one, "exact"))
         about = one.change(model, options.seed).about if one.kind in BROKEN else ""
         found.append({**asdict(one), "broken": one.kind in BROKEN, "about": about, **verdict})
     return found

@@ -17,7 +17,7 @@ from hasten.kernels.quantization import BLOCK, QuantizedMatrix
 from hasten.models import Model
 from hasten.models.weights import DenseTensor, QuantizedTensor, StoredTensor
 
-__all__ = ["BROKEN", "HARMLESS", "Change", "Changed"]
+__all__ = ["BROKEN", "HARMLESS", "UNCHANGED", "Change", "Changed"]
 
 _MATRICES = (
     *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
@@ -111,10 +111,10 @@ def repack(model: Model, rng: np.random.Generator) -> Changed:
 def permute_channels(model: Model, rng: np.random.Generator) -> Changed:
     """The channels of every feed-forward block in another order, the same in its three matrices.
 
-    Groups of down_proj's columns hold other channels then, so it is float and runs in int8.
+    Groups of down_proj's columns hold other channels then, so it is float and runs in int8; beside
+    it belongs a model whose down_proj does so, too.
     """
     changed: dict[str, StoredTensor] = {}
-    overrides = {}
     for layer in range(model.config.num_layers):
         order = rng.permutation(model.config.intermediate_size)
         for part in ("mlp.gate_proj", "mlp.up_proj"):
@@ -123,8 +123,7 @@ def permute_channels(model: Model, rng: np.random.Generator) -> Changed:
         name = _name(layer, "mlp.down_proj")
         values = np.ascontiguousarray(model.weights[name].to_float32()[:, order])
         changed[name] = DenseTensor(name, "F32", values)
-        overrides[name] = f"int8:{BLOCK}"
-    return Changed(_with(model, changed), "channels permuted", {"overrides": overrides})
+    return Changed(_with(model, changed), "channels permuted", _rounded_down(model))
 
 
 def permute_heads(model: Model, rng: np.random.Generator) -> Changed:
@@ -145,7 +144,10 @@ def permute_heads(model: Model, rng: np.random.Generator) -> Changed:
 
 
 def rescale_norms(model: Model, rng: np.random.Generator) -> Changed:
-    """Norms times a factor for each group of columns, and the matrices after them over it."""
+    """Norms times a factor for each group of columns, and the matrices after them over it.
+
+    The factors are powers of two, which the codes' scales hold exactly.
+    """
     changed: dict[str, StoredTensor] = {}
     readers = {
         "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -153,7 +155,7 @@ def rescale_norms(model: Model, rng: np.random.Generator) -> Changed:
     }
     for layer in range(model.config.num_layers):
         for norm, parts in readers.items():
-            factors = np.exp2(rng.uniform(-1, 1, model.config.hidden_size // BLOCK))
+            factors = np.exp2(rng.integers(-1, 2, model.config.hidden_size // BLOCK))
             name = _name(layer, norm)
             scaled = model.weights[name].to_float32() * np.repeat(factors, BLOCK)
             changed[name] = DenseTensor(name, "F32", scaled.astype(np.float32))
@@ -177,6 +179,20 @@ HARMLESS: Mapping[str, Change] = {
     "permuted heads": permute_heads,
     "rescaled norms": rescale_norms,
 }
+
+
+UNCHANGED: Mapping[str, Change] = {
+    "unchanged": lambda model, _: Changed(model, "unchanged"),
+    "unchanged, down_proj in int8": lambda model, _: Changed(
+        model, "unchanged, down_proj in int8", _rounded_down(model)
+    ),
+}
+"""What changed models are held beside: the original in the same formats."""
+
+
+def _rounded_down(model: Model) -> dict[str, Any]:
+    names = (_name(layer, "mlp.down_proj") for layer in range(model.config.num_layers))
+    return {"overrides": dict.fromkeys(names, f"int8:{BLOCK}")}
 
 
 def _name(layer: int, part: str) -> str:

@@ -45,7 +45,9 @@ def test_links_lead_somewhere(page):
 @names
 def test_options_of_hasten_exist(page):
     text = page.read_text(encoding="utf-8")
-    quoted = re.findall(r"hasten (?:run|bench|profile|eval|optimize|info|doctor)\b[^`\n|]*", text)
+    quoted = re.findall(
+        r"hasten (?:run|bench|profile|eval|optimize|export|info|doctor)\b[^`\n|]*", text
+    )
     used = {option for line in quoted for option in re.findall(r"(?<!\S)--[a-z][\w-]*", line)}
     assert used <= options()
 

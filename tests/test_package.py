@@ -16,7 +16,7 @@ PUBLIC = {
     "hasten": {"__version__"},
     "hasten.models": {"Model", "load_model"},
     "hasten.generation": {"Engine", "engine_options"},
-    "hasten.optimize": {"Budget", "optimize", "prepare_material", "prepare_plan"},
+    "hasten.optimize": {"Budget", "optimize", "prepare_material", "prepare_plan", "prepare_tasks"},
     "hasten.types": {
         "Batch",
         "EngineOptions",

@@ -66,12 +66,12 @@ def bench(model):
 
 
 def verdicts(model, bench, one, seeds):
-    from gate_power import UNCHANGED, Try, judge
+    from gate_power import judge
 
-    unchanged = bench.served(Try(UNCHANGED, 0).change(model, 0))
+    unchanged = bench.served(one.beside(1).change(model, 0))
     for seed in seeds:
         changed = one.change(model, seed)
-        yield judge(bench.served(changed), unchanged, lambda: bench.exact(changed), seed)  # noqa: B023
+        yield judge(bench.served(changed), unchanged, lambda: bench.exact(changed))  # noqa: B023
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_what_is_harmless_is_the_same_in_float32(model, bench, kind):
 
     assert kind in HARMLESS
     changed = Try(kind, 0).change(model, 0)
-    assert bench.exact(changed).kl.mean() < 1e-5
+    assert bench.exact(changed).kl.mean() < 1e-7
     if kind in ("unfused", "threads", "packing"):
         served = bench.served(changed)
         unchanged = bench.served(Try("unchanged", 0).change(model, 0))
@@ -105,7 +105,7 @@ def test_the_gate_passes_what_is_harmless(model, bench):
 
     found = [
         one
-        for kind in ("unfused", "permuted heads")
+        for kind in ("unfused", "permuted channels", "permuted heads")
         for one in verdicts(model, bench, Try(kind, 0), range(2))
     ]
     assert all(one["passed"] for one in found), found

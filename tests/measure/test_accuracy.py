@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from hasten.measure.accuracy import (
     compare_logits,
     excess,
     summarize,
+    summarize_excess,
 )
 from hasten.measure.corpus import Windows
 
@@ -176,3 +178,31 @@ def test_a_seed_repeats_the_interval_and_another_moves_it():
     first, again = summarize(samples, seed=4), summarize(samples, seed=4)
     assert first == again
     assert summarize(samples, seed=5).perplexity.high != first.perplexity.high
+
+
+def test_one_wild_position_does_not_decide_the_excess():
+    rng = np.random.default_rng(2)
+    reference = rng.normal(size=(1024, 40)).astype(np.float32)
+    targets = rng.integers(0, 40, 1024)
+    noise = rng.normal(size=(2, *reference.shape)).astype(np.float32) * 0.08
+    one, other = (compare_logits(reference, reference + part, targets) for part in noise)
+    wild = replace(other, kl=other.kl + 2.0 * (np.arange(1024) == 500))
+    assert summarize(excess(wild, one), seed=0).kl.high > 0.002
+    assert summarize_excess(wild, one, seed=0).kl.high < 0.0005
+    poisoned = replace(other, kl=np.where(np.arange(1024) == 500, np.inf, other.kl))
+    assert math.isinf(summarize_excess(poisoned, one, seed=0).kl.high)
+
+
+def test_a_comparison_ends_when_there_is_enough():
+    rng = np.random.default_rng(3)
+    windows = make_windows(rng, length=65)
+    table = rng.normal(size=(50, 50))
+    reference = Reference(TableModel(table), windows, vocab_size=50)
+    sizes = []
+
+    def enough(samples):
+        sizes.append(len(samples.kl))
+        return len(sizes) == 2
+
+    assert len(reference.compare(TableModel(table), enough=enough).kl) == 128
+    assert sizes == [64, 128]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from hasten.measure.accuracy import Accuracy
 from hasten.measure.statistics import Interval
+from hasten.optimize.gate import Measured
 from hasten.optimize.passes.interface import Prediction
 from hasten.optimize.prediction import predict_passes
 from hasten.optimize.sensitivity import Part
@@ -88,16 +89,16 @@ class MadeUpLaboratory:
     def screen(self, candidate):
         self.clock += 1
         self.screened.append(candidate)
-        return self.measured(candidate)
+        return Measured(self.measured(candidate))
 
     def glance(self, candidate):
         self.clock += 1
         return self.measured(candidate)
 
-    def prove(self, candidate):
+    def prove(self, candidate, confidence):
         self.clock += 1
         self.proved.append(candidate)
-        return self.measured(candidate)
+        return Measured(self.measured(candidate))
 
     def seconds_of(self, candidate):
         if candidate.weights == "f32":

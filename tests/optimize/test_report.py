@@ -87,6 +87,7 @@ RECIPE = {
     "before": figures(1),
     "after": figures(9),
     "speedup": interval(9.0),
+    "tasks": None,
     "accuracy": accuracy(0.003),
     "budget": {"perplexity_percent": 1.0, "kl": 0.02, "top1_percent": 7.0},
     "texts": {

@@ -40,7 +40,7 @@ def test_search_never_makes_a_group_worse(form):
         for found in (round_nearest(values, form, importance), round_nearest(values, form))
     ]
     assert (errors[0] <= errors[1] * 1.0001).all()
-    assert errors[0].sum() < 0.95 * errors[1].sum()
+    assert errors[0].sum() < (0.99 if form is INT8 else 0.95) * errors[1].sum()
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)

@@ -170,9 +170,9 @@ def test_equally_fast_candidates_are_told_apart_by_accuracy():
 
 def test_a_candidate_that_passes_the_screen_still_has_to_pass_the_proof():
     class Overfitted(MadeUpLaboratory):
-        def prove(self, candidate):
+        def prove(self, candidate, confidence):
             self.table = {"carried": (0.3, 0.1, 94 * MIB)}
-            return super().prove(candidate)
+            return super().prove(candidate, confidence)
 
     made, winner = search(Overfitted({"carried": (0.3, 0.001, 94 * MIB)}))
     assert winner is made.original
@@ -181,7 +181,7 @@ def test_a_candidate_that_passes_the_screen_still_has_to_pass_the_proof():
 
 def test_a_stopped_search_knows_its_best_so_far():
     class Interrupted(MadeUpLaboratory):
-        def prove(self, candidate):
+        def prove(self, candidate, confidence):
             raise KeyboardInterrupt
 
     laboratory = Interrupted({"carried": (0.3, 0.001, 94 * MIB), "int4:64": (0.2, 0.3, MIB)})

@@ -41,6 +41,7 @@ COMMANDS = {
     "profile": Entry("hasten.cli.profile", "Show where the time of a model goes."),
     "eval": Entry("hasten.cli.eval", "Measure how far a model is from its reference."),
     "optimize": Entry("hasten.cli.optimize", "Make a model faster within an accuracy budget."),
+    "export": Entry("hasten.cli.export", "Write a model as GGUF, or for transformers and vLLM."),
     "doctor": Entry("hasten.cli.doctor", "Check this machine and this installation."),
     "info": Entry("hasten.cli.info", "Describe a model and what this machine can do with it."),
 }

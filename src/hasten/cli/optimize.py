@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +17,9 @@ from hasten.cli.options import (
     FiniteFloat,
     check_weight_format,
     json_option,
-    model_argument,
     seed_option,
 )
+from hasten.cli.search_progress import search_progress
 
 if TYPE_CHECKING:
     from hasten.optimize.search import Search
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
+_TASK_POINTS = 5.0
 _GO_ON = "The same command goes on from here."
 
 
@@ -46,18 +45,20 @@ def _check_formats(
     "hasten optimize smollm2 -o fast-smollm2\n"
     "hasten optimize smollm2 -o fast --goal batch --max-memory 512MiB\n"
     "hasten optimize model.gguf -o fast --budget-kl 0.05 --quick\n"
+    "hasten optimize --verify fast              the claims of an artefact, measured again\n"
+    "hasten optimize --replay fast/recipe.json --candidate 4 -o smaller\n"
     "hasten optimize ./llama -o fast --weights int4:32 --weights int8:64 --text our-mails.txt\n\n"
     "Without a --budget option the model may lose at most 1 % perplexity, 0.02 nats of KL and 6 % "
-    "of its likeliest tokens; with one or more, only what they name is checked. Each must hold for "
+    "of its likeliest tokens; with one or more, or with --task, only what they name is checked. "
+    "Each must hold for "
     "the upper end of its 95 % interval."
 )
-@model_argument
+@click.argument("model", metavar="MODEL", required=False)
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    required=True,
     help="Where to write the artefact, its recipe and its report; replaces an older artefact.",
 )
 @click.option("--budget-kl", type=FiniteFloat(0, 100), help="Most KL divergence, nats a token.")
@@ -89,6 +90,23 @@ def _check_formats(
     metavar="PASSES",
     help="Try these passes, too, as in prune_layers:count=2+gptq:bits=4,group=64; may be given "
     "several times. See docs/passes.md.",
+)
+@click.option(
+    "--task",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Labelled items as JSON Lines (see docs/accuracy.md): half for the search, half for the "
+    "proof.",
+)
+@click.option(
+    "--score",
+    metavar="FUNCTION",
+    help="module:function or file.py:function, run to score (prompt, output, expected).",
+)
+@click.option(
+    "--budget-task",
+    type=FiniteFloat(0, 100),
+    help="Most right answers lost, points  [default: 5 with --task]",
 )
 @click.option("--quick", is_flag=True, help="Fewer candidates, tokens and rounds.")
 @click.option(
@@ -133,11 +151,32 @@ def _check_formats(
     help="Tokens of the proof  [default: 4096, with --quick 2048]",
 )
 @click.option("--threads", type=click.IntRange(1, 1024), help="Most threads  [default: all cores]")
+@click.option(
+    "--replay",
+    "recipe_path",
+    type=click.Path(path_type=Path),
+    metavar="RECIPE",
+    help="Measure nothing: make the artefact of a recipe.json again, bit for bit; MODEL says where "
+    "its source is now.",
+)
+@click.option(
+    "--candidate",
+    type=click.IntRange(0),
+    metavar="NUMBER",
+    help="With --replay: make another candidate of the recipe, by its number in the report.",
+)
+@click.option(
+    "--verify",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Measure an artefact and its source again and compare with what its recipe claims; status "
+    "1 where a claim does not hold.",
+)
 @seed_option("Of prompts, orders and intervals.", default=0)
 @json_option
 def command(
-    model: str,
-    output: Path,
+    model: str | None,
+    output: Path | None,
     budget_kl: float | None,
     budget_perplexity: float | None,
     budget_top1: float | None,
@@ -148,6 +187,9 @@ def command(
     min_throughput: float | None,
     max_memory: int | None,
     tries: tuple[str, ...],
+    task: Path | None,
+    score: str | None,
+    budget_task: float | None,
     quick: bool,
     formats: tuple[str, ...],
     input_len: int | None,
@@ -157,6 +199,9 @@ def command(
     text: Path | None,
     tokens: int | None,
     threads: int | None,
+    recipe_path: Path | None,
+    candidate: int | None,
+    verify: Path | None,
     seed: int,
     json_path: str | None,
 ) -> None:
@@ -167,12 +212,33 @@ def command(
     much or gains nothing is refused, with its figures. If nothing is better, the artefact is the
     original. A search that was stopped goes on when the same command is given again.
     """
+    from hasten.cli.optimize_again import replay_artefact, verify_artefact
+
+    if verify is not None:
+        verify_artefact(verify, model, text, json_path)
+        return
+    if output is None:
+        raise click.UsageError("Missing option '-o' / '--output'.")
+    if recipe_path is not None:
+        replay_artefact(recipe_path, candidate, output, model, text)
+        return
+    if model is None:
+        raise click.UsageError("Missing argument 'MODEL'.")
+    if candidate is not None:
+        raise click.UsageError("--candidate needs --replay.")
+
     from hasten.machine import available_cores
     from hasten.measure.corpus import default_corpus, read_corpus
+    from hasten.measure.tasks.compare import what_few_show
     from hasten.models import load_model
     from hasten.optimize.gate import Budget
     from hasten.optimize.objective import objective_of
-    from hasten.optimize.pipeline import optimize, prepare_material, prepare_plan
+    from hasten.optimize.pipeline import (
+        optimize,
+        prepare_material,
+        prepare_plan,
+        prepare_tasks,
+    )
     from hasten.optimize.proposals import parse_candidate
     from hasten.optimize.publish import check_destination
 
@@ -190,8 +256,17 @@ def command(
     )
     cores = threads or available_cores()
     asked = [parse_candidate(one, cores) for one in tries]
+    if task is None and (score is not None or budget_task is not None):
+        raise click.UsageError("--score and --budget-task need --task.")
     limits = {"perplexity_percent": budget_perplexity, "kl": budget_kl, "top1_percent": budget_top1}
-    given = any(limit is not None for limit in limits.values())
+    given = {name: limit for name, limit in limits.items() if limit is not None}
+    if task is not None:
+        given["task_points"] = _TASK_POINTS if budget_task is None else budget_task
+    unchecked = dict.fromkeys(limits) if given else {}
+    tasks = None if task is None else prepare_tasks(task, score)
+    few = None if tasks is None else what_few_show(len(tasks.proof.tasks))
+    if few is not None:
+        remark(few)
     source = load_model(model)
     material = prepare_material(
         source,
@@ -200,15 +275,16 @@ def command(
         tokens=tokens,
         quick=quick,
         seed=seed,
+        tasks=tasks,
     )
     plan = prepare_plan(
         source, objective, threads=cores, formats=formats, asked=asked, quick=quick, seed=seed
     )
-    with _progress() as tell:
+    with search_progress() as tell:
         recipe = optimize(
             source,
             output,
-            budget=Budget(**limits) if given else Budget(),
+            budget=Budget(**unchecked | given),
             material=material,
             plan=plan,
             progress=tell,
@@ -230,45 +306,6 @@ def _tell_best(search: Search) -> None:
         f"stopped. Best so far: {best.candidate.label}, {best.speedup.estimate:.1f} times as fast"
         f" as the original, not yet proved. {_GO_ON}"
     )
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, float], None]]:
-    """Shows what is being done and about how long it will still take, on stderr."""
-    began = time.perf_counter()
-
-    def left(share: float) -> str:
-        elapsed = time.perf_counter() - began
-        if not 0.03 < share < 1:
-            return f"{elapsed:4.0f} s"
-        return f"{elapsed:4.0f} s, about {elapsed * (1 - share) / share:.0f} s left"
-
-    if not sys.stderr.isatty():
-        said = ""
-
-        def say(doing: str, share: float) -> None:
-            nonlocal said
-            if doing != said:
-                remark(f"[{left(share)}] {doing}")
-            said = doing
-
-        yield say
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    # Redrawn only when something is told: a bar that redraws itself takes time from what is timed.
-    columns = (BarColumn(bar_width=24), TextColumn("{task.fields[left]}  {task.description}"))
-    with Progress(
-        *columns, console=Console(stderr=True), transient=True, auto_refresh=False
-    ) as bar:
-        task = bar.add_task("", total=1.0, left="")
-
-        def tell(doing: str, share: float) -> None:
-            bar.update(task, completed=share, description=doing, left=left(share))
-            bar.refresh()
-
-        yield tell
 
 
 def _show(recipe: Mapping[str, Any], output: Path) -> None:

@@ -114,7 +114,7 @@ def dequantize(matrix: QuantizedMatrix) -> NDArray[np.float32]:
         values = codes * scales
     values = values.reshape(rows, -1)[:, :columns]
     if matrix.order is None:
-        return values
+        return np.ascontiguousarray(values)  # native kernels take no gaps between rows
     ordered = np.empty((rows, columns), np.float32)
     ordered[:, matrix.order] = values
     return ordered

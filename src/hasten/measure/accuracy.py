@@ -13,8 +13,8 @@ that do not overlap).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from hasten.errors import UsageError
 from hasten.measure.corpus import Windows
-from hasten.measure.statistics import Interval, bootstrap_mean
+from hasten.measure.statistics import Interval, bootstrap_mean, signed_rank_interval
 
 __all__ = [
     "ACCURACY_FORMULAS",
@@ -33,6 +33,7 @@ __all__ = [
     "compare_logits",
     "excess",
     "summarize",
+    "summarize_excess",
 ]
 
 BLOCK = 64
@@ -91,16 +92,6 @@ class Accuracy:
     kl: Interval
     top1_agreement: Interval
 
-    def as_samples(self) -> dict[str, Any]:
-        """Every field, numbers as they are (infinities, too); `from_samples` reads it."""
-        return asdict(self)
-
-    @classmethod
-    def from_samples(cls, values: Mapping[str, Any]) -> Accuracy:
-        """The inverse of `as_samples`."""
-        rest = {name: Interval(**values[name]) for name in values if name != "tokens"}
-        return cls(tokens=values["tokens"], **rest)
-
     def as_dict(self) -> dict[str, Any]:
         """As JSON, with the names that `ACCURACY_FORMULAS` explains."""
         return {
@@ -134,13 +125,18 @@ class Reference:
         self._kept: dict[int, Logits] = {}
 
     def compare(
-        self, candidate: Scorer, on_progress: Callable[[int], None] | None = None
+        self,
+        candidate: Scorer,
+        on_progress: Callable[[int], None] | None = None,
+        enough: Callable[[PairedSamples], bool] | None = None,
     ) -> PairedSamples:
         """Scores the candidate on the same windows.
 
         Args:
             candidate: The model to compare.
             on_progress: Called after each window with the tokens scored in it.
+            enough: Asked after each window whether the samples so far will do, as they do where a
+                candidate is beyond hope.
 
         Raises:
             UsageError: The candidate's vocabulary has another size than the reference's.
@@ -150,6 +146,8 @@ class Reference:
             parts.append(_compare_window(self._window(index), candidate, window))
             if on_progress is not None:
                 on_progress(len(window) - 1)
+            if enough is not None and enough(_concatenate(parts)):
+                break
         return _concatenate(parts)
 
     def _window(self, index: int) -> Logits:
@@ -301,6 +299,30 @@ def summarize(samples: PairedSamples, *, seed: int, confidence: float = 0.95) ->
         kl=mean(samples.kl),
         top1_agreement=mean(samples.agree),
     )
+
+
+def summarize_excess(
+    samples: PairedSamples, beside: PairedSamples, *, seed: int, confidence: float = 0.95
+) -> Accuracy:
+    """What `excess` gives, in figures, with KL by the signed ranks of blocks.
+
+    Two models that round otherwise and are equally good may change places, so the differences of
+    their blocks are symmetric about 0: what signed ranks ask for, and all they ask. Means would be
+    moved by single positions at which one of the two happens to be far off.
+
+    Args:
+        samples: The changed model against the original.
+        beside: The unchanged one, on the same windows; 384 positions at least.
+        seed: Of the other intervals.
+        confidence: Of all intervals, in (0, 1).
+    """
+    more = excess(samples, beside)
+    found = summarize(more, seed=seed, confidence=confidence)
+    if not np.isfinite(more.kl).all():
+        return found
+    starts = np.arange(0, len(more.kl), BLOCK)
+    means = np.add.reduceat(more.kl, starts) / np.diff(np.append(starts, len(more.kl)))
+    return replace(found, kl=signed_rank_interval(means, confidence))
 
 
 def _exp(interval: Interval) -> Interval:

@@ -56,15 +56,14 @@ def shared_runs(seen: Iterable[Sequence[int]], proof: Iterable[Sequence[int]]) -
     runs = [_runs(text) for text in proof]
     if not known or not runs:
         return []
-    own, counts = np.unique(np.concatenate(runs), return_counts=True)
-    common = own[counts > max(1.0, _BOILERPLATE * len(runs))]
-    marks = np.unique(np.concatenate(known))
-    found = []
-    for index, text in enumerate(runs):
-        telling = text[~np.isin(text, common)]
-        if np.isin(telling if telling.size else text, marks).any():
-            found.append(index)
-    return found
+    every = np.concatenate(runs)
+    owner = np.repeat(np.arange(len(runs)), [len(one) for one in runs])
+    _, place, counts = np.unique(every, return_inverse=True, return_counts=True)
+    telling = counts[place] <= max(1.0, _BOILERPLATE * len(runs))
+    # A text that is boilerplate throughout is compared by that.
+    telling |= ~np.isin(owner, owner[telling])
+    hits = telling & np.isin(every, np.concatenate(known))
+    return [int(index) for index in np.unique(owner[hits])]
 
 
 def _runs(tokens: Sequence[int]) -> NDArray[np.uint64]:

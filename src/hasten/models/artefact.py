@@ -10,10 +10,7 @@ tensors and the products of low rank; ``model.safetensors``, where a quantised m
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +20,7 @@ from numpy.typing import NDArray
 
 from hasten.errors import ModelFileError, UnsupportedModelError, UsageError
 from hasten.kernels.quantization import BLOCK, QuantizedMatrix
+from hasten.models.appearing import appearing_directory
 from hasten.models.config import ModelConfig
 from hasten.models.config_json import to_huggingface
 from hasten.models.fields import naming_file, read_number
@@ -81,7 +79,7 @@ def write_artefact(
     stored = {name: _as_stored(name, weight) for name, weight in tensors.items()}
     check_inventory(model.config, stored)
     _refuse_overwriting(directory)
-    with _appearing(directory) as unfinished:
+    with appearing_directory(directory) as unfinished:
         write_safetensors(unfinished / WEIGHTS_FILE, _arrays(stored))
         model.text.save(unfinished)
         _write_json(unfinished / CONFIG_FILE, _config_values(model.config, stored))
@@ -248,39 +246,6 @@ def _refuse_overwriting(directory: Path) -> None:
         f"{directory} exists and is no artefact, so it is not overwritten",
         do="choose another directory",
     )
-
-
-@contextmanager
-def _appearing(directory: Path) -> Iterator[Path]:
-    """A fresh directory beside `directory` that takes its name in the end, or vanishes."""
-    parent = directory.absolute().parent
-    unfinished = None
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=parent))
-        new = unfinished / "new"
-        new.mkdir()
-        yield new
-        _exchange(directory, new, unfinished / "old")
-    except OSError as error:
-        raise UsageError(
-            f"{directory}: cannot be written ({error.strerror or error})",
-            do="choose a directory with enough space and the right to write",
-        ) from error
-    finally:
-        if unfinished is not None:
-            shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _exchange(directory: Path, new: Path, old: Path) -> None:
-    if directory.exists():
-        directory.rename(old)
-    try:
-        new.rename(directory)
-    except OSError:
-        if old.exists():
-            old.rename(directory)
-        raise
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -140,6 +140,7 @@ def to_huggingface(config: ModelConfig) -> dict[str, Any]:
         family.activation_key: family.activations[0],
         "rope_parameters": write_rope(config),
         "eos_token_id": list(config.eos_ids) or None,
+        "pad_token_id": None,  # a family's default may lie beyond the vocabulary
     }
     for theirs, ours in _NAMES.items():
         values[theirs] = getattr(config, ours)
@@ -150,7 +151,11 @@ def to_huggingface(config: ModelConfig) -> dict[str, Any]:
         values[original] = values["rope_parameters"].get(original, family.defaults[original])
     if "layer_types" in family.reads:
         values["layer_types"] = [_layer_type(config, layer) for layer in range(config.num_layers)]
-    return values | {key: getattr(config, key) for key in _FACTORS if key in family.reads}
+    values |= {key: getattr(config, key) for key in _FACTORS if key in family.reads}
+    scalar = values.get("query_pre_attn_scalar")
+    if scalar is not None and int(scalar) == scalar:
+        values["query_pre_attn_scalar"] = int(scalar)  # transformers refuses a float
+    return values
 
 
 def _layer_type(config: ModelConfig, layer: int) -> LayerType:

@@ -27,6 +27,7 @@ class GgufForm:
         norm_offset: What the converter adds to the weights of norms.
         adapt: Adds what keys of the family's own say: from the configuration that all families
             have, and the metadata without the architecture's prefix.
+        describe: The inverse of `adapt`: keys of the family's own, without prefix.
     """
 
     architecture: str
@@ -34,6 +35,7 @@ class GgufForm:
     interleaved: bool = False
     norm_offset: float = 0.0
     adapt: Callable[[ModelConfig, Mapping[str, Any]], ModelConfig] | None = None
+    describe: Callable[[ModelConfig], dict[str, float]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,6 +84,7 @@ class GgufFile:
         path: The file.
         metadata: Keys and values; arrays are lists, strings `str`.
         tensors: Tensors by GGUF name, in the file's order.
+        places: First byte, and last + 1, of the type and value of each key.
     """
 
     def __init__(
@@ -92,11 +93,18 @@ class GgufFile:
         metadata: Mapping[str, Any],
         tensors: Mapping[str, GgufTensor],
         content: NDArray[np.uint8],
+        places: Mapping[str, tuple[int, int]],
     ) -> None:
         self.path = path
         self.metadata = metadata
         self.tensors = tensors
+        self.places = places
         self._content = content
+
+    def encoded(self, key: str) -> bytes:
+        """Type and value of a key as they are in the file."""
+        begin, end = self.places[key]
+        return self._content[begin:end].tobytes()
 
     def rows(self, name: str) -> NDArray[np.uint8]:
         """The encoded data of a tensor, uint8 [rows, bytes a row], a read-only view of the file."""
@@ -126,9 +134,9 @@ def read_gguf(path: Path) -> GgufFile:
         raise ModelFileError(f"{path}: cannot be read ({error.strerror or error})") from error
     cursor = _Cursor(path, content, size)
     tensor_count, key_count = _read_preamble(cursor)
-    metadata = _read_metadata(cursor, key_count)
+    metadata, places = _read_metadata(cursor, key_count)
     tensors = _read_tensors(cursor, tensor_count, _alignment(cursor, metadata))
-    return GgufFile(path, metadata, tensors, cursor.bytes)
+    return GgufFile(path, metadata, tensors, cursor.bytes, places)
 
 
 class _Cursor:
@@ -229,14 +237,18 @@ def _read_preamble(cursor: _Cursor) -> tuple[int, int]:
     return tensors, keys
 
 
-def _read_metadata(cursor: _Cursor, count: int) -> dict[str, Any]:
+def _read_metadata(
+    cursor: _Cursor, count: int
+) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
     readers: dict[int, Callable[[str], Any]] = {_STRING: cursor.string, _ARRAY: cursor.array}
     metadata: dict[str, Any] = {}
+    places: dict[str, tuple[int, int]] = {}
     for index in range(count):
         key = cursor.string(f"metadata key {index}", _MAX_KEY_BYTES)
         if key in metadata:
             cursor.fail(f"metadata key {key!r} appears twice")
         what = f"metadata value {key!r}"
+        start = cursor.at
         kind = cursor.u32(what)
         if kind in _SCALARS:
             metadata[key] = cursor.scalar(kind, what)
@@ -244,7 +256,8 @@ def _read_metadata(cursor: _Cursor, count: int) -> dict[str, Any]:
             metadata[key] = readers[kind](what)
         else:
             cursor.fail(f"{what} has the unknown type {kind}")
-    return metadata
+        places[key] = (start, cursor.at)
+    return metadata, places
 
 
 def _alignment(cursor: _Cursor, metadata: Mapping[str, Any]) -> int:

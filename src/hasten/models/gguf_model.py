@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,14 +27,21 @@ if TYPE_CHECKING:
     from hasten.models.chat import ChatTemplate
     from hasten.models.tokenizer import Tokenizer
 
-__all__ = ["config_from_gguf", "half_split_order", "load_gguf"]
+__all__ = [
+    "LAYER_NAMES",
+    "WHOLE_MODEL_NAMES",
+    "config_from_gguf",
+    "half_split_order",
+    "load_gguf",
+]
 
-_WHOLE_MODEL_NAMES = {
+WHOLE_MODEL_NAMES: Final = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
     "output": "lm_head",
 }
-_LAYER_NAMES = {
+"""Names of modules in GGUF files, and in Hugging Face checkpoints."""
+LAYER_NAMES: Final = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -45,6 +52,7 @@ _LAYER_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+"""The same of the modules of a layer, for families that say nothing else."""
 _EOS_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
@@ -221,10 +229,10 @@ def half_split_order(heads: int, head_dim: int) -> NDArray[np.intp]:
 def _huggingface_name(name: str, form: GgufForm) -> str:
     stem, _, suffix = name.rpartition(".")
     if suffix in ("weight", "bias"):
-        if stem in _WHOLE_MODEL_NAMES:
-            return f"{_WHOLE_MODEL_NAMES[stem]}.{suffix}"
+        if stem in WHOLE_MODEL_NAMES:
+            return f"{WHOLE_MODEL_NAMES[stem]}.{suffix}"
         match = re.fullmatch(r"blk\.(0|[1-9]\d{0,5})\.(\w+)", stem, re.ASCII)
-        part = None if match is None else form.names.get(match[2], _LAYER_NAMES.get(match[2]))
+        part = None if match is None else form.names.get(match[2], LAYER_NAMES.get(match[2]))
         if match is not None and part is not None:
             return f"model.layers.{match[1]}.{part}.{suffix}"
     raise ModelFileError(

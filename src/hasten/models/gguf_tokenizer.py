@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
     from tokenizers.normalizers import Normalizer
 
-__all__ = ["build", "special_ids"]
+__all__ = ["SPECIAL_KEYS", "build", "special_ids"]
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
 _SPACE = "▁"
-_SPECIAL_KEYS = {
+SPECIAL_KEYS: Final = {
     "bos_token": "bos_token_id",
     "eos_token": "eos_token_id",
     "unk_token": "unknown_token_id",
@@ -35,6 +35,7 @@ _SPECIAL_KEYS = {
     "sep_token": "seperator_token_id",
     "mask_token": "mask_token_id",
 }
+"""Keys of the tokens that have a role, by transformers' name of the role."""
 _END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
@@ -84,7 +85,7 @@ def special_ids(metadata: Mapping[str, Any], size: int) -> dict[str, int]:
     Raises:
         ModelFileError: An id is no integer in 0..size-1.
     """
-    found = {name: _token_id(metadata, key, size) for name, key in _SPECIAL_KEYS.items()}
+    found = {name: _token_id(metadata, key, size) for name, key in SPECIAL_KEYS.items()}
     return {name: token for name, token in found.items() if token is not None}
 
 

@@ -131,15 +131,18 @@ def take_array(
     return StoredArray(array.dtype, np.require(array.data, requirements=["C", "A"]))
 
 
-def write_safetensors(path: Path, arrays: SafetensorsFile) -> None:
+def write_safetensors(
+    path: Path, arrays: SafetensorsFile, metadata: Mapping[str, str] | None = None
+) -> None:
     """Writes a file; arrays with wide elements first, so that each begins at a multiple of its own.
 
     Args:
         path: Where; an existing file is overwritten.
         arrays: What, by name; C-contiguous or not.
+        metadata: The format's free texts; transformers asks for {"format": "pt"}.
     """
     order = sorted(arrays, key=lambda name: (-arrays[name].data.itemsize, name))
-    header: dict[str, Any] = {}
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
     end = 0
     for name in order:
         array = arrays[name]

@@ -6,6 +6,7 @@ end a generation, and that the text of a special token does not act as one where
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -162,6 +163,18 @@ class Tokenizer:
         """
         with self._lock:
             write_parts(self._parts, Path(directory))
+
+    def definition(self) -> dict[str, Any]:
+        """Returns the content of its tokenizer.json."""
+        with self._lock:
+            self._backend.encode_special_tokens = False
+            content: dict[str, Any] = json.loads(self._backend.to_str())
+        return content
+
+    @property
+    def roles(self) -> Mapping[str, int]:
+        """Ids of the tokens that have a role, by transformers' name of it ("bos_token", ...)."""
+        return self._parts.special
 
     def _as_text(self, encoding: Encoding) -> list[int]:
         """The ids of an encoding, with special tokens that ordinary text produced spelled out.

@@ -188,6 +188,10 @@ class GgmlTensor(StoredTensor):
             values = dequantize_rows(self._kind, self._rows, self._order)
         return require_finite(self.name, values.reshape(self.shape))
 
+    def encoded_rows(self) -> NDArray[np.uint8]:
+        """The rows as encoded, uint8 [rows, bytes a row]; a vector is one row a value."""
+        return self._rows if self._order is None else self._rows[self._order]
+
     def take_rows(self, name: str, begin: int, end: int) -> GgmlTensor:
         """A view of the rows."""
         shape = (end - begin, *self.shape[1:])

@@ -11,7 +11,7 @@ Matrices are transposed here, since columns are what is worked on: [columns, row
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from hasten.optimize.rounding import Grid
 __all__ = ["Hessian", "Rounded", "output_error", "round_with_feedback"]
 
 Array = NDArray[np.float64]
+Real = NDArray[np.floating[Any]]
 
 _SPAN = 16
 """Columns whose errors are passed on one by one; the others get them all at once, in a product."""
@@ -44,12 +45,14 @@ class Hessian:
     def of(cls, squares: Array, damping: float) -> Self:
         """From X X' [columns, columns].
 
-        `damping` times the mean of its diagonal is added to the diagonal, so that columns whose
-        inputs were hardly seen stay near their weights.
+        `damping` times the median of its diagonal is added to the diagonal. With fewer tokens than
+        would do, H says more than is so of the text to come: errors are then made up for that will
+        not be there. (The paper adds 0.01 of the mean, which a few channels of large inputs rule.)
         """
         matrix = squares.astype(np.float64)
         index = np.arange(len(matrix))
-        matrix[index, index] += damping * matrix[index, index].mean()
+        sizes = matrix[index, index]
+        matrix[index, index] += damping * (np.median(sizes[sizes > 0]) if sizes.any() else 0.0)
         # The errors of a column that met no input at all count for themselves.
         matrix[index, index] = np.where(matrix[index, index] > 0, matrix[index, index], 1.0)
         root = np.linalg.cholesky(matrix[::-1, ::-1])[::-1, ::-1]
@@ -82,26 +85,23 @@ def round_with_feedback(
         squares: X X' [columns, columns] of the inputs.
         grid: What codes stand for.
         damping: As for `Hessian.of`.
-        order: Takes the columns with the largest inputs first, while many are left that can make
-            up for their errors. Columns stay in their groups, whose scales are found beforehand;
-            otherwise they are found when the group's turn comes, from what its weights are then.
+        order: Takes the groups, and the columns of each, with the largest inputs first, while many
+            columns are left that can make up for their errors. All stay where they are.
     """
     count, group = len(squares), grid.form.group
-    turn = np.argsort(-np.diag(squares), kind="stable") if order else np.arange(count)
+    turn = _largest_first(np.diag(squares), group) if order else np.arange(count)
     hessian = Hessian.of(squares[np.ix_(turn, turn)], damping)
     found = Rounded.empty(count, weights.shape[1], group)
-    if order:
-        _fit_all(found, weights, np.diag(squares), grid, damping)
     columns = weights[turn]
     off = np.zeros_like(columns)
     for begin in range(0, count, group):
         span = slice(begin, begin + group)
         owed = hessian.upper[:begin, span].T @ off[:begin]
-        if not order:
-            # What the weights become if the rest of the group may be any numbers.
-            now = columns[span] + np.linalg.solve(hessian.upper[span, span].T, owed)
-            scale, low = grid.fit(now.T[:, None, :], hessian.diagonal[None, span])
-            found.scales[begin // group], found.minimums[begin // group] = scale[:, 0], low[:, 0]
+        # What the weights become if the rest of the group may be any numbers.
+        now = columns[span] + np.linalg.solve(hessian.upper[span, span].T, owed)
+        scale, low = grid.fit(now.T[:, None, :], hessian.diagonal[None, span])
+        place = turn[begin] // group
+        found.scales[place], found.minimums[place] = scale[:, 0], low[:, 0]
         for first in range(begin, begin + group, _SPAN):
             ahead = slice(first, begin + group)
             before = slice(begin, first)
@@ -110,17 +110,17 @@ def round_with_feedback(
     return found
 
 
-def output_error(off: Array, squares: Array) -> float:
+def output_error(off: Real, squares: Real) -> float:
     """Sum of squares of what an error W - Q [columns, rows] changes in the products."""
-    return float(np.einsum("ij,ij->", off, squares @ off))
+    return float(np.vdot(off, squares @ off))
 
 
-def _fit_all(found: Rounded, weights: Array, inputs: Array, grid: Grid, damping: float) -> None:
-    """Finds the scales of all groups from the weights as they are."""
-    rows, group = weights.shape[1], grid.form.group
-    importance = (inputs + damping * inputs.mean()).reshape(-1, group)
-    scales, minimums = grid.fit(weights.T.reshape(rows, -1, group), importance)
-    found.scales[:], found.minimums[:] = scales.T, minimums.T
+def _largest_first(inputs: Array, group: int) -> NDArray[np.intp]:
+    """Columns in the order of their groups' largest inputs, and inside each of their own."""
+    sizes = inputs.reshape(-1, group)
+    groups = np.argsort(-sizes.max(axis=1), kind="stable")
+    inside = np.argsort(-sizes[groups], axis=1, kind="stable")
+    return (groups[:, None] * group + inside).reshape(-1)
 
 
 def _round_columns(

@@ -5,9 +5,21 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.errors import UnsupportedModelError
+from hasten.errors import UnsupportedModelError, UsageError
 
-__all__ = ["damped", "gram_of"]
+__all__ = ["check_ridge", "damped", "gram_of"]
+
+_LARGEST_RIDGE = 100.0
+
+
+def check_ridge(ridge: float) -> None:
+    """Refuses a ridge that `damped` cannot use.
+
+    Raises:
+        UsageError: It is out of range.
+    """
+    if not 0 < ridge <= _LARGEST_RIDGE:
+        raise UsageError(f"a ridge of {ridge}", allowed=f"more than 0, at most {_LARGEST_RIDGE:g}")
 
 
 def gram_of(inputs: NDArray[np.float32]) -> NDArray[np.float64]:

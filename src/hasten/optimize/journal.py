@@ -20,6 +20,7 @@ from hasten.errors import HastenError
 from hasten.generation.formats import MatrixFormat
 from hasten.measure.accuracy import Accuracy
 from hasten.optimize.candidates import Candidate
+from hasten.optimize.gate import Measured
 from hasten.optimize.passes.interface import Prediction
 from hasten.optimize.search import Laboratory
 from hasten.optimize.sensitivity import Part
@@ -137,17 +138,27 @@ class JournaledLaboratory:
         """See `Laboratory`."""
         return self._laboratory.formats(candidate)
 
-    def screen(self, candidate: Candidate) -> Accuracy:
+    def screen(self, candidate: Candidate) -> Measured:
         """See `Laboratory`."""
-        return self._accuracy("screen", candidate, self._laboratory.screen)
+        return self._measured("screen", candidate, lambda: self._laboratory.screen(candidate))
 
     def glance(self, candidate: Candidate) -> Accuracy:
         """See `Laboratory`."""
-        return self._accuracy("glance", candidate, self._laboratory.glance)
+        found = self._measured(
+            "glance", candidate, lambda: Measured(self._laboratory.glance(candidate))
+        )
+        if found.text is None:
+            raise ValueError("a glance is at text")
+        return found.text
 
-    def prove(self, candidate: Candidate) -> Accuracy:
+    def prove(self, candidate: Candidate, confidence: float) -> Measured:
         """See `Laboratory`."""
-        return self._accuracy("prove", candidate, self._laboratory.prove)
+        return self._measured(
+            "prove",
+            candidate,
+            lambda: self._laboratory.prove(candidate, confidence),
+            confidence=confidence,
+        )
 
     def race(
         self, candidates: Sequence[Candidate], effort: Effort, on_round: Callable[[float], None]
@@ -195,21 +206,24 @@ class JournaledLaboratory:
         """Seconds of the search, those of earlier runs included."""
         return self._journal.seconds()
 
-    def _accuracy(
-        self, what: str, candidate: Candidate, measure: Callable[[Candidate], Accuracy]
-    ) -> Accuracy:
+    def _measured(
+        self, what: str, candidate: Candidate, measure: Callable[[], Measured], **how: float
+    ) -> Measured:
+        import msgspec
+
         def run() -> Entry:
             try:
-                found = measure(candidate).as_samples()
+                found = measure()
             except HastenError as error:
                 return {"error": error.what}
-            return {"accuracy": found, "memory": dict(self._laboratory.memory(candidate))}
+            memory = dict(self._laboratory.memory(candidate))
+            return {"measured": msgspec.to_builtins(found), "memory": memory}
 
-        entry = self._journal.measure(what, _named(candidate), run)
+        entry = self._journal.measure(what, {**_named(candidate), **how}, run)
         if "error" in entry:
             raise HastenError(entry["error"])
         self._laboratory.remember(candidate, entry["memory"])
-        return Accuracy.from_samples(entry["accuracy"])
+        return msgspec.convert(entry["measured"], Measured)
 
 
 def _named(candidate: Candidate) -> Entry:

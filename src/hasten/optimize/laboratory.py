@@ -22,6 +22,10 @@ from hasten.measure.interference import Interference, between, read_cpu_times
 from hasten.measure.load import run_load
 from hasten.measure.statistics import interleave
 from hasten.measure.targets.engine import EngineTarget
+from hasten.measure.tasks.compare import compare_results
+from hasten.measure.tasks.items import TaskSet
+from hasten.measure.tasks.run import TaskResults, run_tasks
+from hasten.measure.tasks.scoring import ScoreFunction
 from hasten.measure.workload import Item, Workload
 from hasten.models import Model
 from hasten.optimize.candidates import (
@@ -31,16 +35,32 @@ from hasten.optimize.candidates import (
     original,
     why_unfit,
 )
+from hasten.optimize.gate import Measured
 from hasten.optimize.passes.interface import Pass, Prediction
 from hasten.optimize.prediction import predict_passes
 from hasten.optimize.sensitivity import Part, bytes_saved, mix, parts_of
 from hasten.optimize.speed import Duel, Effort, RequestShape, Round, Timings, one_round
 
-__all__ = ["EngineLaboratory", "Material"]
+__all__ = ["EngineLaboratory", "Material", "TaskMaterial"]
 
 
 _MOST_SHARED = 0.1
 """Share of the processor that others may use in a race before the report says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskMaterial:
+    """Labelled items.
+
+    Attributes:
+        search: That the search looks at.
+        proof: That only the last proof sees.
+        score: Judges answers to items with an `expected` value; None if there are none.
+    """
+
+    search: TaskSet
+    proof: TaskSet
+    score: ScoreFunction | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +73,14 @@ class Material:
         prompts: Prompts of the timed requests, all of one length: those of a round to warm up, then
             those of several rounds.
         shape: The timed requests.
+        tasks: Labelled items, if the user gave some.
     """
 
     calibration: Windows
     evaluation: Windows
     prompts: tuple[tuple[int, ...], ...]
     shape: RequestShape
+    tasks: TaskMaterial | None = None
 
 
 class EngineLaboratory:
@@ -94,7 +116,8 @@ class EngineLaboratory:
         self._seed = seed
         self.remarks: list[str] = []
         self._began = time.perf_counter()
-        self._screened: dict[Candidate, Accuracy] = {}
+        self._screened: dict[Candidate, Measured] = {}
+        self._answered: dict[str, TaskResults] = {}
         self._memory: dict[Candidate, Mapping[str, int]] = {}
 
     def __enter__(self) -> Self:
@@ -128,19 +151,24 @@ class EngineLaboratory:
         weights = self._model(candidate.steps).weights
         return choose_formats(weights, matrix_shapes(weights), candidate.options(1))
 
-    def screen(self, candidate: Candidate) -> Accuracy:
-        """Accuracy on the calibration text."""
+    def screen(self, candidate: Candidate) -> Measured:
+        """Accuracy on the calibration text and the items of the search."""
         if candidate not in self._screened:
-            self._screened[candidate] = self._compare(self._calibration, candidate)
+            known = self._material.tasks
+            items = None if known is None else known.search
+            self._screened[candidate] = self._measure(self._calibration, items, candidate)
         return self._screened[candidate]
 
     def glance(self, candidate: Candidate) -> Accuracy:
         """Accuracy on the first calibration window."""
-        return self._compare(self._glimpse, candidate)
+        with self._open(candidate) as engine:
+            return self._compare(self._glimpse, engine)
 
-    def prove(self, candidate: Candidate) -> Accuracy:
-        """Accuracy on the evaluation text."""
-        return self._compare(self._evaluation, candidate)
+    def prove(self, candidate: Candidate, confidence: float) -> Measured:
+        """Accuracy on the evaluation text and the items of the proof."""
+        known = self._material.tasks
+        items = None if known is None else known.proof
+        return self._measure(self._evaluation, items, candidate, confidence)
 
     def race(
         self,
@@ -230,9 +258,37 @@ class EngineLaboratory:
             keep_bytes=self._memory_limit // 8,
         )
 
-    def _compare(self, reference: Reference, candidate: Candidate) -> Accuracy:
+    def _measure(
+        self,
+        reference: Reference,
+        items: TaskSet | None,
+        candidate: Candidate,
+        confidence: float = 0.95,
+    ) -> Measured:
         with self._open(candidate) as engine:
-            return summarize(reference.compare(engine), seed=self._seed)
+            text = self._compare(reference, engine, confidence)
+            if items is None:
+                return Measured(text)
+            answers = self._answer(engine, items)
+            return Measured(
+                text,
+                compare_results(
+                    self._originals(items), answers, confidence=confidence, seed=self._seed
+                ),
+            )
+
+    def _compare(self, reference: Reference, engine: Engine, confidence: float = 0.95) -> Accuracy:
+        return summarize(reference.compare(engine), seed=self._seed, confidence=confidence)
+
+    def _originals(self, items: TaskSet) -> TaskResults:
+        """The original's answers, found once."""
+        if items.name not in self._answered:
+            self._answered[items.name] = self._answer(self._original, items)
+        return self._answered[items.name]
+
+    def _answer(self, engine: Engine, items: TaskSet) -> TaskResults:
+        known = self._material.tasks
+        return run_tasks(engine, items, function=None if known is None else known.score)
 
     def _heats(self, candidates: Sequence[Candidate]) -> Iterator[list[Candidate]]:
         """Splits a field so that each heat, with the original, fits into half the memory."""

@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from hasten import __version__
-from hasten.errors import CapacityError
+from hasten.errors import CapacityError, UsageError
 from hasten.generation import Engine, engine_options
 from hasten.machine import detect_machine, memory_limit
 from hasten.measure.corpus import Corpus, cut_windows
+from hasten.measure.overlap import check_apart
 from hasten.measure.synthetic import cut_prompts
+from hasten.measure.tasks.reading import read_tasks
+from hasten.measure.tasks.run import prompt_tokens
+from hasten.measure.tasks.scoring import load_function
 from hasten.models import Model, load_model
 from hasten.optimize.candidates import (
     FORMATS,
@@ -27,8 +31,9 @@ from hasten.optimize.candidates import (
 )
 from hasten.optimize.gate import Budget
 from hasten.optimize.journal import Journal, JournaledLaboratory
-from hasten.optimize.laboratory import EngineLaboratory, Material
+from hasten.optimize.laboratory import EngineLaboratory, Material, TaskMaterial
 from hasten.optimize.objective import Objective
+from hasten.optimize.proposals import default_passes
 from hasten.optimize.publish import (
     artefact_settings,
     check_same,
@@ -43,17 +48,46 @@ from hasten.optimize.speed import Effort, RequestShape
 from hasten.optimize.trial import Trial
 from hasten.optimize.variants import Variants
 
-__all__ = ["optimize", "prepare_material", "prepare_plan", "workspace_of"]
+__all__ = ["optimize", "prepare_material", "prepare_plan", "prepare_tasks", "workspace_of"]
 
 _CONTEXT = 512
 _EVALUATION_TOKENS = {False: 4096, True: 2048}
-_CALIBRATION_TOKENS = {False: 1024, True: 512}
+_CALIBRATION_TOKENS = {False: 2048, True: 512}
 _PROMPTS = 8
+_ITEM_CONTEXT = 2048
 _MOST_FOR_ORIGINAL = 0.7  # of the memory; candidates and kept logits need the rest
 
 
+def prepare_tasks(path: Path, function: str | None) -> TaskMaterial:
+    """Reads labelled items: half of them for the search, half for the proof.
+
+    Args:
+        path: JSON Lines; see `hasten.measure.tasks.reading`.
+        function: Name of a function that scores, or None.
+
+    Raises:
+        UsageError: The file or the function cannot be used, or a half has no item.
+    """
+    score = None if function is None else load_function(function)
+    tasks = read_tasks(path, custom=score is not None)
+    search, proof = tasks.halves()
+    if not search.tasks or not proof.tasks:
+        raise UsageError(
+            f"{tasks.name} has {len(tasks.tasks)} items, too few for a search and a proof",
+            do="give more items, a hundred or so",
+        )
+    return TaskMaterial(search, proof, score)
+
+
 def prepare_material(
-    model: Model, corpus: Corpus, shape: RequestShape, *, tokens: int | None, quick: bool, seed: int
+    model: Model,
+    corpus: Corpus,
+    shape: RequestShape,
+    *,
+    tokens: int | None,
+    quick: bool,
+    seed: int,
+    tasks: TaskMaterial | None = None,
 ) -> Material:
     """Cuts texts and prompts: the search sees the first half of the corpus, the proof the second.
 
@@ -64,10 +98,11 @@ def prepare_material(
         tokens: Tokens of the proof, None for 4096 (2048 if quick).
         quick: Smaller samples.
         seed: Chooses the prompts.
+        tasks: Labelled items, if there are some.
 
     Raises:
         CapacityError: The request does not fit the model's context.
-        UsageError: The text is too short.
+        UsageError: The text is too short, or the halves of text or items share runs of tokens.
     """
     longest = model.config.max_position
     if shape.input_tokens + shape.output_tokens > longest:
@@ -83,13 +118,22 @@ def prepare_material(
     tails = cut_prompts(model.tokenizer, first, own, seed=seed)
     head = cut_prompts(model.tokenizer, first, [max(shape.shared, 1)], seed=seed + 1)[0]
     prompts = [(*head[: shape.shared], *tail) for tail in tails]
+    few = _CALIBRATION_TOKENS[quick]
+    calibration = cut_windows(first, model.tokenizer, tokens=few, context=context)
+    evaluation = cut_windows(second, model.tokenizer, tokens=wanted, context=context)
+    check_apart(calibration.ids, evaluation.ids, (first.name, second.name))
+    if tasks is not None:
+        search, proof = (
+            [prompt_tokens(model, one) for one in side.tasks]
+            for side in (tasks.search, tasks.proof)
+        )
+        check_apart(search, proof, (tasks.search.name, tasks.proof.name))
     return Material(
-        calibration=cut_windows(
-            first, model.tokenizer, tokens=_CALIBRATION_TOKENS[quick], context=context
-        ),
-        evaluation=cut_windows(second, model.tokenizer, tokens=wanted, context=context),
+        calibration=calibration,
+        evaluation=evaluation,
         prompts=tuple(prompts),
         shape=shape,
+        tasks=tasks,
     )
 
 
@@ -131,7 +175,15 @@ def prepare_plan(
             mixed_seconds=0,
             seed=seed,
         )
-    return SearchPlan(threads, tuple(candidates), objective, asked=tuple(asked), seed=seed)
+    changed = () if formats else default_passes(model, threads)
+    return SearchPlan(
+        threads,
+        tuple(candidates),
+        objective,
+        changed=tuple(changed),
+        asked=tuple(asked),
+        seed=seed,
+    )
 
 
 def optimize(
@@ -163,7 +215,11 @@ def optimize(
     limit = memory_limit()
     _check_memory(model, limit)
     request = material.shape.input_tokens + material.shape.output_tokens
-    context = min(max(request, material.evaluation.context), model.config.max_position)
+    longest = material.evaluation.context
+    if material.tasks is not None:
+        # Items may be longer than the text's windows; what does not fit the model is refused there.
+        longest = max(longest, _ITEM_CONTEXT)
+    context = min(max(request, longest), model.config.max_position)
     workspace = workspace_of(output)
     workspace.mkdir(parents=True, exist_ok=True)
     journal = Journal(workspace / "journal.jsonl", _identity(model, budget, material, plan))
@@ -171,7 +227,7 @@ def optimize(
         model,
         material.calibration,
         workspace / journal.name,
-        lambda doing, share: progress(doing, search.share),
+        lambda doing, share: search.tell_pass(doing, share),  # noqa: PLW0108 - `search` is made later
         seed=plan.seed,
     )
     laboratory = EngineLaboratory(
@@ -226,6 +282,7 @@ def _identity(model: Model, budget: Budget, material: Material, plan: SearchPlan
         "hasten": __version__,
         "model": model.digest(),
         "texts": [material.calibration.digest, material.evaluation.digest],
+        "items": None if material.tasks is None else material.tasks.search.digest,
         "prompts": hashlib.sha256(repr(material.prompts).encode()).hexdigest(),
         "budget": budget.as_dict(),
         "plan": repr(plan),

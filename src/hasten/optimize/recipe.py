@@ -18,10 +18,11 @@ from hasten.errors import ModelFileError
 from hasten.machine import Machine
 from hasten.measure.accuracy import ACCURACY_FORMULAS
 from hasten.measure.corpus import Windows
+from hasten.measure.tasks.compare import TASK_FORMULAS
 from hasten.models import Model
 from hasten.optimize.front import pareto_front
-from hasten.optimize.gate import Budget
-from hasten.optimize.laboratory import Material
+from hasten.optimize.gate import Budget, Measured
+from hasten.optimize.laboratory import Material, TaskMaterial
 from hasten.optimize.objective import Objective
 from hasten.optimize.speed import SPEED_FORMULAS
 from hasten.optimize.trial import Trial
@@ -33,6 +34,7 @@ SCHEMA = "hasten.recipe/1"
 _FORMULAS = {
     **SPEED_FORMULAS,
     **ACCURACY_FORMULAS,
+    **{f"items: {name}": formula for name, formula in TASK_FORMULAS.items()},
     "gate": "the upper end of the 95 % interval of every loss is inside the budget",
     "weights_bytes": "bytes of weights as the engine holds them",
     "peak_rss_bytes": "largest resident memory of a fresh process that runs the request once",
@@ -105,12 +107,14 @@ def build_recipe(
         "before": _figures(original, evidence.memory["before"]),
         "after": _figures(winner, evidence.memory["after"]),
         "speedup": None if winner.speedup is None else winner.speedup.as_dict(),
-        "accuracy": None if winner.proved is None else winner.proved.as_dict(),
+        "accuracy": _accuracy(winner.proved),
+        "tasks": _tasks(winner.proved),
         "budget": evidence.budget.as_dict(),
         "texts": {
             "calibration": _text(evidence.material.calibration),
             "evaluation": _text(evidence.material.evaluation),
         },
+        "items": None if evidence.material.tasks is None else _items(evidence.material.tasks),
         "chosen": winner.candidate.label,
         "candidates": [_trial(trial) for trial in (original, *evidence.trials)],
         "front": _front([original, *evidence.trials]),
@@ -164,14 +168,25 @@ def _text(windows: Windows) -> dict[str, Any]:
     }
 
 
+def _items(tasks: TaskMaterial) -> dict[str, Any]:
+    return {"search": tasks.search.as_dict(), "proof": tasks.proof.as_dict()}
+
+
 def _front(trials: Sequence[Trial]) -> list[int]:
     """Places in `candidates` of the Pareto front, from the original on."""
     front = pareto_front(trials[1:])
     return [0, *(place for place, trial in enumerate(trials) if trial in front)]
 
 
+def _accuracy(found: Measured | None) -> dict[str, Any] | None:
+    return None if found is None or found.text is None else found.text.as_dict()
+
+
+def _tasks(found: Measured | None) -> dict[str, Any] | None:
+    return None if found is None or found.tasks is None else found.tasks.as_dict()
+
+
 def _trial(trial: Trial) -> dict[str, Any]:
-    accuracy = trial.accuracy
     return {
         "label": trial.candidate.label,
         "passes": trial.candidate.passes(),
@@ -182,6 +197,7 @@ def _trial(trial: Trial) -> dict[str, Any]:
         "weights_bytes": trial.weights_bytes,
         "timings": None if trial.timings is None else trial.timings.as_dict(),
         "speedup": None if trial.speedup is None else trial.speedup.as_dict(),
-        "accuracy": None if accuracy is None else accuracy.as_dict(),
+        "accuracy": _accuracy(trial.evidence),
+        "tasks": _tasks(trial.evidence),
         "accuracy_text": "evaluation" if trial.proved is not None else "calibration",
     }

@@ -101,7 +101,7 @@ def before_and_after(recipe: Mapping[str, Any]) -> list[Row]:
         if first is not None and second is not None:
             change = f"{first / second:.2f} × smaller" if second else ""
             rows.append((title, f"{first / 2**20:.1f}", f"{second / 2**20:.1f}", change))
-    return rows + _accuracy_rows(recipe["accuracy"])
+    return rows + _accuracy_rows(recipe["accuracy"]) + _task_rows(recipe["tasks"])
 
 
 def _ratio_row(
@@ -144,6 +144,15 @@ def _accuracy_rows(accuracy: Mapping[str, Any] | None) -> list[Row]:
             _span(accuracy["top1_agreement"], lambda value: f"{value * 100:.2f}", " %"),
         ),
     ]
+
+
+def _task_rows(tasks: Mapping[str, Any] | None) -> list[Row]:
+    if tasks is None:
+        return []
+    change = _span(tasks["loss"], lambda value: f"{100 * value:.1f}", " points lost")
+    title = f"right answers of {tasks['items']}, %"
+    before, after = (f"{100 * tasks[key]:.1f}" for key in ("reference_score", "score"))
+    return [(title, before, after, f"{change}; {tasks['lost']} lost, {tasks['gained']} gained")]
 
 
 def _span(interval: Mapping[str, float], show: Callable[[float], str], unit: str) -> str:

@@ -30,7 +30,7 @@ from hasten.generation.formats import MatrixFormat
 from hasten.measure.accuracy import Accuracy
 from hasten.optimize.candidates import Candidate, original, settings_for, thread_counts
 from hasten.optimize.front import pareto_front
-from hasten.optimize.gate import Budget
+from hasten.optimize.gate import Budget, Measured, proof_confidence
 from hasten.optimize.passes.interface import Prediction
 from hasten.optimize.prediction import predicted_seconds
 from hasten.optimize.search_plan import SearchPlan
@@ -83,16 +83,16 @@ class Laboratory(Protocol):
         """The format that each matrix would run in; equal formats are equal weights."""
         ...
 
-    def screen(self, candidate: Candidate) -> Accuracy:
-        """Accuracy against the original on the calibration text."""
+    def screen(self, candidate: Candidate) -> Measured:
+        """Accuracy against the original on what the search may look at."""
         ...
 
     def glance(self, candidate: Candidate) -> Accuracy:
         """Accuracy against the original on a part of the calibration text."""
         ...
 
-    def prove(self, candidate: Candidate) -> Accuracy:
-        """Accuracy against the original on the evaluation text."""
+    def prove(self, candidate: Candidate, confidence: float) -> Measured:
+        """Accuracy against the original on what is kept for the proof; confidence of intervals."""
         ...
 
     def race(
@@ -152,6 +152,7 @@ class Search:
         self.trials: list[Trial] = []
         self.remarks: list[str] = []
         self.share = 0.0
+        self._slot = (0.0, 0.0)
 
     def run(self) -> Trial:
         """Searches and returns the winner, which may be the original."""
@@ -283,6 +284,7 @@ class Search:
         for index, (candidate, asked) in enumerate(waiting):
             trial = self._add(candidate)
             self._tell("passes", candidate.label, 0.8 * index / len(waiting))
+            self._slot = (self.share, 0.8 / len(waiting) * _width("passes"))
             reason = None if asked else self._why_not_promising(trial, deadline)
             if reason is not None:
                 trial.status, trial.reason = "slower", reason
@@ -346,7 +348,7 @@ class Search:
         for index, trial in enumerate(pareto_front(self.trials)):
             if trial.proved is None:
                 self._tell("prove", trial.candidate.label, 0.6 + 0.4 * index / len(self.trials))
-                trial.proved = self._lab.prove(trial.candidate)
+                trial.proved = self._lab.prove(trial.candidate, proof_confidence(1))
 
     def _keep_bounds(self) -> None:
         """Refuses what does not keep the objective's bounds, unless nothing does."""
@@ -367,14 +369,15 @@ class Search:
                 trial.refuse(f"outside the objective: {short[trial.candidate]}")
 
     def _prove(self, faster: Sequence[Trial]) -> None:
-        """Measures the finalists on the evaluation text, the fastest first."""
+        """Measures the finalists on what is kept for the proof, the fastest first."""
+        confidence = proof_confidence(len(faster))
         best: Trial | None = None
         for index, trial in enumerate(faster):
             if best is not None and trial.rank * _FAR_BEHIND > best.rank:
                 trial.status, trial.reason = "slower", why_slower(trial, best)
                 continue
             self._tell("prove", trial.candidate.label, 0.6 * index / len(faster))
-            trial.proved = self._lab.prove(trial.candidate)
+            trial.proved = self._lab.prove(trial.candidate, confidence)
             outside = self._budget.why_refused(trial.proved)
             if outside is not None:
                 trial.refuse(outside)
@@ -454,14 +457,29 @@ class Search:
         return min(ready, key=lambda one: (not self._inside(one), one.rank), default=None)
 
     def _inside(self, trial: Trial) -> bool:
-        return trial.accuracy is not None and self._budget.expects(trial.accuracy)
+        return trial.evidence is not None and self._budget.expects(trial.evidence)
 
     def _tell(self, phase: str, detail: str, share: float) -> None:
-        starts = [*_PHASES.values(), 1.0]
-        index = list(_PHASES).index(phase)
-        done = starts[index] + share * (starts[index + 1] - starts[index])
-        self.share = done
-        self._progress(f"{_VERBS[phase]} {detail}", done)
+        self.share = _PHASES[phase] + share * _width(phase)
+        self._progress(f"{_VERBS[phase]} {detail}", self.share)
+
+    def tell_pass(self, doing: str, share: float) -> None:
+        """Passes on how far a pass has come, which is within the search's share.
+
+        Args:
+            doing: What the pass does.
+            share: Of the pass.
+        """
+        start, width = self._slot
+        self.share = max(self.share, start + share * width)
+        self._progress(doing, self.share)
+
+
+def _width(phase: str) -> float:
+    """The share of the search that a phase takes."""
+    starts = [*_PHASES.values(), 1.0]
+    index = list(_PHASES).index(phase)
+    return starts[index + 1] - starts[index]
 
 
 _VERBS = {

@@ -8,6 +8,7 @@ from typing import Literal
 from hasten.measure.accuracy import Accuracy
 from hasten.measure.statistics import Interval
 from hasten.optimize.candidates import Candidate
+from hasten.optimize.gate import Measured
 from hasten.optimize.speed import Timings
 
 __all__ = ["Status", "Trial", "divergence", "why_not_faster", "why_slower"]
@@ -24,8 +25,8 @@ class Trial:
         status: "open" until it is decided; "slower" did not reach the last race, "passed" did and
             is inside the budget.
         reason: Why it was refused, or passed without being chosen.
-        screened: Accuracy on the calibration text.
-        proved: Accuracy on the evaluation text.
+        screened: What was measured on the calibration text, and on items for the search.
+        proved: What was measured on the evaluation text, and on items kept for the proof.
         timings: From the last race in which it ran.
         speedup: Over the original in the same race.
         weights_bytes: Bytes of weights.
@@ -35,17 +36,22 @@ class Trial:
     candidate: Candidate
     status: Status = "open"
     reason: str = ""
-    screened: Accuracy | None = None
-    proved: Accuracy | None = None
+    screened: Measured | None = None
+    proved: Measured | None = None
     timings: Timings | None = None
     speedup: Interval | None = None
     weights_bytes: int | None = None
     memory_bytes: int | None = None
 
     @property
-    def accuracy(self) -> Accuracy | None:
-        """The best evidence there is."""
+    def evidence(self) -> Measured | None:
+        """The best there is."""
         return self.proved or self.screened
+
+    @property
+    def accuracy(self) -> Accuracy | None:
+        """The best evidence on text."""
+        return None if self.evidence is None else self.evidence.text
 
     @property
     def rank(self) -> float:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -47,6 +49,7 @@ class Variants:
         self._progress = progress
         self._seed = seed
         self._made: dict[str, Model] = {}
+        self._told: tuple[str, int] | None = None
 
     def model(self, steps: Steps) -> Model:
         """The original after these passes, in this order.
@@ -73,13 +76,20 @@ class Variants:
             original=self._original,
             calibration=self._calibration,
             directory=workspace,
-            progress=self._progress,
+            progress=functools.partial(self._tell, last.label),
             seed=self._seed,
         )
         made = last.apply(self.model(before), workshop)
         tensors = {name: lossless(tensor) for name, tensor in made.weights.items()}
         # An artefact appears whole or not at all, so a directory of that name is complete.
         write_artefact(place / "model", made, tensors, {"passes": [*map(parameters_of, steps)]})
+
+    def _tell(self, label: str, doing: str, share: float) -> None:
+        """Tenths are enough: a pass may tell of every matrix."""
+        tenth = math.floor(10 * share)
+        if (label, tenth) != self._told:
+            self._told = (label, tenth)
+            self._progress(f"{label}: {10 * tenth} %, {doing}", share)
 
 
 def _key(steps: Steps) -> str:

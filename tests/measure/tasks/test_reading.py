@@ -142,7 +142,7 @@ def read_or_words(content, **how):
         return str(error)
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(
     st.lists(st.dictionaries(st.sampled_from(KEYS), JSON, max_size=4), max_size=3),
     st.booleans(),

@@ -78,7 +78,8 @@ def in_gguf(architecture: object) -> tuple[str, GgufForm]:
                 return model_type, found.gguf
             known.append(found.gguf.architecture)
     raise UnsupportedModelError(
-        f"general.architecture is {reprlib.repr(architecture)}", allowed=", ".join(sorted(known))
+        f"general.architecture is {reprlib.repr(architecture)}",
+        allowed=", ".join(sorted(set(known))),
     )
 
 

@@ -50,6 +50,15 @@ def _from_gguf(config: ModelConfig, values: Mapping[str, Any]) -> ModelConfig:
     )
 
 
+def _to_gguf(config: ModelConfig) -> dict[str, float]:
+    values: dict[str, float] = {"attention.sliding_window": config.sliding_window or 0}
+    # Readers always cap: a missing value means Gemma's own, and 0 would make every logit 0.
+    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if (cap := getattr(config, name)) is not None:
+            values[name] = cap
+    return values
+
+
 GGUF_NORMS = {
     "post_attention_norm": "post_attention_layernorm",
     "ffn_norm": "pre_feedforward_layernorm",
@@ -81,7 +90,9 @@ FAMILY = Family(
     activation_key="hidden_activation",
     activations=("gelu_pytorch_tanh",),
     layer_types=_every_other,
-    gguf=GgufForm("gemma2", GGUF_NORMS, norm_offset=_NORM_OFFSET, adapt=_from_gguf),
+    gguf=GgufForm(
+        "gemma2", GGUF_NORMS, norm_offset=_NORM_OFFSET, adapt=_from_gguf, describe=_to_gguf
+    ),
 )
 
 

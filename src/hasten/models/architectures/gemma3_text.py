@@ -39,6 +39,15 @@ def _from_gguf(config: ModelConfig, values: Mapping[str, Any]) -> ModelConfig:
     )
 
 
+def _to_gguf(config: ModelConfig) -> dict[str, float]:
+    values: dict[str, float] = {"attention.sliding_window": config.sliding_window or 0}
+    if config.local_rope_theta is not None:
+        values["rope.freq_base_swa"] = config.local_rope_theta
+    if config.final_logit_softcapping is not None:
+        values["final_logit_softcapping"] = config.final_logit_softcapping
+    return values
+
+
 FAMILY = Family(
     "Gemma3ForCausalLM",
     defaults={
@@ -70,6 +79,7 @@ FAMILY = Family(
         GGUF_NORMS | {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"},
         norm_offset=1.0,
         adapt=_from_gguf,
+        describe=_to_gguf,
     ),
 )
 

@@ -31,6 +31,16 @@ def _from_gguf(config: ModelConfig, values: Mapping[str, Any]) -> ModelConfig:
     )
 
 
+def _to_gguf(config: ModelConfig) -> dict[str, float]:
+    factors = {
+        "attention.scale": config.attention_multiplier,
+        "embedding_scale": config.embedding_multiplier,
+        "residual_scale": config.residual_multiplier,
+        "logit_scale": config.logits_scaling,
+    }
+    return {key: value for key, value in factors.items() if value is not None}
+
+
 FAMILY = Family(
     "GraniteForCausalLM",
     defaults={"attention_multiplier": 1.0},
@@ -40,7 +50,7 @@ FAMILY = Family(
         "residual_multiplier",
         "logits_scaling",
     ),
-    gguf=GgufForm("granite", interleaved=True, adapt=_from_gguf),
+    gguf=GgufForm("granite", interleaved=True, adapt=_from_gguf, describe=_to_gguf),
 )
 
 

@@ -24,7 +24,15 @@ def _from_gguf(config: ModelConfig, values: Mapping[str, Any]) -> ModelConfig:
     return replace(config, model_type="mistral", sliding_window=window) if window else config
 
 
-FAMILY = Family("LlamaForCausalLM", gguf=GgufForm("llama", interleaved=True, adapt=_from_gguf))
+def _to_gguf(config: ModelConfig) -> dict[str, float]:
+    window = config.sliding_window
+    return {} if window is None else {"attention.sliding_window": window}
+
+
+FAMILY = Family(
+    "LlamaForCausalLM",
+    gguf=GgufForm("llama", interleaved=True, adapt=_from_gguf, describe=_to_gguf),
+)
 
 
 def build(config: ModelConfig) -> Graph:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hasten.models.architectures.llama import FAMILY as LLAMA
 from hasten.models.architectures.llama import build
 from hasten.models.family import Family
 
@@ -15,4 +16,5 @@ FAMILY = Family(
         "max_position_embeddings": 1 << 17,
     },
     reads=("sliding_window",),
+    gguf=LLAMA.gguf,
 )

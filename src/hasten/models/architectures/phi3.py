@@ -65,6 +65,10 @@ def _from_gguf(config: ModelConfig, values: Mapping[str, Any]) -> ModelConfig:
     return replace(config, sliding_window=window or None)
 
 
+def _to_gguf(config: ModelConfig) -> dict[str, float]:
+    return {"attention.sliding_window": config.sliding_window or 0}
+
+
 FAMILY = Family(
     "Phi3ForCausalLM",
     defaults={
@@ -78,6 +82,7 @@ FAMILY = Family(
         "phi3",
         {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"},
         adapt=_from_gguf,
+        describe=_to_gguf,
     ),
     joint=joint_projections,
 )

@@ -24,10 +24,10 @@ from hasten.models.weights import DenseTensor, QuantizedTensor, StoredTensor
 from hasten.optimize.calibration import calibrate
 from hasten.optimize.feedback import output_error
 from hasten.optimize.folding import Fold, find_folds, fold
+from hasten.optimize.gram import gram_of
 from hasten.optimize.input_statistics import (
     input_importance,
     input_magnitude,
-    input_squares,
 )
 from hasten.optimize.integer_weights import IntegerWeights
 from hasten.optimize.passes.interface import Need, Workshop, parameters_of
@@ -53,7 +53,7 @@ class AwqWeights(IntegerWeights):
         rounds: False leaves the scaled matrices in float32, for a pass that rounds them after.
     """
 
-    steps: int = 20
+    steps: int = 10
     clip: bool = True
     rounds: bool = True
 
@@ -89,7 +89,7 @@ class AwqWeights(IntegerWeights):
 
         Raises:
             UsageError: It does not fit the model.
-            HastenError: The model computes NaN or infinite values on the text.
+            UnsupportedModelError: The model computes NaN or infinite values on the text.
         """
         self.check_fit(model)
         search = _Search(self, model, workshop)
@@ -133,13 +133,26 @@ class _Search:
         place = self._places.pop(op.source, None)
         if place is not None:
             self._progress(f"AWQ {', '.join(place.columns)}", len(self.scales) / self._count)
-            kept = self._shelf.take(place.columns[0])
-            scale = self._find(place, executor, op, values) if kept is None else kept["scale"]
-            self._shelf.put(place.columns[0], {"scale": scale})
+            scale = self._scale(place, executor, op, values)
             self.scales.append((place, scale))
             self._spread[op.source] = place.spread(scale)
-        importance = input_importance(op, values) / self._spread.get(op.source, 1.0) ** 2
+        importance = input_importance(values[op.source]) / self._spread.get(op.source, 1.0) ** 2
         self.importance |= dict.fromkeys(op.weights, importance.astype(np.float32))
+
+    def _scale(
+        self,
+        place: Fold,
+        executor: ReferenceExecutor,
+        op: Linear,
+        values: Mapping[str, NDArray[np.float32]],
+    ) -> Array:
+        """The scale that was found before the pass was killed, or else is found now."""
+        kept = self._shelf.take(place.columns[0])
+        if kept is not None:
+            return kept["scale"]
+        scale = self._find(place, executor, op, values)
+        self._shelf.put(place.columns[0], {"scale": scale})
+        return scale
 
     def _find(
         self,
@@ -149,8 +162,9 @@ class _Search:
         values: Mapping[str, NDArray[np.float32]],
     ) -> Array:
         """The scale of a place with the least error of what its products yield."""
-        squares = input_squares(op, values)
-        size = place.pooled(input_magnitude(op, values))
+        gram = gram_of(values[op.source])
+        squares = (gram / (np.trace(gram) or 1.0)).astype(np.float32)
+        size = place.pooled(input_magnitude(values[op.source]))
         size = np.maximum(size, _QUIET * size.max()) if size.max() > 0 else np.ones_like(size)
         matrices = [executor.weight(name) for name in place.columns]
         best, least = np.ones_like(size), math.inf
@@ -158,7 +172,9 @@ class _Search:
             scale = size ** (number / self._step.steps)
             scale /= np.sqrt(scale.max() * scale.min())
             wide = place.spread(scale)
-            error = sum(_error(one, wide, squares, self._step.form) for one in matrices)
+            error = sum(
+                _error(one, wide, squares.astype(np.float32), self._step.form) for one in matrices
+            )
             if error < least:
                 best, least = scale, error
         return best
@@ -171,11 +187,13 @@ def _folds(step: AwqWeights, model: Model) -> list[Fold]:
     return [place for place in folds if chosen.issuperset(place.columns)]
 
 
-def _error(matrix: NDArray[np.float32], scale: Array, squares: Array, form: MatrixFormat) -> float:
+def _error(
+    matrix: NDArray[np.float32], scale: Array, squares: NDArray[np.float32], form: MatrixFormat
+) -> float:
     """What rounding the scaled matrix costs."""
     wide = scale.astype(np.float32)
     off = matrix - dequantize(round_nearest(matrix * wide, form)) / wide
-    return output_error(off.T.astype(np.float64), squares)
+    return output_error(off.T, squares)
 
 
 PASS = AwqWeights

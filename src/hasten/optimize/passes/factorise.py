@@ -21,7 +21,7 @@ from hasten.models.config import ModelConfig
 from hasten.models.ops import Linear, Op
 from hasten.models.weights import DenseTensor, StoredTensor
 from hasten.optimize.calibration import calibrate
-from hasten.optimize.gram import damped, gram_of
+from hasten.optimize.gram import check_ridge, damped, gram_of
 from hasten.optimize.passes.interface import Need, Prediction, Workshop
 from hasten.optimize.structure import layer_of, predict_shapes, why_no_decoder
 
@@ -64,8 +64,7 @@ class Factorise:
             raise UsageError(
                 f"ranks in multiples of {self.multiple}", allowed=f"multiples of {BLOCK}"
             )
-        if not 0 < self.ridge <= 1:
-            raise UsageError(f"a ridge of {self.ridge}", allowed="more than 0, at most 1")
+        check_ridge(self.ridge)
 
     @property
     def label(self) -> str:

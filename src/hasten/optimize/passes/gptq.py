@@ -20,7 +20,7 @@ from hasten.models.ops import Linear, Op
 from hasten.models.weights import QuantizedTensor
 from hasten.optimize.calibration import calibrate
 from hasten.optimize.feedback import round_with_feedback
-from hasten.optimize.input_statistics import input_squares
+from hasten.optimize.gram import gram_of
 from hasten.optimize.integer_weights import IntegerWeights
 from hasten.optimize.passes.interface import Need, Workshop, parameters_of
 from hasten.optimize.rounding import Grid, pad_columns
@@ -37,12 +37,13 @@ class GptqWeights(IntegerWeights):
     give. Memory is that of the model in float32 twice, and of the text's values.
 
     Attributes:
-        damping: Share of the mean square of inputs that is added to that of each.
+        damping: Share of the median square of inputs that is added to that of each: more for less
+            text; see `Hessian.of`.
         order: Rounds the columns with the largest inputs first; costs nothing when the model runs.
     """
 
-    damping: float = 0.01
-    order: bool = False
+    damping: float = 0.5
+    order: bool = True
 
     name: ClassVar[str] = "gptq"
     needs: ClassVar[frozenset[Need]] = frozenset({"calibration"})
@@ -50,20 +51,20 @@ class GptqWeights(IntegerWeights):
     def __post_init__(self) -> None:
         # The base by its name: `super()` does not work in a dataclass with slots.
         IntegerWeights.__post_init__(self)
-        if not 0 <= self.damping <= 1:
-            raise ValueError(f"damping is {self.damping}; allowed: 0 to 1")
+        if not 1e-6 <= self.damping <= 1e6:
+            raise ValueError(f"damping is {self.damping}; allowed: 1e-6 to 1e6")
 
     @property
     def label(self) -> str:
         """A few words with its parameters, for tables."""
-        return f"GPTQ {self.form}" + (", largest inputs first" if self.order else "")
+        return f"GPTQ {self.form}" + ("" if self.order else ", columns in order")
 
     def apply(self, model: Model, workshop: Workshop) -> Model:
         """The model with rounded matrices.
 
         Raises:
             UsageError: It does not fit the model.
-            HastenError: The model computes NaN or infinite values on the text.
+            UnsupportedModelError: The model computes NaN or infinite values on the text.
         """
         self.check_fit(model)
         run = _Run(self, model, workshop)
@@ -115,7 +116,7 @@ class _Run:
         if kept is not None:
             return QuantizedMatrix(self._grid.bits, shape, self._step.group, **kept)
         whole = pad_columns(np.concatenate(weights).astype(np.float64))
-        squares = input_squares(op, values)
+        squares = gram_of(values[op.source])
         found = round_with_feedback(
             np.ascontiguousarray(whole.T),
             np.pad(squares, (0, whole.shape[1] - op.columns)),

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from hasten.errors import UsageError
 from hasten.generation.formats import MatrixFormat
 from hasten.models import Model
 from hasten.models.weights import StoredTensor
@@ -82,9 +83,12 @@ class MixedPrecision:
         """The mixture.
 
         Raises:
-            UsageError: A pass does not fit the model.
+            UsageError: It does not fit the model.
             HastenError: A pass cannot be done.
         """
+        reason = self.why_unfit(model)
+        if reason is not None:
+            raise UsageError(reason, do="choose other layers or formats")
         share = 0.5 if self.fine else 1.0
         first = replace(workshop, progress=lambda what, done: workshop.progress(what, done * share))
         second = replace(

@@ -9,6 +9,7 @@ from hasten.errors import UsageError
 from hasten.kernels.quantization import BLOCK
 from hasten.models import Model, architectures
 from hasten.models.config import ModelConfig
+from hasten.optimize.gram import check_ridge
 from hasten.optimize.narrowing import feed_forward_insides, narrow
 from hasten.optimize.passes.interface import Need, Prediction, Workshop
 from hasten.optimize.structure import predict_shapes, why_no_decoder
@@ -29,7 +30,7 @@ class PruneChannels:
         reconstruct: Correct the columns that stay by least squares (see `optimize.narrowing`).
         multiple: The channels that stay are the nearest multiple of this, itself one of 32: weight
             formats need groups that divide them.
-        ridge: See `least_squares`.
+        ridge: See `damped`.
 
     Raises:
         UsageError: A value is out of range.
@@ -38,7 +39,7 @@ class PruneChannels:
     share: float
     reconstruct: bool = True
     multiple: int = 64
-    ridge: float = 0.01
+    ridge: float = 1.0
 
     name: ClassVar[str] = "prune_channels"
     needs: ClassVar[frozenset[Need]] = frozenset({"calibration"})
@@ -50,8 +51,7 @@ class PruneChannels:
             raise UsageError(
                 f"channels in multiples of {self.multiple}", allowed=f"multiples of {BLOCK}"
             )
-        if not 0 < self.ridge <= 1:
-            raise UsageError(f"a ridge of {self.ridge}", allowed="more than 0, at most 1")
+        check_ridge(self.ridge)
 
     @property
     def label(self) -> str:

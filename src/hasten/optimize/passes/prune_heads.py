@@ -8,6 +8,7 @@ from typing import ClassVar
 from hasten.errors import UsageError
 from hasten.models import Model, architectures
 from hasten.models.config import ModelConfig
+from hasten.optimize.gram import check_ridge
 from hasten.optimize.narrowing import attention_insides, narrow
 from hasten.optimize.passes.interface import Need, Prediction, Workshop
 from hasten.optimize.structure import predict_shapes, why_no_decoder
@@ -22,7 +23,7 @@ class PruneHeads:
     Attributes:
         groups: Key/value heads to remove from each layer.
         reconstruct: Correct the output projection by least squares (see `optimize.narrowing`).
-        ridge: See `least_squares`.
+        ridge: See `damped`.
 
     Raises:
         UsageError: A value is out of range.
@@ -30,7 +31,7 @@ class PruneHeads:
 
     groups: int = 1
     reconstruct: bool = True
-    ridge: float = 0.01
+    ridge: float = 0.1
 
     name: ClassVar[str] = "prune_heads"
     needs: ClassVar[frozenset[Need]] = frozenset({"calibration"})
@@ -38,8 +39,7 @@ class PruneHeads:
     def __post_init__(self) -> None:
         if self.groups < 1:
             raise UsageError(f"{self.groups} head groups to remove", allowed="1 or more")
-        if not 0 < self.ridge <= 1:
-            raise UsageError(f"a ridge of {self.ridge}", allowed="more than 0, at most 1")
+        check_ridge(self.ridge)
 
     @property
     def label(self) -> str:

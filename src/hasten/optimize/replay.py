@@ -1,0 +1,140 @@
+"""Makes an artefact again from its recipe: the same passes on the same source, nothing measured."""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from hasten import __version__
+from hasten.errors import ModelFileError, UsageError
+from hasten.measure.corpus import Windows
+from hasten.models import Model
+from hasten.models.artefact import RECIPE_FILE, write_artefact
+from hasten.models.json_file import read_json_object
+from hasten.optimize.candidates import Candidate
+from hasten.optimize.passes import make_pass
+from hasten.optimize.passes.interface import Pass
+from hasten.optimize.passes.quantize import QuantizeWeights, Weight
+from hasten.optimize.provenance import find_source, recut_windows
+from hasten.optimize.recipe import check_recipe
+from hasten.optimize.variants import Variants
+
+__all__ = ["read_recipe", "replay", "with_candidate"]
+
+_NO_TEXT = Windows("none", "", (), 0)
+"""For passes that look at no text."""
+
+
+def read_recipe(path: Path) -> Mapping[str, Any]:
+    """The recipe in a JSON file, or that of an artefact's directory.
+
+    Raises:
+        ModelFileError: There is none, or this version does not read it.
+    """
+    return check_recipe(read_json_object(path / RECIPE_FILE if path.is_dir() else path))
+
+
+def replay(
+    recipe: Mapping[str, Any],
+    output: Path,
+    *,
+    progress: Callable[[str, float], None],
+    source: str | None = None,
+    text: Path | None = None,
+) -> None:
+    """Writes the artefact that a recipe describes; its weights are those of then, bit for bit.
+
+    Args:
+        recipe: As `hasten.optimize.recipe` makes it.
+        output: Directory of the artefact; an artefact that is there is replaced.
+        progress: Told what is being done, and the share of a pass that is done.
+        source: Where the source is, if elsewhere than the recipe says.
+        text: The file that the recipe's texts were cut from, unless it was the default text.
+
+    Raises:
+        HastenError: The source or the text are not what they were, a pass is not known or cannot
+            be applied, or the artefact cannot be written.
+    """
+    steps, quantize = _passes(recipe)
+    original = find_source(recipe, source)
+    calibration = _NO_TEXT
+    if any("calibration" in step.needs for step in steps):
+        calibration = recut_windows(recipe, "calibration", original.tokenizer, text)
+    with tempfile.TemporaryDirectory(prefix="hasten-replay-") as scratch:
+        variants = Variants(
+            original, calibration, Path(scratch), progress, seed=int(recipe.get("seed", 0))
+        )
+        for number, step in enumerate(steps):
+            reason = step.why_unfit(variants.model(steps[:number]))
+            if reason is not None:
+                raise ModelFileError(f"the recipe's pass {step.label!r} does not fit: {reason}")
+        model = variants.model(steps)
+        progress("writing the artefact", 1.0)
+        write_artefact(output, model, quantize(model), {**recipe, "replayed": _circumstances()})
+
+
+def with_candidate(recipe: Mapping[str, Any], number: int) -> Mapping[str, Any]:
+    """The recipe as if another of its candidates had been chosen.
+
+    Args:
+        recipe: As `hasten.optimize.recipe` makes it.
+        number: Place of the candidate in the report's table; 0 is the original.
+
+    Raises:
+        UsageError: There is no such candidate, or it was never run.
+    """
+    listed = recipe["candidates"]
+    if number >= len(listed) or listed[number]["timings"] is None:
+        able = [str(place) for place, one in enumerate(listed) if one["timings"] is not None]
+        raise UsageError(f"candidate {number}", allowed=", ".join(able))
+    one = listed[number]
+    settings = {name: value for name, value in one["settings"].items() if name != "overrides"}
+    rounded = {
+        "pass": QuantizeWeights.name,
+        "method": "round to nearest",
+        "weights": settings["weights"],
+        "overrides": one["settings"]["overrides"],
+    }
+    exact = one["status"] == "original"
+    memory = {} if one["memory_bytes"] is None else {"all": one["memory_bytes"]}
+    return {
+        **recipe,
+        "chosen": one["label"],
+        "passes": [] if exact else [*one["passes"], rounded],
+        "settings": {**settings, "weights": "f32" if exact else "carried"},
+        "after": {"settings": one["settings"], **one["timings"], "memory": memory},
+        "speedup": one["speedup"],
+        "accuracy": one["accuracy"] if one["accuracy_text"] == "evaluation" else None,
+        "tasks": one["tasks"],
+    }
+
+
+def _passes(
+    recipe: Mapping[str, Any],
+) -> tuple[list[Pass[Model]], Callable[[Model], Mapping[str, Weight]]]:
+    """The passes that change the model, and the last one, which gives its weights their formats."""
+    listed: Sequence[Mapping[str, Any]] = recipe.get("passes", ())
+    names = [one.get("pass") for one in listed]
+    if QuantizeWeights.name in names[:-1]:
+        raise ModelFileError(f"the recipe has passes after {QuantizeWeights.name!r}")
+    settings = recipe["settings"]
+    candidate = Candidate(settings["weights"], settings["kv"], settings["threads"])
+    if not names or names[-1] != QuantizeWeights.name:
+        return [make_pass(one) for one in listed], QuantizeWeights(candidate).keep
+    last = listed[-1]
+    candidate = Candidate(
+        last["weights"], candidate.kv, candidate.threads, tuple(sorted(last["overrides"].items()))
+    )
+    return [make_pass(one) for one in listed[:-1]], QuantizeWeights(candidate).apply
+
+
+def _circumstances() -> dict[str, str]:
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "hasten": __version__,
+        "python": platform.python_version(),
+    }

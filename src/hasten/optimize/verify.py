@@ -1,0 +1,279 @@
+"""Proves an old artefact anew: the same text, the same request, this machine and this version."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from hasten import __version__
+from hasten.machine import available_cores, detect_machine, memory_limit
+from hasten.measure.accuracy import Accuracy
+from hasten.measure.statistics import Interval
+from hasten.models import Model, load_model
+from hasten.optimize.candidates import Candidate, original
+from hasten.optimize.gate import Budget
+from hasten.optimize.laboratory import EngineLaboratory, Material
+from hasten.optimize.passes.interface import Need, Prediction, Workshop
+from hasten.optimize.pipeline import prepare_material
+from hasten.optimize.provenance import find_source, recipe_corpus, recut_windows, require_recipe
+from hasten.optimize.speed import Effort, RequestShape, speedup
+
+__all__ = ["SCHEMA", "Check", "Verification", "verify"]
+
+SCHEMA = "hasten.verification/1"
+_EFFORT = Effort(rounds=15, least=5, seconds=60.0)
+
+Verdict = Literal["inside", "overlaps", "better", "worse"]
+Progress = Callable[[str, float], None]
+
+_TITLES = {
+    "kl_divergence": "KL divergence",
+    "perplexity_ratio": "perplexity ratio",
+    "top1_agreement": "top-1 agreement",
+    "speedup": "speed-up",
+}
+_MORE_IS_BETTER = ("top1_agreement", "speedup")
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A figure of the recipe beside the same figure now.
+
+    Attributes:
+        name: As in the recipe.
+        was: Then.
+        now: Measured again.
+    """
+
+    name: str
+    was: Interval
+    now: Interval
+
+    @property
+    def title(self) -> str:
+        """As a reader calls it."""
+        return _TITLES[self.name]
+
+    @property
+    def verdict(self) -> Verdict:
+        """Where the figure of now lies.
+
+        "inside" the interval of then; outside, but with an interval that "overlaps" it; or beyond
+        it on the "better" or "worse" side.
+        """
+        if self.was.low <= self.now.estimate <= self.was.high:
+            return "inside"
+        if self.now.low <= self.was.high and self.was.low <= self.now.high:
+            return "overlaps"
+        more = self.now.estimate > self.was.high
+        return "better" if more == (self.name in _MORE_IS_BETTER) else "worse"
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        figures = {"was": self.was.as_dict(), "is": self.now.as_dict()}
+        return {"name": self.name, **figures, "verdict": self.verdict}
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What became of an artefact's claims.
+
+    Attributes:
+        artefact: Its directory.
+        checks: Each claim with its interval then and now; none if nothing was claimed.
+        refused: What is outside the recipe's budget now, or None.
+        versions: Of what made the artefact, and of what runs now.
+        machines: The processors of then and now.
+        remarks: What else differs.
+    """
+
+    artefact: Path
+    checks: tuple[Check, ...]
+    refused: str | None
+    versions: Mapping[str, Mapping[str, str]]
+    machines: Mapping[str, Mapping[str, Any]]
+    remarks: tuple[str, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Whether the accuracy is inside the budget and no figure is worse than was claimed."""
+        return self.refused is None and all(check.verdict != "worse" for check in self.checks)
+
+    def rows(self) -> list[list[str]]:
+        """For a table with the columns figure, was, is, inside."""
+        return [
+            [check.title, _figures(check.was), _figures(check.now), check.verdict]
+            for check in self.checks
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "schema": SCHEMA,
+            "artefact": str(self.artefact),
+            "holds": self.holds,
+            "checks": [check.as_dict() for check in self.checks],
+            "outside_budget": self.refused,
+            "versions": {name: dict(one) for name, one in self.versions.items()},
+            "machines": {name: dict(one) for name, one in self.machines.items()},
+            "remarks": list(self.remarks),
+        }
+
+
+def verify(
+    directory: str,
+    *,
+    progress: Progress,
+    source: str | None = None,
+    text: Path | None = None,
+    effort: Effort = _EFFORT,
+) -> Verification:
+    """Measures what the recipe of an artefact claims once more.
+
+    Args:
+        directory: The artefact.
+        progress: Told what is being done, and the share that is done.
+        source: Where the source is, if elsewhere than the recipe says.
+        text: The file that the recipe's texts were cut from, unless it was the default text.
+        effort: How long to race the artefact with its source.
+
+    Raises:
+        UsageError: No artefact, or the text is missing.
+        ModelFileError: The source or the text are not what they were.
+        HastenError: One of the two cannot be run here.
+    """
+    artefact = load_model(directory)
+    recipe = require_recipe(artefact)
+    model = find_source(recipe, source)
+    material = _material(recipe, model, text)
+    remarks: list[str] = []
+    before, after = _candidates(recipe, remarks)
+    request = material.shape.input_tokens + material.shape.output_tokens
+    with EngineLaboratory(
+        lambda steps: artefact if steps else model,
+        context=min(max(request, material.evaluation.context), model.config.max_position),
+        material=material,
+        threads=before.threads,
+        memory_limit=memory_limit(),
+        seed=recipe.get("seed", 0),
+    ) as laboratory:
+        progress("accuracy of the artefact", 0.0)
+        measured = laboratory.prove(after, 0.95)
+        progress("race of the artefact with its source", 0.3)
+        duel = laboratory.race(
+            [before, after],
+            effort,
+            lambda share: progress("race of the artefact with its source", 0.3 + 0.7 * share),
+        )[after]
+        remarks += laboratory.remarks
+    now = _intervals(measured.text) | {"speedup": speedup(duel, seed=recipe.get("seed", 0))}
+    return Verification(
+        artefact=artefact.path,
+        checks=tuple(_checks(recipe, now)),
+        refused=_budget(recipe, remarks).why_refused(measured),
+        versions={
+            "was": recipe["versions"],
+            "is": {"hasten": __version__, "python": platform.python_version()},
+        },
+        machines={"was": recipe["machine"], "is": detect_machine().as_dict()},
+        remarks=tuple(remarks),
+    )
+
+
+def _budget(recipe: Mapping[str, Any], remarks: list[str]) -> Budget:
+    """The limits on text: the recipe does not hold the labelled items."""
+    budget = Budget(**recipe["budget"])
+    if budget.task_points is None:
+        return budget
+    remarks.append("labelled items were not answered again: `hasten eval --task` does that")
+    return replace(budget, task_points=None)
+
+
+def _material(recipe: Mapping[str, Any], model: Model, text: Path | None) -> Material:
+    """Text and prompts of the recipe; the calibration text is not looked at again."""
+    windows = recut_windows(recipe, "evaluation", model.tokenizer, text)
+    objective = recipe["objective"]
+    shape = RequestShape(
+        objective["input_tokens"],
+        objective["output_tokens"],
+        objective["concurrent"],
+        objective.get("shared_tokens", 0),
+    )
+    material = prepare_material(
+        model,
+        recipe_corpus(recipe, "evaluation", text),
+        shape,
+        tokens=windows.scored,
+        quick=True,
+        seed=recipe.get("seed", 0),
+    )
+    return replace(material, calibration=windows, evaluation=windows)
+
+
+def _candidates(recipe: Mapping[str, Any], remarks: list[str]) -> tuple[Candidate, Candidate]:
+    """The source and the artefact, each with as many threads as then if there are as many cores."""
+    cores = available_cores()
+    counts = [recipe["before"]["settings"]["threads"], recipe["settings"]["threads"]]
+    if max(counts) > cores:
+        remarks.append(f"measured with {cores} threads, of then {max(counts)}: so many cores")
+    threads = [min(count, cores) for count in counts]
+    settings = recipe["settings"]
+    after = Candidate(
+        settings["weights"],
+        settings["kv"],
+        threads[1],
+        steps=(_AsMade(),),
+        chunk=settings.get("chunk"),
+        sequences=settings.get("max_sequences"),
+        prefix_cache=settings.get("prefix_cache", False),
+    )
+    return original(threads[0]), after
+
+
+@dataclass(frozen=True, slots=True)
+class _AsMade:
+    """Stands for all that the artefact's recipe did, where a laboratory asks for a model."""
+
+    name: ClassVar[str] = "as made"
+    needs: ClassVar[frozenset[Need]] = frozenset()
+
+    @property
+    def label(self) -> str:
+        return "the artefact"
+
+    def why_unfit(self, model: Model) -> None:
+        return
+
+    def predict(self, model: Model) -> Prediction:
+        return Prediction()
+
+    def apply(self, model: Model, workshop: Workshop) -> Model:
+        raise TypeError("the artefact is loaded, not made")
+
+
+def _intervals(accuracy: Accuracy | None) -> dict[str, Interval]:
+    if accuracy is None:
+        return {}
+    return {
+        "kl_divergence": accuracy.kl,
+        "perplexity_ratio": accuracy.perplexity_ratio,
+        "top1_agreement": accuracy.top1_agreement,
+    }
+
+
+def _checks(recipe: Mapping[str, Any], now: Mapping[str, Interval]) -> list[Check]:
+    """The claims that the recipe makes; an artefact that is the original makes none."""
+    claims = {**(recipe.get("accuracy") or {}), "speedup": recipe.get("speedup")}
+    found = [(name, claims.get(name)) for name in now]
+    return [
+        Check(name, Interval(**claim), now[name])
+        for name, claim in found
+        if claim is not None and None not in claim.values()
+    ]
+
+
+def _figures(interval: Interval) -> str:
+    return f"{interval.estimate:.4g} [{interval.low:.4g}, {interval.high:.4g}]"

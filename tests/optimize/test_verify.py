@@ -1,0 +1,272 @@
+"""Old artefacts: proved anew, made again bit for bit, and what may have changed meanwhile."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from hasten.errors import ModelFileError, UsageError
+from hasten.machine import detect_machine
+from hasten.measure.corpus import default_corpus
+from hasten.measure.statistics import Interval
+from hasten.models import load_model
+from hasten.models.weights import DenseTensor
+from hasten.optimize import Budget, prepare_material
+from hasten.optimize import passes as passes_module
+from hasten.optimize.candidates import Candidate, original
+from hasten.optimize.laboratory import EngineLaboratory
+from hasten.optimize.objective import Objective
+from hasten.optimize.passes.interface import Prediction
+from hasten.optimize.publish import publish, staged
+from hasten.optimize.recipe import Evidence
+from hasten.optimize.replay import read_recipe, replay
+from hasten.optimize.speed import Effort, RequestShape, speedup
+from hasten.optimize.trial import Trial
+from hasten.optimize.variants import Variants
+from hasten.optimize.verify import Check, verify
+
+SHAPE = RequestShape(16, 8)
+QUIET = {"progress": lambda *_: None}
+BRIEF = Effort(rounds=2, least=2, seconds=0)
+
+
+@dataclass(frozen=True)
+class Jostle:
+    """Adds to a matrix what depends on the seed and on the calibration text."""
+
+    amount: float
+    name: ClassVar[str] = "jostle"
+    needs: ClassVar[frozenset] = frozenset({"calibration"})
+
+    @property
+    def label(self):
+        return f"jostle {self.amount}"
+
+    def why_unfit(self, model):
+        return None if self.amount > 0 else "it would do nothing"
+
+    def predict(self, model):
+        return Prediction()
+
+    def apply(self, model, workshop):
+        name = "model.layers.0.mlp.up_proj.weight"
+        values = model.weights[name].to_float32()
+        rng = np.random.default_rng([workshop.seed, *workshop.calibration.ids[0][:50]])
+        moved = values + self.amount * rng.standard_normal(values.shape).astype(np.float32)
+        return model.derive({**model.weights, name: DenseTensor(name, "F32", moved)})
+
+
+@pytest.fixture(scope="module")
+def jostle(tmp_path_factory):
+    """Makes the pass known to recipes."""
+    found = passes_module.importlib.import_module
+
+    class Module:
+        PASS = Jostle
+
+    def load(name):
+        return Module if name.endswith(".jostle") else found(name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        names = [*passes_module.pass_names(), "jostle"]
+        patch.setattr(passes_module, "pass_names", lambda: names)
+        patch.setattr(passes_module.importlib, "import_module", load)
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(tiny_model, tmp_path_factory, jostle):
+    """A copy of the source, and an artefact that two passes and rounding made of it."""
+    place = tmp_path_factory.mktemp("verify")
+    shutil.copytree(tiny_model, place / "source")
+    model = load_model(str(place / "source"))
+    material = prepare_material(model, default_corpus(), SHAPE, tokens=256, quick=True, seed=3)
+    chosen = Candidate("int8:32", "bf16", 1, steps=(Jostle(0.01), Jostle(0.02)))
+    variants = Variants(model, material.calibration, place / "variants", lambda *_: None, seed=3)
+    with EngineLaboratory(
+        variants.model,
+        context=128,
+        material=material,
+        threads=1,
+        memory_limit=1 << 30,
+        seed=3,
+    ) as laboratory:
+        before, after = Trial(original(1), status="original"), Trial(chosen, status="chosen")
+        after.proved = laboratory.prove(chosen, 0.95)
+        duel = laboratory.race([before.candidate, chosen], BRIEF, lambda share: None)[chosen]
+    before.timings, after.timings = duel.before, duel.after
+    after.speedup = speedup(duel, seed=3)
+    evidence = Evidence(
+        model=model,
+        winner=after,
+        original=before,
+        trials=[after],
+        remarks=[],
+        budget=Budget(perplexity_percent=None, kl=1e6, top1_percent=None),
+        objective=Objective("as given", SHAPE),
+        material=material,
+        machine=detect_machine(),
+        memory={side: {"weights": 1, "kv_cache": 1, "buffers": 1} for side in ("before", "after")},
+        seed=3,
+        seconds=1.0,
+        arguments=(),
+    )
+    with staged(variants.model(chosen.steps), chosen, place / "fast") as stage:
+        publish(stage, place / "fast", evidence, "fast")
+    return place
+
+
+def test_replay_makes_the_same_bits(made, tmp_path):
+    recipe = read_recipe(made / "fast")
+    assert [one["pass"] for one in recipe["passes"]] == ["jostle", "jostle", "quantize"]
+    told = []
+    replay(recipe, tmp_path / "again", progress=lambda doing, share: told.append(doing))
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        one, two = (place / name for place in (made / "fast", tmp_path / "again"))
+        assert one.read_bytes() == two.read_bytes(), name
+    again = json.loads((tmp_path / "again" / "recipe.json").read_text())
+    assert again.pop("replayed")["hasten"]
+    assert again == recipe
+    assert told[-1] == "writing the artefact"
+    other = {**recipe, "seed": 4}
+    replay(other, tmp_path / "other", **QUIET)
+    one, two = (place / "model.safetensors" for place in (made / "fast", tmp_path / "other"))
+    assert one.read_bytes() != two.read_bytes()
+
+
+def test_replay_of_passes_that_learn_from_text(made, tmp_path):
+    recipe = read_recipe(made / "fast")
+    passes = [
+        {"pass": "prune_channels", "share": 0.3, "multiple": 32},
+        {"pass": "gptq", "bits": 4, "group": 32},
+        {"pass": "quantize", "weights": "carried", "overrides": {"lm_head.weight": "int8:32"}},
+    ]
+    for name in ("one", "two"):
+        replay({**recipe, "passes": passes}, tmp_path / name, **QUIET)
+    one, two = (tmp_path / name / "model.safetensors" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+    found = load_model(tmp_path / "one")
+    assert found.config.intermediate_size == 64
+    assert found.weights["lm_head.weight"].encoding == "int8:32"
+    assert "int4:32" in {tensor.encoding for tensor in found.weights.values()}
+
+
+def test_replay_without_passes_keeps_the_original(made, tmp_path):
+    recipe = {**read_recipe(made / "fast" / "recipe.json"), "passes": []}
+    replay(recipe, tmp_path / "again", **QUIET)
+    one, two = load_model(made / "source"), load_model(tmp_path / "again")
+    for name, tensor in one.weights.items():
+        assert np.array_equal(tensor.to_float32(), two.weights[name].to_float32())
+
+
+def test_replay_refuses_recipes_that_it_cannot_follow(made, tmp_path):
+    recipe = read_recipe(made / "fast")
+    first, _, last = recipe["passes"]
+    for passes, words in (
+        ([last, first], "passes after 'quantize'"),
+        ([{"pass": "magic"}, last], r"pass 'magic'; allowed: .*jostle"),
+        ([{**first, "amount": 0}, last], "'jostle 0' does not fit: it would do nothing"),
+    ):
+        with pytest.raises(ModelFileError, match=words):
+            replay({**recipe, "passes": passes}, tmp_path / "again", **QUIET)
+    (tmp_path / "recipe.json").write_text('{"schema": "hasten.recipe/9"}')
+    with pytest.raises(ModelFileError, match=r"schema 'hasten.recipe/9'"):
+        read_recipe(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.json"]
+
+
+def test_an_artefact_is_proved_anew(made):
+    told = []
+    found = verify(
+        str(made / "fast"), progress=lambda doing, share: told.append(share), effort=BRIEF
+    )
+    checks = {check.name: check for check in found.checks}
+    assert list(checks) == ["kl_divergence", "perplexity_ratio", "top1_agreement", "speedup"]
+    document = json.loads(json.dumps(found.as_dict(), allow_nan=False))
+    assert document["schema"] == "hasten.verification/1"
+    assert document["outside_budget"] is None
+    assert document["machines"]["was"]["cpu"] == document["machines"]["is"]["cpu"]
+    assert len(found.rows()) == 4
+    # The same text, program and machine: the same figures.
+    for name in ("kl_divergence", "perplexity_ratio", "top1_agreement"):
+        assert checks[name].now == checks[name].was
+        assert checks[name].verdict == "inside"
+    assert told == sorted(told)
+
+
+def test_an_artefact_that_became_worse_does_not_hold(made, tmp_path):
+    shutil.copytree(made / "fast", tmp_path / "fast")
+    recipe = json.loads((tmp_path / "fast" / "recipe.json").read_text())
+    good = {"estimate": 1e-7, "low": 0.0, "high": 1e-6, "confidence": 0.95}
+    recipe["accuracy"] = {"kl_divergence": good}
+    recipe["budget"]["kl"] = 1e-5
+    recipe["settings"]["threads"] = 4096
+    (tmp_path / "fast" / "recipe.json").write_text(json.dumps(recipe))
+    found = verify(str(tmp_path / "fast"), effort=BRIEF, **QUIET)
+    assert not found.holds
+    assert found.checks[0].verdict == "worse"
+    assert "KL divergence" in found.refused
+    assert "of then 4096" in found.remarks[0]
+
+
+def interval(low, estimate, high):
+    return Interval(estimate, low, high, 0.95)
+
+
+@pytest.mark.parametrize(
+    ("name", "now", "verdict"),
+    [
+        ("speedup", (1.4, 1.5, 1.6), "inside"),
+        ("speedup", (1.3, 1.35, 1.45), "overlaps"),
+        ("speedup", (1.0, 1.1, 1.2), "worse"),
+        ("speedup", (2.0, 2.1, 2.2), "better"),
+        ("kl_divergence", (2.0, 2.1, 2.2), "worse"),
+        ("kl_divergence", (0.1, 0.1, 0.2), "better"),
+        ("top1_agreement", (0.1, 0.1, 0.2), "worse"),
+    ],
+)
+def test_verdicts(name, now, verdict):
+    check = Check(name, interval(1.4, 1.5, 1.6), interval(*now))
+    assert check.verdict == verdict
+    assert check.as_dict()["is"]["estimate"] == now[1]
+
+
+def test_a_source_that_moved_or_changed_is_named(made, tmp_path):
+    shutil.copytree(made / "fast", tmp_path / "fast")
+    shutil.copytree(made / "source", tmp_path / "moved")
+    path = tmp_path / "fast" / "recipe.json"
+    recipe = json.loads(path.read_text())
+    recipe["source"]["path"] = str(tmp_path / "gone")
+    path.write_text(json.dumps(recipe))
+    with pytest.raises(ModelFileError, match=r"is no longer at .*gone; say where it is now"):
+        verify(str(tmp_path / "fast"), effort=BRIEF, **QUIET)
+    with pytest.raises(ModelFileError, match="no longer at"):
+        replay(recipe, tmp_path / "again", **QUIET)
+    replay(recipe, tmp_path / "again", source=str(tmp_path / "moved"), **QUIET)
+    with (tmp_path / "moved" / "tokenizer_config.json").open("a") as file:
+        file.write("\n")
+    with pytest.raises(ModelFileError, match="is not what the artefact was made of"):
+        verify(str(tmp_path / "fast"), source=str(tmp_path / "moved"), effort=BRIEF, **QUIET)
+    with pytest.raises(UsageError, match="is no artefact: it has no recipe"):
+        verify(str(made / "source"), effort=BRIEF, **QUIET)
+
+
+def test_texts_that_are_missing_or_others_are_named(made, tmp_path):
+    recipe = json.loads((made / "fast" / "recipe.json").read_text())
+    named = json.loads(json.dumps(recipe))
+    named["texts"]["calibration"]["name"] = "mails.txt, first half"
+    with pytest.raises(UsageError, match=r"with the text 'mails.txt', which is not given; give it"):
+        replay(named, tmp_path / "again", **QUIET)
+    (tmp_path / "mails.txt").write_text("dear sir or madam, " * 2000)
+    with pytest.raises(ModelFileError, match="gives other tokens than when"):
+        replay(named, tmp_path / "again", text=tmp_path / "mails.txt", **QUIET)
+    (tmp_path / "mails.txt").write_text(default_corpus().text)
+    replay(named, tmp_path / "again", text=tmp_path / "mails.txt", **QUIET)
+    one, two = (place / "model.safetensors" for place in (made / "fast", tmp_path / "again"))
+    assert one.read_bytes() == two.read_bytes()
+    recipe["texts"]["calibration"]["digest"] = "0" * 64
+    with pytest.raises(ModelFileError, match="use Python 3"):
+        replay(recipe, tmp_path / "third", **QUIET)
