@@ -58,6 +58,8 @@ class Trainer:
             name: self._student.weights[name].requires_grad_(True)
             for name in trained_names(student, settings)
         }
+        for one in self._trained.values():
+            one.grad = torch.zeros_like(one)
         self._optimiser = _optimiser(self._trained, settings)
         tokens = self._on_device(lessons.held_out)
         self._held_out = (tokens, _last_states(self._teacher, tokens))
@@ -92,7 +94,8 @@ class Trainer:
         """One step of the optimiser."""
         settings = self.settings
         loss = 0.0
-        self._optimiser.zero_grad(set_to_none=True)
+        # Kept rather than freed: new pages cost more than the zeros.
+        self._optimiser.zero_grad(set_to_none=False)
         for part in range(settings.accumulate):
             number = self.step * settings.accumulate + part
             tokens = self._on_device(self._lessons.batch(number, settings.batch))
