@@ -31,6 +31,7 @@ from hasten.optimize.candidates import (
 from hasten.optimize.gate import Budget
 from hasten.optimize.journal import Journal, JournaledLaboratory
 from hasten.optimize.laboratory import EngineLaboratory, Material, TaskMaterial
+from hasten.optimize.lessons import cut_lessons
 from hasten.optimize.objective import Objective
 from hasten.optimize.proposals import default_passes
 from hasten.optimize.publish import (
@@ -87,6 +88,7 @@ def prepare_material(
     quick: bool,
     seed: int,
     tasks: TaskMaterial | None = None,
+    train: bool = False,
 ) -> Material:
     """Cuts texts and prompts: the search sees the first half of the corpus, the proof the second.
 
@@ -98,6 +100,7 @@ def prepare_material(
         quick: Smaller samples.
         seed: Chooses the prompts.
         tasks: Labelled items, if there are some.
+        train: Passes that train will be tried.
 
     Raises:
         CapacityError: The request does not fit the model's context.
@@ -128,6 +131,7 @@ def prepare_material(
         prompts=tuple(prompts),
         shape=shape,
         tasks=tasks,
+        lessons=cut_lessons(model, first, evaluation) if train else None,
     )
 
 
@@ -223,6 +227,7 @@ def optimize(
         workspace / journal.name,
         lambda doing, share: search.tell_pass(doing, share),  # noqa: PLW0108 - `search` is made later
         seed=plan.seed,
+        lessons=material.lessons,
     )
     laboratory = EngineLaboratory(
         variants.model,

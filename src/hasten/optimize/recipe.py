@@ -113,6 +113,7 @@ def build_recipe(
         "texts": {
             "calibration": _text(evidence.material.calibration),
             "evaluation": _text(evidence.material.evaluation),
+            **_lessons(evidence.material),
         },
         "items": None if evidence.material.tasks is None else _items(evidence.material.tasks),
         "chosen": winner.candidate.label,
@@ -166,6 +167,10 @@ def _text(windows: Windows) -> dict[str, Any]:
         "windows": len(windows.ids),
         "context": windows.context,
     }
+
+
+def _lessons(material: Material) -> dict[str, Any]:
+    return {} if material.lessons is None else {"lessons": _text(material.lessons)}
 
 
 def _items(tasks: TaskMaterial) -> dict[str, Any]:

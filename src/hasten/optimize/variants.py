@@ -32,6 +32,7 @@ class Variants:
         directory: Where to keep them.
         progress: Told what a pass does, and the share of it that is done.
         seed: For passes.
+        lessons: Text for passes that train.
     """
 
     def __init__(
@@ -42,12 +43,14 @@ class Variants:
         progress: Callable[[str, float], None],
         *,
         seed: int,
+        lessons: Windows | None = None,
     ) -> None:
         self._original = original
         self._calibration = calibration
         self._directory = directory
         self._progress = progress
         self._seed = seed
+        self._lessons = lessons
         self._made: dict[str, Model] = {}
         self._told: tuple[str, int] | None = None
 
@@ -78,11 +81,15 @@ class Variants:
             directory=workspace,
             progress=functools.partial(self._tell, last.label),
             seed=self._seed,
+            lessons=self._lessons,
         )
         made = last.apply(self.model(before), workshop)
         tensors = {name: lossless(tensor) for name, tensor in made.weights.items()}
         # An artefact appears whole or not at all, so a directory of that name is complete.
         write_artefact(place / "model", made, tensors, {"passes": [*map(parameters_of, steps)]})
+        for state in workspace.glob("*.safetensors"):
+            # What a pass would have gone on from may be larger than the model; losses are kept.
+            state.unlink()
 
     def _tell(self, label: str, doing: str, share: float) -> None:
         """Tenths are enough: a pass may tell of every matrix."""

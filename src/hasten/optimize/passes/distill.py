@@ -60,7 +60,7 @@ class Distill(DistillSettings):
         return distill(
             self._load(),
             workshop.original,
-            workshop.calibration,
+            workshop.training,
             self,
             workshop.directory,
             workshop.progress,

@@ -47,7 +47,7 @@ class Heal(DistillSettings):
         return distill(
             model,
             workshop.original,
-            workshop.calibration,
+            workshop.training,
             self,
             workshop.directory,
             workshop.progress,
