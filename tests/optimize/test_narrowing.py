@@ -11,10 +11,10 @@ from hasten.kernels.quantization import quantize_rtn
 from hasten.models import architectures
 from hasten.models.weights import DenseTensor
 from hasten.optimize.calibration import calibrate
-from hasten.optimize.narrowing import feed_forward_insides, least_squares, narrow
 from hasten.optimize.passes import make_pass
 from hasten.optimize.passes.prune_channels import PruneChannels
 from hasten.optimize.passes.prune_heads import PruneHeads
+from hasten.optimize.pruning.narrowing import feed_forward_insides, least_squares, narrow
 
 LAYER = "model.layers.{}."
 

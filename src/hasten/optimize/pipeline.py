@@ -31,7 +31,6 @@ from hasten.optimize.candidates import (
 from hasten.optimize.gate import Budget
 from hasten.optimize.journal import Journal, JournaledLaboratory
 from hasten.optimize.laboratory import EngineLaboratory, Material, TaskMaterial
-from hasten.optimize.lessons import cut_lessons
 from hasten.optimize.objective import Objective
 from hasten.optimize.proposals import default_passes
 from hasten.optimize.publish import (
@@ -45,6 +44,7 @@ from hasten.optimize.recipe import Evidence
 from hasten.optimize.search import Progress, Search
 from hasten.optimize.search_plan import SearchPlan
 from hasten.optimize.speed import Effort, RequestShape
+from hasten.optimize.training_text import cut_training_text
 from hasten.optimize.trial import Trial
 from hasten.optimize.variants import Variants
 
@@ -131,7 +131,7 @@ def prepare_material(
         prompts=tuple(prompts),
         shape=shape,
         tasks=tasks,
-        lessons=cut_lessons(model, first, evaluation) if train else None,
+        training_text=cut_training_text(model, first, evaluation) if train else None,
     )
 
 
@@ -227,7 +227,7 @@ def optimize(
         workspace / journal.name,
         lambda doing, share: search.tell_pass(doing, share),  # noqa: PLW0108 - `search` is made later
         seed=plan.seed,
-        lessons=material.lessons,
+        training_text=material.training_text,
     )
     laboratory = EngineLaboratory(
         variants.model,

@@ -9,9 +9,9 @@ from typing import Any
 from hasten.errors import ModelFileError, UsageError
 from hasten.models import Model
 from hasten.optimize.candidates import Candidate
-from hasten.optimize.integer_weights import inner_products
 from hasten.optimize.passes import make_pass, pass_names
 from hasten.optimize.passes.interface import Pass
+from hasten.optimize.quantization.integer_weights import inner_products
 
 __all__ = ["default_passes", "parse_candidate"]
 

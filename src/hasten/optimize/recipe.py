@@ -113,7 +113,7 @@ def build_recipe(
         "texts": {
             "calibration": _text(evidence.material.calibration),
             "evaluation": _text(evidence.material.evaluation),
-            **_lessons(evidence.material),
+            **_training_text(evidence.material),
         },
         "items": None if evidence.material.tasks is None else _items(evidence.material.tasks),
         "chosen": winner.candidate.label,
@@ -169,8 +169,8 @@ def _text(windows: Windows) -> dict[str, Any]:
     }
 
 
-def _lessons(material: Material) -> dict[str, Any]:
-    return {} if material.lessons is None else {"lessons": _text(material.lessons)}
+def _training_text(material: Material) -> dict[str, Any]:
+    return {} if material.training_text is None else {"training": _text(material.training_text)}
 
 
 def _items(tasks: TaskMaterial) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class Variants:
         directory: Where to keep them.
         progress: Told what a pass does, and the share of it that is done.
         seed: For passes.
-        lessons: Text for passes that train.
+        training_text: Text for passes that train.
     """
 
     def __init__(
@@ -43,14 +43,14 @@ class Variants:
         progress: Callable[[str, float], None],
         *,
         seed: int,
-        lessons: Windows | None = None,
+        training_text: Windows | None = None,
     ) -> None:
         self._original = original
         self._calibration = calibration
         self._directory = directory
         self._progress = progress
         self._seed = seed
-        self._lessons = lessons
+        self._training_text = training_text
         self._made: dict[str, Model] = {}
         self._told: tuple[str, int] | None = None
 
@@ -81,7 +81,7 @@ class Variants:
             directory=workspace,
             progress=functools.partial(self._tell, last.label),
             seed=self._seed,
-            lessons=self._lessons,
+            training_text=self._training_text,
         )
         made = last.apply(self.model(before), workshop)
         tensors = {name: lossless(tensor) for name, tensor in made.weights.items()}

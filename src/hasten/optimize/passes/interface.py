@@ -44,7 +44,7 @@ class Workshop:
         directory: Where a long pass keeps how far it came, so that it goes on from there.
         progress: Told what is being done, and the share of the pass that is done.
         seed: Of what a pass draws.
-        lessons: Much more text, for passes that train; None where there is none but `calibration`.
+        training_text: Much more text, for passes that train; None where there is only `calibration`.
     """
 
     original: Model
@@ -52,12 +52,12 @@ class Workshop:
     directory: Path
     progress: Callable[[str, float], None]
     seed: int = 0
-    lessons: Windows | None = None
+    training_text: Windows | None = None
 
     @property
     def training(self) -> Windows:
         """Text to train on."""
-        return self.lessons or self.calibration
+        return self.training_text or self.calibration
 
 
 class Pass(Protocol[Subject]):

@@ -9,9 +9,9 @@ import numpy as np
 
 from hasten.models import Model
 from hasten.models.weights import QuantizedTensor
-from hasten.optimize.integer_weights import IntegerWeights
 from hasten.optimize.passes.interface import Need, Workshop
-from hasten.optimize.rounding import round_nearest
+from hasten.optimize.quantization.integer_weights import IntegerWeights
+from hasten.optimize.quantization.rounding import round_nearest
 
 __all__ = ["PASS", "RoundWeights"]
 

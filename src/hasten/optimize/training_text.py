@@ -9,19 +9,19 @@ from hasten.measure.corpus import Corpus, Windows, cut_windows
 from hasten.measure.overlap import shared_runs
 from hasten.models import Model
 
-__all__ = ["cut_lessons"]
+__all__ = ["cut_training_text"]
 
 _MOST = 1 << 19
 """Tokens; healing sees a few tens of thousands in its time."""
 
 
-def cut_lessons(model: Model, half: Corpus, proof: Windows) -> Windows:
+def cut_training_text(model: Model, half: Corpus, proof: Windows) -> Windows:
     """Windows of the search's half that share no run of tokens with the proof.
 
     Args:
         model: Whose tokenizer cuts them.
         half: The text that the search may look at.
-        proof: What the result is proved on; the lessons' windows are as long.
+        proof: What the result is proved on; the text's windows are as long.
 
     Raises:
         UsageError: The text is too short.

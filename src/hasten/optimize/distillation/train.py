@@ -16,11 +16,17 @@ from hasten.errors import HastenError, UsageError
 from hasten.generation.kvcache import DEFAULT_CONTEXT
 from hasten.generation.torch_graph import Decoder, weight_tensors
 from hasten.models import Model, architectures
-from hasten.optimize.distill_data import Lessons
-from hasten.optimize.distill_loss import NO_TARGET, LogitLoss, Network, learn_by_rows, loss_by_rows
-from hasten.optimize.distill_settings import DistillSettings
-from hasten.optimize.distill_state import Loss, State
-from hasten.optimize.structure import layer_of, residual_stream
+from hasten.optimize.distillation.data import Lessons
+from hasten.optimize.distillation.loss import (
+    NO_TARGET,
+    LogitLoss,
+    Network,
+    learn_by_rows,
+    loss_by_rows,
+)
+from hasten.optimize.distillation.settings import DistillSettings
+from hasten.optimize.distillation.state import Loss, State
+from hasten.optimize.pruning.structure import layer_of, residual_stream
 
 __all__ = ["Trainer", "corresponding_layers", "trained_names"]
 
