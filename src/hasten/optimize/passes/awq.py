@@ -69,7 +69,7 @@ class AwqWeights(IntegerWeights):
     @property
     def label(self) -> str:
         """A few words with its parameters, for tables."""
-        return f"AWQ {self.form}" if self.rounds else f"AWQ scales for {self.form}"
+        return f"AWQ {self.form}{self.extent}" if self.rounds else f"AWQ scales for {self.form}"
 
     def why_unfit(self, model: Model) -> str | None:
         """Why it cannot change this model, or None."""

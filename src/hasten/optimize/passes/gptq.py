@@ -58,7 +58,7 @@ class GptqWeights(IntegerWeights):
     @property
     def label(self) -> str:
         """A few words with its parameters, for tables."""
-        return f"GPTQ {self.form}" + ("" if self.order else ", columns in order")
+        return f"GPTQ {self.form}{self.extent}" + ("" if self.order else ", columns in order")
 
     def apply(self, model: Model, workshop: Workshop) -> Model:
         """The model with rounded matrices.

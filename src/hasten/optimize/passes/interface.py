@@ -44,7 +44,7 @@ class Workshop:
         directory: Where a long pass keeps how far it came, so that it goes on from there.
         progress: Told what is being done, and the share of the pass that is done.
         seed: Of what a pass draws.
-        training_text: Much more text, for passes that train; None where there is only `calibration`.
+        training_text: Much more text, for passes that train; None: only `calibration`.
     """
 
     original: Model

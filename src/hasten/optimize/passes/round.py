@@ -33,7 +33,7 @@ class RoundWeights(IntegerWeights):
     @property
     def label(self) -> str:
         """A few words with its parameters, for tables."""
-        return f"round to {self.form}" + (", searched" if self.search else "")
+        return f"round to {self.form}{self.extent}" + (", searched" if self.search else "")
 
     def apply(self, model: Model, workshop: Workshop) -> Model:
         """The model with rounded matrices.
