@@ -27,8 +27,8 @@ from hasten.measure.accuracy import Accuracy, Reference, summarize
 from hasten.measure.corpus import Corpus, Windows, cut_windows, default_corpus
 from hasten.measure.interference import between, read_cpu_times
 from hasten.models import Model, load_model
-from hasten.optimize.distill import distill
-from hasten.optimize.distill_settings import DistillSettings
+from hasten.optimize.distillation.distill import distill
+from hasten.optimize.distillation.settings import DistillSettings
 from hasten.optimize.passes.interface import Workshop
 from hasten.optimize.passes.prune_layers import PruneLayers
 from hasten.types import EngineOptions

@@ -42,10 +42,10 @@ TRAINS = {
     "generation.torch_executor",
     "generation.torch_graph",
     "generation.torch_ops",
-    "optimize.distill",
-    "optimize.distill_loss",
-    "optimize.distill_state",
-    "optimize.distill_train",
+    "optimize.distillation.distill",
+    "optimize.distillation.loss",
+    "optimize.distillation.state",
+    "optimize.distillation.train",
 }
 """What the extra `torch` is for; whoever loads these modules has asked for it."""
 

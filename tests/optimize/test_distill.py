@@ -24,14 +24,20 @@ from hasten.errors import (
 from hasten.generation.torch_graph import Decoder, weight_tensors
 from hasten.measure.corpus import Windows
 from hasten.models import architectures
-from hasten.optimize import distill as module
-from hasten.optimize import distill_loss
-from hasten.optimize.distill import distill
-from hasten.optimize.distill_data import cut_lessons
-from hasten.optimize.distill_loss import NO_TARGET, LogitLoss, Network, learn_by_rows, loss_by_rows
-from hasten.optimize.distill_settings import DistillSettings
-from hasten.optimize.distill_state import LOSSES, STATE
-from hasten.optimize.distill_train import corresponding_layers
+from hasten.optimize.distillation import distill as module
+from hasten.optimize.distillation import loss as distill_loss
+from hasten.optimize.distillation.data import cut_lessons
+from hasten.optimize.distillation.distill import distill
+from hasten.optimize.distillation.loss import (
+    NO_TARGET,
+    LogitLoss,
+    Network,
+    learn_by_rows,
+    loss_by_rows,
+)
+from hasten.optimize.distillation.settings import DistillSettings
+from hasten.optimize.distillation.state import LOSSES, STATE
+from hasten.optimize.distillation.train import corresponding_layers
 from hasten.optimize.passes import make_pass
 from hasten.optimize.passes.interface import parameters_of
 from hasten.optimize.passes.prune_layers import without_layers

@@ -15,12 +15,12 @@ from hasten.models.artefact import write_artefact
 from hasten.models.config_json import to_huggingface
 from hasten.models.lora import adapted_modules
 from hasten.models.ops import Linear
-from hasten.optimize.gram import damped, gram_of
 from hasten.optimize.passes import make_pass
 from hasten.optimize.passes.factorise import Factorise, factorise, low_rank
 from hasten.optimize.passes.prune_channels import PruneChannels
 from hasten.optimize.passes.prune_heads import PruneHeads
 from hasten.optimize.passes.prune_layers import PruneLayers, without_layers
+from hasten.optimize.quantization.gram import damped, gram_of
 from hasten.types import EngineOptions
 
 DOWN = "model.layers.0.mlp.down_proj"

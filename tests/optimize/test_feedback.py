@@ -5,8 +5,8 @@ import pytest
 
 from hasten.generation.formats import MatrixFormat
 from hasten.kernels.quantization import dequantize
-from hasten.optimize.feedback import Hessian, output_error, round_with_feedback
-from hasten.optimize.rounding import Grid, round_nearest
+from hasten.optimize.quantization.feedback import Hessian, output_error, round_with_feedback
+from hasten.optimize.quantization.rounding import Grid, round_nearest
 
 FORMS = [
     MatrixFormat("int4", 32, minimum=True),

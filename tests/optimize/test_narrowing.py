@@ -11,10 +11,10 @@ from hasten.kernels.quantization import quantize_rtn
 from hasten.models import architectures
 from hasten.models.weights import DenseTensor
 from hasten.optimize.calibration import calibrate
-from hasten.optimize.narrowing import least_squares
 from hasten.optimize.passes import make_pass
 from hasten.optimize.passes.prune_channels import PruneChannels
 from hasten.optimize.passes.prune_heads import PruneHeads
+from hasten.optimize.pruning.narrowing import feed_forward_insides, least_squares, narrow
 
 LAYER = "model.layers.{}."
 
@@ -169,18 +169,27 @@ def test_correction_without_any_activation_is_none():
 
 
 def test_later_blocks_see_what_earlier_ones_compute_now():
-    """Otherwise the second layer's choice and correction would be that of the whole model."""
     model = decoder()
     place = workshop(model)
-    whole = PruneChannels(0.5, multiple=32).apply(model, place)
-    down = LAYER.format(1) + "mlp.down_proj.weight"
+    insides = feed_forward_insides(architectures.build(model.config))
+    first, second = (LAYER.format(layer) + "mlp.down_proj.weight" for layer in (0, 1))
+    both = narrow(model, insides[:2], 64, place, reconstruct=True, ridge=0.1)
+    gate = first.replace("down", "gate")
+    rows = {row.tobytes(): i for i, row in enumerate(model.weights[gate].to_float32())}
+    kept = [rows[row.tobytes()] for row in both[gate].to_float32()]
 
-    def only_second(name, values):
-        return np.zeros_like(values) if name == LAYER.format(0) + "mlp.down_proj.weight" else None
+    def narrowed(name, values):
+        if name != first:
+            return None
+        values[:] = 0
+        values[:, kept] = both[first].to_float32()
+        return values
 
-    blind = changed(model, only_second)
-    other = PruneChannels(0.5, multiple=32).apply(blind, place)
-    assert not np.array_equal(whole.weights[down].to_float32(), other.weights[down].to_float32())
+    then = narrow(changed(model, narrowed), insides[1:2], 64, place, reconstruct=True, ridge=0.1)
+    alone = narrow(model, insides[1:2], 64, place, reconstruct=True, ridge=0.1)
+    found = both[second].to_float32()
+    np.testing.assert_array_equal(then[second].to_float32(), found)
+    assert not np.array_equal(alone[second].to_float32(), found)
 
 
 def test_codes_of_rows_that_stay_are_kept():

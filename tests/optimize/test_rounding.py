@@ -5,7 +5,7 @@ import pytest
 
 from hasten.generation.formats import MatrixFormat
 from hasten.kernels.quantization import dequantize, quantize_rtn
-from hasten.optimize.rounding import Grid, round_nearest
+from hasten.optimize.quantization.rounding import Grid, round_nearest
 
 INT4 = MatrixFormat("int4", 32, minimum=True)
 SYMMETRIC = MatrixFormat("int4", 32)

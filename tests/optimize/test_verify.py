@@ -95,7 +95,7 @@ def made(tiny_model, tmp_path_factory, jostle):
         seed=3,
     ) as laboratory:
         before, after = Trial(original(1), status="original"), Trial(chosen, status="chosen")
-        after.proved = laboratory.prove(chosen)
+        after.proved = laboratory.prove(chosen, 0.95)
         duel = laboratory.race([before.candidate, chosen], BRIEF, lambda share: None)[chosen]
     before.timings, after.timings = duel.before, duel.after
     after.speedup = speedup(duel, seed=3)

@@ -13,11 +13,11 @@ from hasten.models import architectures, load_model
 from hasten.models.artefact import write_artefact
 from hasten.models.ops import Linear
 from hasten.models.weights import DenseTensor, QuantizedTensor
-from hasten.optimize.folding import find_folds, fold
-from hasten.optimize.integer_weights import inner_products, vocabulary_weights
 from hasten.optimize.passes import gptq, make_pass
 from hasten.optimize.passes.interface import Workshop, parameters_of
 from hasten.optimize.passes.mixed import mix_models
+from hasten.optimize.quantization.folding import find_folds, fold
+from hasten.optimize.quantization.integer_weights import inner_products, vocabulary_weights
 
 QUERY, EMBEDDING = "model.layers.0.self_attn.q_proj.weight", "model.embed_tokens.weight"
 STEPS = {

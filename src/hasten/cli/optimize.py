@@ -276,6 +276,7 @@ def command(
         quick=quick,
         seed=seed,
         tasks=tasks,
+        train=any("torch" in step.needs for one in asked for step in one.steps),
     )
     plan = prepare_plan(
         source, objective, threads=cores, formats=formats, asked=asked, quick=quick, seed=seed

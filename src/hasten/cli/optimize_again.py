@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
@@ -62,4 +61,4 @@ def verify_artefact(
             click.echo(f"outside the budget now: {found.refused}")
         click.secho("holds" if found.holds else "does not hold", bold=True)
     if not found.holds:
-        sys.exit(1)
+        click.get_current_context().exit(1)

@@ -138,10 +138,11 @@ class Budget:
         """For a change that says it changes nothing, beside the same formats without it.
 
         Hold `hasten.measure.accuracy.summarize_excess` to it. Where activations are rounded,
-        harmless changes round them otherwise: on 1,024 tokens of SmolLM2 that moves KL by 0.0001
-        nats and leaves an interval of +-0.0002.
+        harmless changes round them otherwise: on 1,024 tokens of SmolLM2 another order of heads
+        moves KL by 0.0001 nats, another order of channels by 0.0001 to 0.0005 (their groups share
+        scales), each +-0.0003. What is less than this limit shows in float32.
         """
-        return cls(perplexity_percent=None, kl=0.0005, top1_percent=None)
+        return cls(perplexity_percent=None, kl=0.001, top1_percent=None)
 
     @classmethod
     def of_exactness(cls) -> Budget:

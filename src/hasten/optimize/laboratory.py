@@ -74,6 +74,7 @@ class Material:
             those of several rounds.
         shape: The timed requests.
         tasks: Labelled items, if the user gave some.
+        training_text: Text for passes that train; nothing of the proof is in it.
     """
 
     calibration: Windows
@@ -81,6 +82,7 @@ class Material:
     prompts: tuple[tuple[int, ...], ...]
     shape: RequestShape
     tasks: TaskMaterial | None = None
+    training_text: Windows | None = None
 
 
 class EngineLaboratory:

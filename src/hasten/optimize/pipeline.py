@@ -14,12 +14,11 @@ from hasten.errors import CapacityError, UsageError
 from hasten.generation import Engine, engine_options
 from hasten.machine import detect_machine, memory_limit
 from hasten.measure.corpus import Corpus, cut_windows
-from hasten.measure.overlap import check_apart
 from hasten.measure.synthetic import cut_prompts
 from hasten.measure.tasks.reading import read_tasks
-from hasten.measure.tasks.run import prompt_tokens
 from hasten.measure.tasks.scoring import load_function
 from hasten.models import Model, load_model
+from hasten.optimize.apart import check_data_apart
 from hasten.optimize.candidates import (
     FORMATS,
     QUICK_FORMATS,
@@ -45,6 +44,7 @@ from hasten.optimize.recipe import Evidence
 from hasten.optimize.search import Progress, Search
 from hasten.optimize.search_plan import SearchPlan
 from hasten.optimize.speed import Effort, RequestShape
+from hasten.optimize.training_text import cut_training_text
 from hasten.optimize.trial import Trial
 from hasten.optimize.variants import Variants
 
@@ -52,7 +52,7 @@ __all__ = ["optimize", "prepare_material", "prepare_plan", "prepare_tasks", "wor
 
 _CONTEXT = 512
 _EVALUATION_TOKENS = {False: 4096, True: 2048}
-_CALIBRATION_TOKENS = {False: 1024, True: 512}
+_CALIBRATION_TOKENS = {False: 2048, True: 512}
 _PROMPTS = 8
 _ITEM_CONTEXT = 2048
 _MOST_FOR_ORIGINAL = 0.7  # of the memory; candidates and kept logits need the rest
@@ -88,6 +88,7 @@ def prepare_material(
     quick: bool,
     seed: int,
     tasks: TaskMaterial | None = None,
+    train: bool = False,
 ) -> Material:
     """Cuts texts and prompts: the search sees the first half of the corpus, the proof the second.
 
@@ -99,6 +100,7 @@ def prepare_material(
         quick: Smaller samples.
         seed: Chooses the prompts.
         tasks: Labelled items, if there are some.
+        train: Passes that train will be tried.
 
     Raises:
         CapacityError: The request does not fit the model's context.
@@ -121,19 +123,15 @@ def prepare_material(
     few = _CALIBRATION_TOKENS[quick]
     calibration = cut_windows(first, model.tokenizer, tokens=few, context=context)
     evaluation = cut_windows(second, model.tokenizer, tokens=wanted, context=context)
-    check_apart(calibration.ids, evaluation.ids, (first.name, second.name))
-    if tasks is not None:
-        search, proof = (
-            [prompt_tokens(model, one) for one in side.tasks]
-            for side in (tasks.search, tasks.proof)
-        )
-        check_apart(search, proof, (tasks.search.name, tasks.proof.name))
+    items = ((), ()) if tasks is None else ((tasks.search,), (tasks.proof,))
+    check_data_apart(model, (calibration, *items[0]), (evaluation, *items[1]))
     return Material(
         calibration=calibration,
         evaluation=evaluation,
         prompts=tuple(prompts),
         shape=shape,
         tasks=tasks,
+        training_text=cut_training_text(model, first, evaluation) if train else None,
     )
 
 
@@ -227,8 +225,9 @@ def optimize(
         model,
         material.calibration,
         workspace / journal.name,
-        lambda doing, share: progress(doing, search.share),
+        lambda doing, share: search.tell_pass(doing, share),  # noqa: PLW0108 - `search` is made later
         seed=plan.seed,
+        training_text=material.training_text,
     )
     laboratory = EngineLaboratory(
         variants.model,

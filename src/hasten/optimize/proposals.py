@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from hasten.errors import ModelFileError, UsageError
 from hasten.models import Model
-from hasten.optimize.candidates import Candidate
-from hasten.optimize.integer_weights import inner_products
+from hasten.optimize.candidates import Candidate, matrix_shapes, vocabulary_matrices
 from hasten.optimize.passes import make_pass, pass_names
 from hasten.optimize.passes.interface import Pass
+from hasten.optimize.pruning.structure import layer_of
+from hasten.optimize.quantization.integer_weights import inner_products
 
 __all__ = ["default_passes", "parse_candidate"]
 
-_FOUR_BITS = (
-    {"pass": "gptq", "bits": 4, "group": 64},
-    {"pass": "awq", "bits": 4, "group": 64},
-    {"pass": "gptq", "bits": 4, "group": 128},
-)
+_COMMA = re.compile(r",(?![^\[]*\])")
+"""Between parameters, and not inside a list."""
+
 _ONE_LAYER = {"pass": "prune_layers", "count": 1}
 _CHANNELS = {"pass": "prune_channels", "share": 0.1}
 
@@ -26,25 +28,42 @@ _CHANNELS = {"pass": "prune_channels", "share": 0.1}
 def default_passes(model: Model, threads: int) -> list[Candidate]:
     """Candidates with passes that are worth a try on any decoder and take a minute or two.
 
-    Passes that do not fit the model are left out. A model that is in floating point runs in 8 bits
-    after layers or channels were removed; of one that is quantised the rest stays as it is, and the
-    products that a correction has made floats are rounded to 4 bits again.
+    Passes that do not fit the model are left out. GPTQ goes to 4 bits in the whole model, in its
+    middle layers alone, which bear it best, and with 4 bits for the vocabulary as well. A model
+    that is in floating point runs in 8 bits after layers or channels were removed; of one that is
+    quantised the rest stays as it is, and the products that a correction has made floats are
+    rounded to 4 bits again.
     """
     products = inner_products(model.config)
     quantised = all(model.weights[name].layout() is not None for name in products)
-    lists = [("carried", [one]) for one in _FOUR_BITS]
+    vocabulary = "carried" if quantised else "int8:32"
+    names = vocabulary_matrices(matrix_shapes(model.weights), model.config.vocab_size)
+    group = 64 if all(model.weights[name].shape[1] % 64 == 0 for name in products) else 32
+    gptq = {"pass": "gptq", "bits": 4, "group": group, "vocabulary": vocabulary}
+    found = [
+        _candidate(threads, gptq),
+        _candidate(threads, {**gptq, "matrices": _middle(products, model.config.num_layers)}),
+    ]
+    found.append(replace(found[0], overrides=tuple((name, "int4:32") for name in sorted(names))))
+    found[-1] = replace(found[-1], mixed="carried, vocabulary int4:32")
     if quantised:
         last = [name for name in products if name.endswith("down_proj.weight")]
-        again = {"pass": "gptq", "bits": 4, "group": 32, "matrices": last, "vocabulary": "carried"}
-        lists += [("carried", [_ONE_LAYER]), ("carried", [_CHANNELS, again])]
+        again = {**gptq, "group": 32, "matrices": last}
+        found += [_candidate(threads, _ONE_LAYER), _candidate(threads, _CHANNELS, again)]
     else:
-        lists += [("int8:32", [_ONE_LAYER]), ("int8:32", [_CHANNELS])]
-    found = []
-    for weights, parameters in lists:
-        steps = tuple(make_pass(one) for one in parameters)
-        if steps[0].why_unfit(model) is None:
-            found.append(Candidate(weights, "bf16", threads, steps=steps))
-    return found
+        removed = (_candidate(threads, _ONE_LAYER), _candidate(threads, _CHANNELS))
+        found += [replace(one, weights="int8:32") for one in removed]
+    return [one for one in found if one.steps[0].why_unfit(model) is None]
+
+
+def _candidate(threads: int, *parameters: Mapping[str, Any]) -> Candidate:
+    return Candidate("carried", "bf16", threads, steps=tuple(map(make_pass, parameters)))
+
+
+def _middle(products: Sequence[str], layers: int) -> list[str]:
+    """The products of the middle half of the layers."""
+    inside = range(layers // 4, layers - layers // 4)
+    return [name for name in products if layer_of(name) in inside]
 
 
 def parse_candidate(text: str, threads: int) -> Candidate:
@@ -60,7 +79,7 @@ def parse_candidate(text: str, threads: int) -> Candidate:
     Raises:
         UsageError: It is not written so, or there is no such pass or parameter.
     """
-    *first, last = text.split("+")
+    *first, last = map(str.strip, text.split("+"))
     if last.partition(":")[0] in pass_names():
         first, last = [*first, last], "carried"
     if not first:
@@ -75,7 +94,7 @@ def parse_candidate(text: str, threads: int) -> Candidate:
 def _parse_pass(text: str) -> Pass[Model]:
     name, _, rest = text.partition(":")
     values: dict[str, Any] = {"pass": name.strip()}
-    for part in filter(None, (one.strip() for one in rest.split(","))):
+    for part in filter(None, map(str.strip, _COMMA.split(rest))):
         key, found, value = part.partition("=")
         if not found:
             raise UsageError(f"parameter {part!r:.60} of pass {name!r:.40}", allowed="NAME=VALUE")

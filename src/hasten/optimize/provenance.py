@@ -19,8 +19,9 @@ from hasten.measure.corpus import (
 from hasten.models import Model, load_model
 from hasten.models.source import PACKAGED
 from hasten.optimize.recipe import check_recipe
+from hasten.optimize.training_text import cut_training_text
 
-__all__ = ["find_source", "recipe_corpus", "recut_windows", "require_recipe"]
+__all__ = ["find_source", "recipe_corpus", "recut_training_text", "recut_windows", "require_recipe"]
 
 _HALVES = {"calibration": ", first half", "evaluation": ", second half"}
 Use = Literal["calibration", "evaluation"]
@@ -100,6 +101,26 @@ def recut_windows(
             if text is None
             else "give the file of then",
         )
+    return found
+
+
+def recut_training_text(
+    recipe: Mapping[str, Any], model: Model, text: Path | None = None
+) -> Windows:
+    """Cuts the text that passes trained on once more, and holds it to its digest.
+
+    Raises:
+        UsageError: The text is missing.
+        ModelFileError: It gives other tokens than it did, or the recipe does not name any.
+    """
+    wanted = recipe["texts"].get("training")
+    if wanted is None:
+        raise ModelFileError("the recipe does not say what its passes were trained on")
+    proof = recut_windows(recipe, "evaluation", model.tokenizer, text)
+    half = recipe_corpus(recipe, "calibration", text).halves()[0]
+    found = cut_training_text(model, half, proof)
+    if found.digest != wanted["digest"]:
+        raise ModelFileError(f"{half.name} gives other tokens than when the artefact was made")
     return found
 
 

@@ -113,6 +113,7 @@ def build_recipe(
         "texts": {
             "calibration": _text(evidence.material.calibration),
             "evaluation": _text(evidence.material.evaluation),
+            **_training_text(evidence.material),
         },
         "items": None if evidence.material.tasks is None else _items(evidence.material.tasks),
         "chosen": winner.candidate.label,
@@ -166,6 +167,10 @@ def _text(windows: Windows) -> dict[str, Any]:
         "windows": len(windows.ids),
         "context": windows.context,
     }
+
+
+def _training_text(material: Material) -> dict[str, Any]:
+    return {} if material.training_text is None else {"training": _text(material.training_text)}
 
 
 def _items(tasks: TaskMaterial) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from hasten.optimize.candidates import Candidate
 from hasten.optimize.passes import make_pass
 from hasten.optimize.passes.interface import Pass
 from hasten.optimize.passes.quantize import QuantizeWeights, Weight
-from hasten.optimize.provenance import find_source, recut_windows
+from hasten.optimize.provenance import find_source, recut_training_text, recut_windows
 from hasten.optimize.recipe import check_recipe
 from hasten.optimize.variants import Variants
 
@@ -61,12 +61,20 @@ def replay(
     """
     steps, quantize = _passes(recipe)
     original = find_source(recipe, source)
-    calibration = _NO_TEXT
-    if any("calibration" in step.needs for step in steps):
+    calibration, training_text = _NO_TEXT, None
+    needs = {need for step in steps for need in step.needs}
+    if "calibration" in needs:
         calibration = recut_windows(recipe, "calibration", original.tokenizer, text)
+    if "torch" in needs:
+        training_text = recut_training_text(recipe, original, text)
     with tempfile.TemporaryDirectory(prefix="hasten-replay-") as scratch:
         variants = Variants(
-            original, calibration, Path(scratch), progress, seed=int(recipe.get("seed", 0))
+            original,
+            calibration,
+            Path(scratch),
+            progress,
+            seed=int(recipe.get("seed", 0)),
+            training_text=training_text,
         )
         for number, step in enumerate(steps):
             reason = step.why_unfit(variants.model(steps[:number]))

@@ -152,6 +152,7 @@ class Search:
         self.trials: list[Trial] = []
         self.remarks: list[str] = []
         self.share = 0.0
+        self._slot = (0.0, 0.0)
 
     def run(self) -> Trial:
         """Searches and returns the winner, which may be the original."""
@@ -283,6 +284,7 @@ class Search:
         for index, (candidate, asked) in enumerate(waiting):
             trial = self._add(candidate)
             self._tell("passes", candidate.label, 0.8 * index / len(waiting))
+            self._slot = (self.share, 0.8 / len(waiting) * _width("passes"))
             reason = None if asked else self._why_not_promising(trial, deadline)
             if reason is not None:
                 trial.status, trial.reason = "slower", reason
@@ -458,11 +460,26 @@ class Search:
         return trial.evidence is not None and self._budget.expects(trial.evidence)
 
     def _tell(self, phase: str, detail: str, share: float) -> None:
-        starts = [*_PHASES.values(), 1.0]
-        index = list(_PHASES).index(phase)
-        done = starts[index] + share * (starts[index + 1] - starts[index])
-        self.share = done
-        self._progress(f"{_VERBS[phase]} {detail}", done)
+        self.share = _PHASES[phase] + share * _width(phase)
+        self._progress(f"{_VERBS[phase]} {detail}", self.share)
+
+    def tell_pass(self, doing: str, share: float) -> None:
+        """Passes on how far a pass has come, which is within the search's share.
+
+        Args:
+            doing: What the pass does.
+            share: Of the pass.
+        """
+        start, width = self._slot
+        self.share = max(self.share, start + share * width)
+        self._progress(doing, self.share)
+
+
+def _width(phase: str) -> float:
+    """The share of the search that a phase takes."""
+    starts = [*_PHASES.values(), 1.0]
+    index = list(_PHASES).index(phase)
+    return starts[index + 1] - starts[index]
 
 
 _VERBS = {

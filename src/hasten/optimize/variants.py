@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -30,6 +32,7 @@ class Variants:
         directory: Where to keep them.
         progress: Told what a pass does, and the share of it that is done.
         seed: For passes.
+        training_text: Text for passes that train.
     """
 
     def __init__(
@@ -40,13 +43,16 @@ class Variants:
         progress: Callable[[str, float], None],
         *,
         seed: int,
+        training_text: Windows | None = None,
     ) -> None:
         self._original = original
         self._calibration = calibration
         self._directory = directory
         self._progress = progress
         self._seed = seed
+        self._training_text = training_text
         self._made: dict[str, Model] = {}
+        self._told: tuple[str, int] | None = None
 
     def model(self, steps: Steps) -> Model:
         """The original after these passes, in this order.
@@ -73,13 +79,24 @@ class Variants:
             original=self._original,
             calibration=self._calibration,
             directory=workspace,
-            progress=self._progress,
+            progress=functools.partial(self._tell, last.label),
             seed=self._seed,
+            training_text=self._training_text,
         )
         made = last.apply(self.model(before), workshop)
         tensors = {name: lossless(tensor) for name, tensor in made.weights.items()}
         # An artefact appears whole or not at all, so a directory of that name is complete.
         write_artefact(place / "model", made, tensors, {"passes": [*map(parameters_of, steps)]})
+        for state in workspace.glob("*.safetensors"):
+            # What a pass would have gone on from may be larger than the model; losses are kept.
+            state.unlink()
+
+    def _tell(self, label: str, doing: str, share: float) -> None:
+        """Tenths are enough: a pass may tell of every matrix."""
+        tenth = math.floor(10 * share)
+        if (label, tenth) != self._told:
+            self._told = (label, tenth)
+            self._progress(f"{label}: {10 * tenth} %, {doing}", share)
 
 
 def _key(steps: Steps) -> str:

@@ -2,7 +2,7 @@
 
 Lin et al. 2023, https://arxiv.org/abs/2306.00978. The error that rounding a weight makes grows with
 the input that it meets. So the columns with large inputs are multiplied by s > 1 before rounding,
-and what computes those inputs yields them divided by s: see `hasten.optimize.folding`.
+and what computes those inputs yields them divided by s: see `hasten.optimize.quantization.folding`.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from hasten.models import Model, architectures
 from hasten.models.ops import Linear, Op
 from hasten.models.weights import DenseTensor, QuantizedTensor, StoredTensor
 from hasten.optimize.calibration import calibrate
-from hasten.optimize.feedback import output_error
-from hasten.optimize.folding import Fold, find_folds, fold
-from hasten.optimize.gram import gram_of
-from hasten.optimize.input_statistics import (
+from hasten.optimize.passes.interface import Need, Workshop, parameters_of
+from hasten.optimize.quantization.feedback import output_error
+from hasten.optimize.quantization.folding import Fold, find_folds, fold
+from hasten.optimize.quantization.gram import gram_of
+from hasten.optimize.quantization.input_statistics import (
     input_importance,
     input_magnitude,
 )
-from hasten.optimize.integer_weights import IntegerWeights
-from hasten.optimize.passes.interface import Need, Workshop, parameters_of
-from hasten.optimize.rounding import round_nearest
-from hasten.optimize.shelf import Shelf, fingerprint
+from hasten.optimize.quantization.integer_weights import IntegerWeights
+from hasten.optimize.quantization.rounding import round_nearest
+from hasten.optimize.quantization.shelf import Shelf, fingerprint
 
 __all__ = ["PASS", "AwqWeights"]
 
@@ -69,7 +69,7 @@ class AwqWeights(IntegerWeights):
     @property
     def label(self) -> str:
         """A few words with its parameters, for tables."""
-        return f"AWQ {self.form}" if self.rounds else f"AWQ scales for {self.form}"
+        return f"AWQ {self.form}{self.extent}" if self.rounds else f"AWQ scales for {self.form}"
 
     def why_unfit(self, model: Model) -> str | None:
         """Why it cannot change this model, or None."""

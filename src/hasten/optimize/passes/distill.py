@@ -8,7 +8,7 @@ from typing import ClassVar
 from hasten.errors import HastenError, UsageError
 from hasten.generation.torch_extra import require_torch
 from hasten.models import Model, load_model
-from hasten.optimize.distill_settings import DistillSettings
+from hasten.optimize.distillation.settings import DistillSettings
 from hasten.optimize.passes.heal import predict_trained
 from hasten.optimize.passes.interface import Need, Prediction, Workshop
 
@@ -53,14 +53,14 @@ class Distill(DistillSettings):
         return predict_trained(model, self._load(), self)
 
     def apply(self, model: Model, workshop: Workshop) -> Model:
-        """The student after its lessons; see `hasten.optimize.distill.distill` for errors."""
+        """The student after its lessons; see `hasten.optimize.distillation.distill` for errors."""
         require_torch("distillation")
-        from hasten.optimize.distill import distill
+        from hasten.optimize.distillation.distill import distill
 
         return distill(
             self._load(),
             workshop.original,
-            workshop.calibration,
+            workshop.training,
             self,
             workshop.directory,
             workshop.progress,

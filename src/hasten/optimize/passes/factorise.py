@@ -21,9 +21,9 @@ from hasten.models.config import ModelConfig
 from hasten.models.ops import Linear, Op
 from hasten.models.weights import DenseTensor, StoredTensor
 from hasten.optimize.calibration import calibrate
-from hasten.optimize.gram import check_ridge, damped, gram_of
 from hasten.optimize.passes.interface import Need, Prediction, Workshop
-from hasten.optimize.structure import layer_of, predict_shapes, why_no_decoder
+from hasten.optimize.pruning.structure import layer_of, predict_shapes, why_no_decoder
+from hasten.optimize.quantization.gram import check_ridge, damped, gram_of
 
 __all__ = ["PASS", "Factorise", "factorise", "low_rank"]
 

@@ -1,6 +1,7 @@
 """GPTQ: rounds weights so that what the products yield on a text changes least.
 
-Frantar et al. 2022, https://arxiv.org/abs/2210.17323; how, says `hasten.optimize.feedback`.
+Frantar et al. 2022, https://arxiv.org/abs/2210.17323; `hasten.optimize.quantization.feedback` says
+how.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from hasten.models.config import ModelConfig
 from hasten.models.ops import Linear, Op
 from hasten.models.weights import QuantizedTensor
 from hasten.optimize.calibration import calibrate
-from hasten.optimize.feedback import round_with_feedback
-from hasten.optimize.gram import gram_of
-from hasten.optimize.integer_weights import IntegerWeights
 from hasten.optimize.passes.interface import Need, Workshop, parameters_of
-from hasten.optimize.rounding import Grid, pad_columns
-from hasten.optimize.shelf import Shelf, fingerprint
+from hasten.optimize.quantization.feedback import round_with_feedback
+from hasten.optimize.quantization.gram import gram_of
+from hasten.optimize.quantization.integer_weights import IntegerWeights
+from hasten.optimize.quantization.rounding import Grid, pad_columns
+from hasten.optimize.quantization.shelf import Shelf, fingerprint
 
 __all__ = ["PASS", "GptqWeights"]
 
@@ -57,7 +58,7 @@ class GptqWeights(IntegerWeights):
     @property
     def label(self) -> str:
         """A few words with its parameters, for tables."""
-        return f"GPTQ {self.form}" + ("" if self.order else ", columns in order")
+        return f"GPTQ {self.form}{self.extent}" + ("" if self.order else ", columns in order")
 
     def apply(self, model: Model, workshop: Workshop) -> Model:
         """The model with rounded matrices.

@@ -8,7 +8,7 @@ from typing import ClassVar
 from hasten.generation.torch_extra import require_torch
 from hasten.models import Model, architectures
 from hasten.models.ops import Linear
-from hasten.optimize.distill_settings import DistillSettings
+from hasten.optimize.distillation.settings import DistillSettings
 from hasten.optimize.passes.interface import Need, Prediction, Workshop
 
 __all__ = ["PASS", "Heal", "predict_trained"]
@@ -40,14 +40,14 @@ class Heal(DistillSettings):
         return predict_trained(model, model, self)
 
     def apply(self, model: Model, workshop: Workshop) -> Model:
-        """The model with healed weights; see `hasten.optimize.distill.distill` for errors."""
+        """The model with healed weights; see `hasten.optimize.distillation.distill` for errors."""
         require_torch("healing")
-        from hasten.optimize.distill import distill
+        from hasten.optimize.distillation.distill import distill
 
         return distill(
             model,
             workshop.original,
-            workshop.calibration,
+            workshop.training,
             self,
             workshop.directory,
             workshop.progress,

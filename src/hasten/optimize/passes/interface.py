@@ -44,6 +44,7 @@ class Workshop:
         directory: Where a long pass keeps how far it came, so that it goes on from there.
         progress: Told what is being done, and the share of the pass that is done.
         seed: Of what a pass draws.
+        training_text: Much more text, for passes that train; None: only `calibration`.
     """
 
     original: Model
@@ -51,6 +52,12 @@ class Workshop:
     directory: Path
     progress: Callable[[str, float], None]
     seed: int = 0
+    training_text: Windows | None = None
+
+    @property
+    def training(self) -> Windows:
+        """Text to train on."""
+        return self.training_text or self.calibration
 
 
 class Pass(Protocol[Subject]):

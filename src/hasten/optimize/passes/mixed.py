@@ -10,9 +10,9 @@ from hasten.errors import UsageError
 from hasten.generation.formats import MatrixFormat
 from hasten.models import Model
 from hasten.models.weights import StoredTensor
-from hasten.optimize.integer_weights import IntegerWeights, predict_bytes
 from hasten.optimize.passes import make_pass
 from hasten.optimize.passes.interface import Need, Prediction, Workshop
+from hasten.optimize.quantization.integer_weights import IntegerWeights, predict_bytes
 from hasten.optimize.sensitivity import parts_of
 
 __all__ = ["PASS", "MixedPrecision", "mix_models"]

@@ -9,10 +9,10 @@ from hasten.errors import UsageError
 from hasten.kernels.quantization import BLOCK
 from hasten.models import Model, architectures
 from hasten.models.config import ModelConfig
-from hasten.optimize.gram import check_ridge
-from hasten.optimize.narrowing import feed_forward_insides, narrow
 from hasten.optimize.passes.interface import Need, Prediction, Workshop
-from hasten.optimize.structure import predict_shapes, why_no_decoder
+from hasten.optimize.pruning.narrowing import feed_forward_insides, narrow
+from hasten.optimize.pruning.structure import predict_shapes, why_no_decoder
+from hasten.optimize.quantization.gram import check_ridge
 
 __all__ = ["PASS", "PruneChannels"]
 
@@ -27,7 +27,7 @@ class PruneChannels:
 
     Attributes:
         share: Of the channels to remove, in (0, 1); see `multiple`.
-        reconstruct: Correct the columns that stay by least squares (see `optimize.narrowing`).
+        reconstruct: Correct the columns that stay by least squares (see `pruning.narrowing`).
         multiple: The channels that stay are the nearest multiple of this, itself one of 32: weight
             formats need groups that divide them.
         ridge: See `damped`.

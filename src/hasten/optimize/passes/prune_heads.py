@@ -8,10 +8,10 @@ from typing import ClassVar
 from hasten.errors import UsageError
 from hasten.models import Model, architectures
 from hasten.models.config import ModelConfig
-from hasten.optimize.gram import check_ridge
-from hasten.optimize.narrowing import attention_insides, narrow
 from hasten.optimize.passes.interface import Need, Prediction, Workshop
-from hasten.optimize.structure import predict_shapes, why_no_decoder
+from hasten.optimize.pruning.narrowing import attention_insides, narrow
+from hasten.optimize.pruning.structure import predict_shapes, why_no_decoder
+from hasten.optimize.quantization.gram import check_ridge
 
 __all__ = ["PASS", "PruneHeads"]
 
@@ -22,7 +22,7 @@ class PruneHeads:
 
     Attributes:
         groups: Key/value heads to remove from each layer.
-        reconstruct: Correct the output projection by least squares (see `optimize.narrowing`).
+        reconstruct: Correct the output projection by least squares (see `pruning.narrowing`).
         ridge: See `damped`.
 
     Raises:

@@ -21,7 +21,7 @@ from hasten.models.config import ModelConfig
 from hasten.models.ops import Op, output_of
 from hasten.optimize.calibration import calibrate
 from hasten.optimize.passes.interface import Need, Prediction, Workshop
-from hasten.optimize.structure import (
+from hasten.optimize.pruning.structure import (
     layer_of,
     predict_shapes,
     residual_stream,

@@ -9,9 +9,9 @@ import numpy as np
 
 from hasten.models import Model
 from hasten.models.weights import QuantizedTensor
-from hasten.optimize.integer_weights import IntegerWeights
 from hasten.optimize.passes.interface import Need, Workshop
-from hasten.optimize.rounding import round_nearest
+from hasten.optimize.quantization.integer_weights import IntegerWeights
+from hasten.optimize.quantization.rounding import round_nearest
 
 __all__ = ["PASS", "RoundWeights"]
 
@@ -33,7 +33,7 @@ class RoundWeights(IntegerWeights):
     @property
     def label(self) -> str:
         """A few words with its parameters, for tables."""
-        return f"round to {self.form}" + (", searched" if self.search else "")
+        return f"round to {self.form}{self.extent}" + (", searched" if self.search else "")
 
     def apply(self, model: Model, workshop: Workshop) -> Model:
         """The model with rounded matrices.

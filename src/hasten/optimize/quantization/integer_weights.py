@@ -69,6 +69,11 @@ class IntegerWeights(ABC):
         """The changed model: see `Pass.apply`."""
 
     @property
+    def extent(self) -> str:
+        """For labels: how many matrices, where not all."""
+        return f" in {len(self.matrices)} matrices" if self.matrices else ""
+
+    @property
     def form(self) -> MatrixFormat:
         """The format of the matrices that change."""
         minimum = self.bits == 4 and not self.symmetric

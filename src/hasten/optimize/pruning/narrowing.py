@@ -21,8 +21,8 @@ from hasten.models.graph import Graph
 from hasten.models.ops import Attention, GeluMul, KvWrite, Linear, Op, SiluMul, output_of
 from hasten.models.weights import DenseTensor, StoredTensor
 from hasten.optimize.calibration import calibrate
-from hasten.optimize.gram import damped, gram_of
 from hasten.optimize.passes.interface import Workshop
+from hasten.optimize.quantization.gram import damped, gram_of
 
 __all__ = ["Inside", "attention_insides", "feed_forward_insides", "least_squares", "narrow"]
 

@@ -23,11 +23,11 @@ from hasten.models import Model, architectures
 from hasten.models.config import ModelConfig
 from hasten.models.ops import Attention, KvWrite
 from hasten.models.weights import DenseTensor
-from hasten.optimize.distill_data import Lessons, cut_lessons
-from hasten.optimize.distill_loss import LOGIT_BYTES
-from hasten.optimize.distill_settings import DistillSettings
-from hasten.optimize.distill_state import StateFile, fingerprint
-from hasten.optimize.distill_train import Trainer, trained_names
+from hasten.optimize.distillation.data import Lessons, cut_lessons
+from hasten.optimize.distillation.loss import LOGIT_BYTES
+from hasten.optimize.distillation.settings import DistillSettings
+from hasten.optimize.distillation.state import StateFile, fingerprint
+from hasten.optimize.distillation.train import Trainer, trained_names
 
 __all__ = ["distill"]
 

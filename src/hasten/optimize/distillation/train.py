@@ -16,11 +16,17 @@ from hasten.errors import HastenError, UsageError
 from hasten.generation.kvcache import DEFAULT_CONTEXT
 from hasten.generation.torch_graph import Decoder, weight_tensors
 from hasten.models import Model, architectures
-from hasten.optimize.distill_data import Lessons
-from hasten.optimize.distill_loss import NO_TARGET, LogitLoss, Network, learn_by_rows, loss_by_rows
-from hasten.optimize.distill_settings import DistillSettings
-from hasten.optimize.distill_state import Loss, State
-from hasten.optimize.structure import layer_of, residual_stream
+from hasten.optimize.distillation.data import Lessons
+from hasten.optimize.distillation.loss import (
+    NO_TARGET,
+    LogitLoss,
+    Network,
+    learn_by_rows,
+    loss_by_rows,
+)
+from hasten.optimize.distillation.settings import DistillSettings
+from hasten.optimize.distillation.state import Loss, State
+from hasten.optimize.pruning.structure import layer_of, residual_stream
 
 __all__ = ["Trainer", "corresponding_layers", "trained_names"]
 
@@ -58,6 +64,8 @@ class Trainer:
             name: self._student.weights[name].requires_grad_(True)
             for name in trained_names(student, settings)
         }
+        for one in self._trained.values():
+            one.grad = torch.zeros_like(one)
         self._optimiser = _optimiser(self._trained, settings)
         tokens = self._on_device(lessons.held_out)
         self._held_out = (tokens, _last_states(self._teacher, tokens))
@@ -92,7 +100,8 @@ class Trainer:
         """One step of the optimiser."""
         settings = self.settings
         loss = 0.0
-        self._optimiser.zero_grad(set_to_none=True)
+        # Kept rather than freed: new pages cost more than the zeros.
+        self._optimiser.zero_grad(set_to_none=False)
         for part in range(settings.accumulate):
             number = self.step * settings.accumulate + part
             tokens = self._on_device(self._lessons.batch(number, settings.batch))

@@ -18,7 +18,7 @@ from hasten.errors import UsageError
 from hasten.measure.corpus import Windows
 from hasten.models import Model
 from hasten.models.safetensors import StoredArray, read_safetensors, write_safetensors
-from hasten.optimize.distill_settings import DistillSettings
+from hasten.optimize.distillation.settings import DistillSettings
 
 __all__ = ["Loss", "State", "StateFile", "fingerprint"]
 

@@ -16,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.optimize.rounding import Grid
+from hasten.optimize.quantization.rounding import Grid
 
 __all__ = ["Hessian", "Rounded", "output_error", "round_with_feedback"]
 

@@ -1,0 +1,1 @@
+"""Rounding weights to integers with the least loss: scales, feedback, folding."""
