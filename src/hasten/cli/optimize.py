@@ -108,7 +108,7 @@ def _check_formats(
     type=FiniteFloat(0, 100),
     help="Most right answers lost, points  [default: 5 with --task]",
 )
-@click.option("--quick", is_flag=True, help="Fewer candidates, tokens and rounds.")
+@click.option("--quick", is_flag=True, help="Fewer candidates and rounds, no passes.")
 @click.option(
     "--weights",
     "formats",
@@ -148,7 +148,7 @@ def _check_formats(
 @click.option(
     "--tokens",
     type=click.IntRange(128, 2**24),
-    help="Tokens of the proof  [default: 4096, with --quick 2048]",
+    help="Tokens of the proof  [default: 4096]",
 )
 @click.option("--threads", type=click.IntRange(1, 1024), help="Most threads  [default: all cores]")
 @click.option(

@@ -51,7 +51,7 @@ from hasten.optimize.variants import Variants
 __all__ = ["optimize", "prepare_material", "prepare_plan", "prepare_tasks", "workspace_of"]
 
 _CONTEXT = 512
-_EVALUATION_TOKENS = {False: 4096, True: 2048}
+_EVALUATION_TOKENS = 4096
 _CALIBRATION_TOKENS = {False: 2048, True: 512}
 _PROMPTS = 8
 _ITEM_CONTEXT = 2048
@@ -96,7 +96,7 @@ def prepare_material(
         model: Whose tokenizer cuts them.
         corpus: Running text.
         shape: The timed requests.
-        tokens: Tokens of the proof, None for 4096 (2048 if quick).
+        tokens: Tokens of the proof, None for 4096.
         quick: Smaller samples.
         seed: Chooses the prompts.
         tasks: Labelled items, if there are some.
@@ -114,7 +114,7 @@ def prepare_material(
         )
     first, second = corpus.halves()
     context = min(_CONTEXT, longest)
-    wanted = _EVALUATION_TOKENS[quick] if tokens is None else tokens
+    wanted = _EVALUATION_TOKENS if tokens is None else tokens
     count = shape.concurrent + max(_PROMPTS, 2 * shape.concurrent)
     own = [shape.input_tokens - shape.shared] * count
     tails = cut_prompts(model.tokenizer, first, own, seed=seed)
