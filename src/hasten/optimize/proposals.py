@@ -21,7 +21,6 @@ __all__ = ["default_passes", "parse_candidate"]
 _COMMA = re.compile(r",(?![^\[]*\])")
 """Between parameters, and not inside a list."""
 
-_ONE_LAYER = {"pass": "prune_layers", "count": 1}
 _CHANNELS = {"pass": "prune_channels", "share": 0.1}
 
 
@@ -49,15 +48,22 @@ def default_passes(model: Model, threads: int) -> list[Candidate]:
     if quantised:
         last = [name for name in products if name.endswith("down_proj.weight")]
         again = {**gptq, "group": 32, "matrices": last}
-        found += [_candidate(threads, _ONE_LAYER), _candidate(threads, _CHANNELS, again)]
+        found += [_candidate(threads, one) for one in _layers(model.config.num_layers)]
+        found.append(_candidate(threads, _CHANNELS, again))
     else:
-        removed = (_candidate(threads, _ONE_LAYER), _candidate(threads, _CHANNELS))
-        found += [replace(one, weights="int8:32") for one in removed]
+        removed = [*_layers(model.config.num_layers), _CHANNELS]
+        found += [replace(_candidate(threads, one), weights="int8:32") for one in removed]
     return [one for one in found if one.steps[0].why_unfit(model) is None]
 
 
 def _candidate(threads: int, *parameters: Mapping[str, Any]) -> Candidate:
     return Candidate("carried", "bf16", threads, steps=tuple(map(make_pass, parameters)))
+
+
+def _layers(count: int) -> list[Mapping[str, Any]]:
+    """Without one layer, and without a sixth of them."""
+    fewer = sorted({1, max(1, count // 6)})
+    return [{"pass": "prune_layers", "count": one} for one in fewer]
 
 
 def _middle(products: Sequence[str], layers: int) -> list[str]:
