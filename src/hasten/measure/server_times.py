@@ -117,8 +117,10 @@ def _of_counters(
         if not counted:
             continue
         told = {part: found for part, found in grown.items() if found is not None}
-        if any(count != len(records) for count in (counted, *(n for _, n in told.values()))):
-            why = f"the server counted {counted} requests, {len(records)} were sent"
+        counts = (counted, *(count for _, count in told.values()))
+        odd = next((count for count in counts if count != len(records)), None)
+        if odd is not None:
+            why = f"the server counted {odd} requests, {len(records)} were sent"
             return None, f"no times of the server: {why}; others used it, or requests failed"
         if any(record.status != "completed" for record in records):
             return None, "no times of the server: requests failed or were truncated"

@@ -69,7 +69,7 @@ def test_forms_of_a_line(line, value):
         *("x_seconds_sum", "x_seconds_sum ", "x_seconds_sum{} NaN", "x_seconds_sum +Inf"),
         *("x_seconds_sum -1", "x_seconds_sum 1_0", "x_seconds_sum 0x1", "x_seconds_sum 1e999"),
         *('x_seconds_sum{a="} 1', "x_seconds_sum{a=1 1", "x_seconds_sum 1 2 3", "x_seconds_sum.5"),
-        *("x_seconds_sum ٣", "x_seconds_sum " + "9" * 400, "x_seconds_sum 9e307\n" * 3),
+        *("x_seconds_sum ٣", "x_seconds_sum " + "9" * 400, "x_seconds_sum 9e15\n" * 3),
     ],
 )
 def test_lines_that_are_none(line):
@@ -87,7 +87,7 @@ def test_any_bytes_give_totals_or_an_error(noise, seed):
         found = parse_totals(bytes(page), NAMES)
     except TargetError:
         return
-    assert all(math.isfinite(value) and value >= 0 for value in found.values())
+    assert all(0 <= value <= 2**53 for value in found.values())
 
 
 def test_a_line_is_read_in_one_pass():

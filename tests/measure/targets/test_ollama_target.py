@@ -150,6 +150,11 @@ def test_what_is_asked_of_a_text():
     assert (body["prompt"], body["raw"]) == ("Once", True)
 
 
+def test_a_number_that_no_clock_could_tell():
+    with pytest.raises(TargetError, match="eval_duration"):
+        said(line("a"), line(**END | {"eval_duration": 10**400}))
+
+
 @pytest.mark.parametrize("work", [Item((1, 2), 4), Tensors({})])
 def test_what_cannot_be_sent(work):
     with pytest.raises(UsageError, match="not t"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import re
 from collections.abc import Collection
 
@@ -16,6 +15,8 @@ __all__ = ["CounterReader", "parse_totals"]
 PATH = "/metrics"
 MOST_BYTES = 16 * 2**20
 MOST_LINES = 200_000
+MOST = 2.0**53
+"""Up to which float64 has every whole number."""
 SECONDS = 5.0
 """For one reading; it is not worth more of the user's time."""
 PAUSE = 0.05
@@ -41,8 +42,8 @@ def parse_totals(body: bytes, names: Collection[str]) -> dict[str, float]:
         Totals by name, of those that the page has.
 
     Raises:
-        TargetError: A line is none of the format, a value is negative or not finite, or there are
-            more than 200,000 lines.
+        TargetError: A line is none of the format, a value is negative, not finite or above
+            2⁵³, or there are more than 200,000 lines.
     """
     if body.count(b"\n") > MOST_LINES:
         raise TargetError(f"{PATH} has more than {MOST_LINES} lines")
@@ -53,7 +54,7 @@ def parse_totals(body: bytes, names: Collection[str]) -> dict[str, float]:
         name = wanted.get(found[1]) if found else None
         if found and name is not None:
             totals[name] = totals.get(name, 0.0) + _value(line, found.end())
-            if not math.isfinite(totals[name]):
+            if totals[name] > MOST:
                 raise TargetError(f"{PATH}: {name} is too large")
     return totals
 
