@@ -43,6 +43,7 @@ def test_the_contract(target, make_workload):
     assert set(document) == {
         *("schema", "target", "scenario", "workload", "machine", "metrics", "throughput"),
         *("requests", "memory", "formulas", "valid", "notes", "goal", "checks", "records", "audit"),
+        "server_times",
     }
     assert list(document["metrics"]) == ["ttft", "tpot", "itl", "e2e", "model_latency"]
     for summary in document["metrics"].values():

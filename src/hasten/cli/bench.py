@@ -155,10 +155,13 @@ def _measure(
     from hasten.measure.load import run_load
     from hasten.measure.memory import PeakRss, peak_rss, reset_peak_rss
     from hasten.measure.report import build_report
+    from hasten.measure.server_times import COUNTERS
+    from hasten.measure.targets.counters import CounterReader
 
     workload = opened.workload(load)
     pattern = load.pattern(workload)
     auditor = Auditor(pids=opened.pids, in_process=opened.in_process)
+    counters = CounterReader(opened.target, COUNTERS)
     was_reset = reset_peak_rss()
     with progress(label, len(workload.items)) as show_done:
         result = run_load(
@@ -167,6 +170,7 @@ def _measure(
             pattern,
             duration=load.duration,
             on_progress=show_done,
+            on_warm=counters.begin,
             on_start=auditor.start,
         )
     audit = auditor.finish(result, pattern, client_rate=client_rate)
@@ -182,6 +186,7 @@ def _measure(
         peak=peak,
         audit=audit,
         goal=goal,
+        counters=None if result.interrupted else counters.end(),
     )
     return report, result
 
@@ -269,6 +274,7 @@ def _fails_gate(before: dict[str, Any] | None, document: dict[str, Any], toleran
 
 def _print(report: BenchReport, document: dict[str, Any]) -> None:
     """Show a report on the terminal."""
+    from hasten.measure.server_times import named_parts
     from hasten.measure.statistics import PERCENTILES
 
     if "sweep" in document:
@@ -290,6 +296,10 @@ def _print(report: BenchReport, document: dict[str, Any]) -> None:
     if report.peak is not None:
         rows.append(["peak RSS", format_bytes(report.peak.size_bytes)])
     print_table(["", ""], rows)
+    if report.server_times is not None:
+        click.echo()
+        parts = named_parts(report.server_times.as_dict())
+        print_table(["of a request", "mean ms"], [[name, _figure(mean)] for name, mean in parts])
     if report.checks:
         click.echo()
         print_table(

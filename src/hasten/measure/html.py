@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hasten.measure.server_times import named_parts
 from hasten.measure.statistics import PERCENTILES
 
 __all__ = ["plots_of", "render_html"]
@@ -184,7 +185,8 @@ def _numbers(document: Document, name: str) -> NDArray[np.float64]:
 
 def _section(name: str, document: Document) -> dict[str, Any]:
     tables = [
-        *(_latency_table(document), _rate_table(document), _stage_table(document)),
+        *(_latency_table(document), _rate_table(document)),
+        *(_server_table(document), _stage_table(document)),
         *(_op_table(phase, account) for phase, account in document.get("phases", {}).items()),
     ]
     return {
@@ -227,6 +229,13 @@ def _rate_table(document: Document) -> dict[str, Any]:
     ]
     rows += [[name, _cell(count)] for name, count in document.get("requests", {}).items()]
     return {"head": ["", ""], "rows": rows}
+
+
+def _server_table(document: Document) -> dict[str, Any]:
+    """Where the time of a request to a server went."""
+    times = document.get("server_times")
+    rows = [] if times is None else [[name, _cell(mean)] for name, mean in named_parts(times)]
+    return {"head": ["of a request", "mean ms"], "rows": rows}
 
 
 def _stage_table(document: Document) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 
 from hasten.errors import HastenError
@@ -49,6 +49,7 @@ def run_load(
     duration: float | None = None,
     clock: Clock = time.perf_counter,
     on_progress: Callable[[int], None] | None = None,
+    on_warm: Callable[[], Awaitable[None]] | None = None,
     on_start: Callable[[], None] | None = None,
 ) -> LoadResult:
     """Sends the requests of a workload and waits for all answers.
@@ -64,10 +65,11 @@ def run_load(
         duration: Seconds after which no further request is sent; None for no limit.
         clock: Monotonic clock in seconds.
         on_progress: Called with the number of requests that have ended.
+        on_warm: Awaited after the warm-up, before `on_start`.
         on_start: Called between the warm-up and the first request that counts.
     """
     load = _Load(target, clock, on_progress)
-    return asyncio.run(load.run(workload, pattern or ClosedLoop(), duration, on_start))
+    return asyncio.run(load.run(workload, pattern or ClosedLoop(), duration, on_warm, on_start))
 
 
 @dataclass(slots=True)
@@ -85,6 +87,7 @@ class _Load:
         workload: Workload,
         pattern: Pattern,
         duration: float | None,
+        on_warm: Callable[[], Awaitable[None]] | None,
         on_start: Callable[[], None] | None,
     ) -> LoadResult:
         """See `run_load`."""
@@ -100,6 +103,8 @@ class _Load:
                     warmup, self.records = self.records, []
                     self.sent = self.ended = 0
                 self.on_progress = show
+                if on_warm is not None:
+                    await on_warm()
                 if on_start is not None:
                     on_start()
                 end = None if duration is None else self.clock() + duration

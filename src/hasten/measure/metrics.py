@@ -44,6 +44,11 @@ FORMULAS = {
     "decode_tokens_per_s": "sum of (tokens - 1) / sum of (last token - first token), "
     "over completed requests with two tokens or more",
     "goodput_requests_per_s": "completed requests that met all bounds of the goal / window",
+    "queue_ms, prefill_ms, decode_ms": "the server's own: what the sums of its histograms grew by "
+    "from before the first request that counts to after the last, or its answers told, / requests",
+    "rest_ms": "mean end-to-end time by the server - the parts that it tells",
+    "network_ms": "mean e2e - mean end-to-end time by the server: network, HTTP, both ends of it, "
+    "and what the client sent late",
     "window": "intended send of the first measured request to the end of the last one",
     "intended_send": "closed loop: the moment that a request before ended; open loop: the moment "
     "that the schedule said",

@@ -44,7 +44,7 @@ class Answer:
         output_tokens: As the target counts; None for as many as the events carried.
         stopped: The model ended its answer, rather than a limit.
         parts: Seconds that the target says it spent, by what on: "queue", "prefill", "decode" and
-            whatever else it tells.
+            whatever else it tells; "total" is all of its time.
     """
 
     clock: Clock = time.perf_counter

@@ -28,6 +28,7 @@ from hasten.measure.metrics import (
     ttft,
 )
 from hasten.measure.records import Record
+from hasten.measure.server_times import ServerTimes, Totals, find_server_times
 from hasten.measure.statistics import PERCENTILES, Summary, minimum_samples
 from hasten.measure.steady import find_steady_state
 from hasten.measure.workload import Workload
@@ -51,6 +52,7 @@ class BenchReport:
         requests: Numbers of completed, failed and truncated requests.
         records: Every request, in the order in which they were to be sent.
         peak: Largest resident set of the target; None where it is not known.
+        server_times: Where the time went, as the server tells; None where it does not.
         audit: Of the run itself.
         goal: What was asked of the target; None for nothing.
         checks: Objectives of the goal beside what was measured.
@@ -68,6 +70,7 @@ class BenchReport:
     requests: Mapping[str, int]
     records: tuple[Record, ...]
     peak: PeakRss | None
+    server_times: ServerTimes | None
     audit: Audit
     goal: Goal | None
     checks: tuple[Check, ...]
@@ -87,6 +90,7 @@ class BenchReport:
             "throughput": dict(self.rates),
             "requests": dict(self.requests),
             "memory": {"peak_rss_bytes": None if self.peak is None else self.peak.size_bytes},
+            "server_times": None if self.server_times is None else self.server_times.as_dict(),
             "audit": self.audit.as_dict(),
             "goal": None if self.goal is None else self.goal.as_dict(),
             "checks": [one.as_dict() for one in self.checks],
@@ -120,6 +124,7 @@ def build_report(
     peak: PeakRss | None,
     audit: Audit,
     goal: Goal | None = None,
+    counters: tuple[Totals, Totals] | None = None,
 ) -> BenchReport:
     """Turn what a load measured into a report."""
     metrics = latencies(result.records)
@@ -127,6 +132,7 @@ def build_report(
     rates = throughput(result.records, result.window)
     counts = Counter(record.status for record in result.records)
     problems = [*_problems(result), *audit.problems]
+    times, doubt = find_server_times(result.records, counters)
     return BenchReport(
         target=target,
         scenario=pattern.describe(),
@@ -144,12 +150,13 @@ def build_report(
         requests={name: counts[name] for name in ("completed", "failed", "truncated")},
         records=result.records,
         peak=peak,
+        server_times=times,
         audit=audit,
         goal=goal,
         checks=() if goal is None else tuple(check(result.records, goal, memory)),
         window=result.window,
         valid=not problems,
-        notes=(*problems, *_remarks(result, metrics, peak, audit)),
+        notes=(*problems, *_remarks(result, metrics, peak, audit), *([doubt] if doubt else [])),
     )
 
 

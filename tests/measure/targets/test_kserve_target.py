@@ -138,7 +138,7 @@ def test_bytes_that_are_no_text_are_not_sent_as_json():
 def test_a_load():
     async def use(target):
         workload = random_workload(await target.signature(), 20, shapes={"a": (1, 2)})
-        await target._client.close()
+        await target.client.close()
         return await asyncio.to_thread(run_load, target, workload, ClosedLoop(4))
 
     result, _ = serving(add, use)

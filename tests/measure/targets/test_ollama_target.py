@@ -64,7 +64,7 @@ def test_a_stream():
     assert events == [(0.0, 1), (2.0, 1)]
     assert answer.text == "Hello"
     assert (answer.prompt_tokens, answer.output_tokens, answer.stopped) == (5, 3, False)
-    assert answer.parts == {"load": 1.0, "prefill": 0.5, "decode": 2.5}
+    assert answer.parts == {"total": 9.0, "load": 1.0, "prefill": 0.5, "decode": 2.5}
 
 
 def test_what_a_server_does_not_tell():
@@ -150,6 +150,11 @@ def test_what_is_asked_of_a_text():
     assert (body["prompt"], body["raw"]) == ("Once", True)
 
 
+def test_a_number_that_no_clock_could_tell():
+    with pytest.raises(TargetError, match="eval_duration"):
+        said(line("a"), line(**END | {"eval_duration": 10**400}))
+
+
 @pytest.mark.parametrize("work", [Item((1, 2), 4), Tensors({})])
 def test_what_cannot_be_sent(work):
     with pytest.raises(UsageError, match="not t"):
@@ -180,8 +185,9 @@ def test_a_load_on_a_server_of_ours(served):
         assert record.status == "completed", record.reason
         assert record.output_tokens == 8
         assert record.prompt_tokens > 3
-        assert set(record.parts) == {"load", "prefill", "decode"}
-        assert sum(record.parts.values()) <= record.end - record.sent
+        assert set(record.parts) == {"total", "load", "prefill", "decode"}
+        within = sum(record.parts[part] for part in ("load", "prefill", "decode"))
+        assert within <= record.parts["total"] <= record.end - record.sent
 
 
 def test_a_model_that_a_server_of_ours_has_not(served):

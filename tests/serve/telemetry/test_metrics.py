@@ -130,6 +130,8 @@ def test_a_job_is_counted_by_its_definitions():
     assert found["hasten_e2e_seconds_sum", "m"] == 3.0
     assert found["hasten_queue_seconds_sum", "m"] == 0.5
     assert found["hasten_model_seconds_sum", "m"] == 1.75
+    assert found["hasten_prefill_seconds_sum", "m"] == 0.25
+    assert found["hasten_decode_seconds_sum", "m"] == 1.5
     assert found["hasten_prompt_tokens_total", "m"] == 100
     assert found["hasten_cached_tokens_total", "m"] == 64
     assert found["hasten_output_tokens_total", "m"] == 11

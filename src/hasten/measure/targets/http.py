@@ -185,7 +185,7 @@ class HttpClient:
 
 
 class HttpTarget:
-    """What targets over HTTP have in common.
+    """What targets over HTTP have in common: a `client`.
 
     Args:
         url: Of the server.
@@ -193,7 +193,7 @@ class HttpTarget:
     """
 
     def __init__(self, url: str, options: HttpOptions | None = None) -> None:
-        self._client = HttpClient(url, options)
+        self.client = HttpClient(url, options)
 
     async def __aenter__(self) -> Self:
         return self
@@ -204,7 +204,7 @@ class HttpTarget:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self._client.close()
+        await self.client.close()
 
 
 class _Connection(asyncio.Protocol):

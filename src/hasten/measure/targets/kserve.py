@@ -60,7 +60,7 @@ class KServeTarget(HttpTarget):
         """The server, the model, and how tensors travel."""
         return {
             "kind": "kserve",
-            "url": self._client.url,
+            "url": self.client.url,
             "model": self._model,
             "version": self._version,
             "tensors": "binary" if self._binary else "json",
@@ -68,7 +68,7 @@ class KServeTarget(HttpTarget):
 
     async def signature(self) -> tuple[TensorSpec, ...]:
         """The inputs, as the model's metadata has them."""
-        reply = await self._client.request("GET", self._path)
+        reply = await self.client.request("GET", self._path)
         expect_success(reply)
         metadata = read(reply.body, _METADATA, "the model's metadata")
         return tuple(TensorSpec(one.name, one.datatype, one.shape) for one in metadata.inputs)
@@ -76,7 +76,7 @@ class KServeTarget(HttpTarget):
     async def send(self, work: Item | Tensors, answer: Answer) -> None:
         """Asks for an inference and looks whether its outputs are whole."""
         body, headers = _request(tensors_of(work), binary=self._binary)
-        reply = await self._client.request(
+        reply = await self.client.request(
             "POST", f"{self._path}/infer", body, headers=headers, clock=answer.clock
         )
         expect_success(reply)

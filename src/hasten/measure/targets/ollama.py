@@ -18,6 +18,7 @@ from hasten.measure.workload import Chat, Item, Tensors
 __all__ = ["OllamaStream", "OllamaTarget"]
 
 PARTS = {
+    "total": "total_duration",
     "load": "load_duration",
     "prefill": "prompt_eval_duration",
     "decode": "eval_duration",
@@ -54,7 +55,7 @@ class OllamaTarget(HttpTarget):
         """The server, the model, and what is asked for."""
         return {
             "kind": "ollama",
-            "url": self._client.url,
+            "url": self.client.url,
             "model": self._model,
             "extra": self._extra,
         }
@@ -65,7 +66,7 @@ class OllamaTarget(HttpTarget):
             raise UsageError("a server of Ollama's protocol takes prompts, not tensors")
         path, body = self._request(work)
         stream = OllamaStream(answer)
-        reply = await self._client.request(
+        reply = await self.client.request(
             "POST", path, msgspec.json.encode(body), sink=stream.feed, clock=answer.clock
         )
         expect_success(reply)
@@ -99,6 +100,7 @@ class _Line(msgspec.Struct):
     error: Any = None
     prompt_eval_count: Count | None = None
     eval_count: Count | None = None
+    total_duration: Count | None = None
     load_duration: Count | None = None
     prompt_eval_duration: Count | None = None
     eval_duration: Count | None = None
@@ -116,7 +118,8 @@ class OllamaStream:
     """Reads the stream of one answer; each piece counts as a token until the last line counts.
 
     Args:
-        answer: Filled with what comes; its parts are "load", "prefill" and "decode".
+        answer: Filled with what comes; its parts are "total", which holds the others, "load",
+            "prefill" and "decode".
     """
 
     def __init__(self, answer: Answer) -> None:

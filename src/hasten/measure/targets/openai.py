@@ -56,7 +56,7 @@ class OpenAiTarget(HttpTarget):
         """The server, the model, and what is asked for."""
         return {
             "kind": "openai",
-            "url": self._client.url,
+            "url": self.client.url,
             "model": self._model,
             "api": self._api or "by prompt",
             "ignore_eos": self._ignore_eos,
@@ -69,7 +69,7 @@ class OpenAiTarget(HttpTarget):
             raise UsageError("a server of OpenAI's protocol takes prompts, not tensors")
         path, prompt = self._prompt(work)
         stream = OpenAiStream(answer)
-        reply = await self._client.request(
+        reply = await self.client.request(
             "POST",
             path,
             msgspec.json.encode(self._body(prompt, work.output_tokens)),

@@ -12,8 +12,8 @@ from hasten.measure.targets.target import TargetError
 __all__ = ["NOTHING", "Count", "expect_success", "read", "refusal", "said"]
 
 T = TypeVar("T")
-Count = Annotated[int, msgspec.Meta(ge=0)]
-"""A number that cannot be negative, in what is read."""
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+"""A number that cannot be negative, in what is read; JSON's may have any number of digits."""
 
 NOTHING = msgspec.Raw(b"")
 """Of a field that is only looked for, where it is missing."""

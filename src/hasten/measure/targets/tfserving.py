@@ -73,7 +73,7 @@ class TfServingTarget(HttpTarget):
         """The server, the model, and how tensors travel."""
         return {
             "kind": "tfserving",
-            "url": self._client.url,
+            "url": self.client.url,
             "model": self._model,
             "version": self._version,
             "signature": self._signature,
@@ -82,7 +82,7 @@ class TfServingTarget(HttpTarget):
 
     async def signature(self) -> tuple[TensorSpec, ...]:
         """The inputs, as the model's metadata has them."""
-        reply = await self._client.request("GET", f"{self._path}/metadata")
+        reply = await self.client.request("GET", f"{self._path}/metadata")
         expect_success(reply)
         metadata = read(reply.body, _METADATA, "the model's metadata").metadata
         definitions = metadata.signature_def.signature_def
@@ -102,7 +102,7 @@ class TfServingTarget(HttpTarget):
             asked["instances"] = rows
         else:
             asked["inputs"] = {name: _values(array) for name, array in inputs.items()}
-        reply = await self._client.request(
+        reply = await self.client.request(
             "POST", f"{self._path}:predict", msgspec.json.encode(asked), clock=answer.clock
         )
         expect_success(reply)

@@ -111,6 +111,13 @@ class Metrics:
             "network.",
         )
 
+        self._prefill = self._time(
+            "hasten_prefill_seconds", _REQUEST, "Time inside the executor until the first token."
+        )
+        self._decode = self._time(
+            "hasten_decode_seconds", _REQUEST, "Time inside the executor after the first token."
+        )
+
     def _declare_counts(self) -> None:
         self._tokens = [
             self._count(
@@ -185,6 +192,8 @@ class Metrics:
         self._e2e.add(model, timing.total)
         self._queue.add(model, timing.queue)
         self._model.add(model, timing.prompt + timing.decode)
+        self._prefill.add(model, timing.prompt)
+        self._decode.add(model, timing.decode)
         if timing.ttft is not None:
             self._ttft.add(model, timing.ttft)
             if usage.output_tokens > 1 and len(reasons) == 1 and cache != "hit":
