@@ -6,8 +6,8 @@
 `front` makes every point of an artefact's front again from its recipe and proves it anew, each in
 fresh processes. `kills` ends a search with SIGKILL at random moments, gives the same command again
 until it is through: what was measured before a kill has to be there after it, and the recipe has to
-say the same as that of a search that nobody stopped, but for what hangs on the moment: speeds, and a
-number of threads that they decide. What follows `--` goes to `hasten optimize`. Both print JSON.
+say the same as that of a search that nobody stopped, but for what hangs on the moment: speeds, and
+a number of threads that they decide. What follows `--` goes to `hasten optimize`. Both print JSON.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ def kill(options: argparse.Namespace) -> dict[str, Any]:
         seconds = time.perf_counter() - began
         command = [*HASTEN, "optimize", options.model, "-o", str(killed), *options.rest]
         moments: list[float] = []
-        kept, known = True, []
+        kept = True
+        known: list[str] = []
         for _ in range(options.kills):
             process = subprocess.Popen(
                 command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL

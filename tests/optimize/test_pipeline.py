@@ -225,6 +225,27 @@ def test_a_search_that_is_stopped_again_and_again_ends_as_one_that_is_not(
             assert other["accuracy"] == one["accuracy"]
 
 
+def test_a_journal_that_cannot_be_written_anew_loses_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "journal.jsonl"
+    with closing(Journal(path, {"seed": 0})) as journal:
+        journal.measure("screen", "a", lambda: {"kl": 1})
+    before = path.read_bytes()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hasten.optimize.journal.json.dumps", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Journal(path, {"seed": 0})
+    assert path.read_bytes() == before
+    with monkeypatch.context() as patch:
+        patch.setattr("hasten.optimize.journal.Path.replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Journal(path, {"seed": 0})
+    assert path.read_bytes() == before
+
+
 def test_what_another_search_measured_is_not_taken_over(tmp_path):
     path = tmp_path / "journal.jsonl"
     with closing(Journal(path, {"seed": 0})) as journal:

@@ -57,9 +57,12 @@ class Journal:
         self._last = 0.0
         self._waiting = len(kept)
         self._resumed: float | None = None
-        self._file = path.open("w", encoding="utf-8")
-        for line in [search, *kept]:
-            self._write(line)
+        # Beside its place first: a kill while it is written loses nothing.
+        fresh = path.with_suffix(".new")
+        with fresh.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in [search, *kept])
+        fresh.replace(path)
+        self._file = path.open("a", encoding="utf-8")
 
     def measure(self, what: str, about: object, do: Callable[[], Entry]) -> Entry:
         """What was measured before, or what `do` measures now: JSON-ready, and kept.
