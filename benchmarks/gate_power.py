@@ -17,6 +17,7 @@ fall together. What was measured is kept beside the report, so that an interrupt
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 import time
@@ -235,7 +236,7 @@ def run(model: Model, tries: Sequence[Try], options: argparse.Namespace) -> list
     for one in sorted(tries, key=lambda one: one.number % options.texts):
         unchanged = store.get(one.beside(options.texts), "served")
         served = store.get(one, "served")
-        verdict = judge(served, unchanged, lambda one=one: store.get(one, "exact"))
+        verdict = judge(served, unchanged, functools.partial(store.get, one, "exact"))
         about = one.change(model, options.seed).about if one.kind in BROKEN else ""
         found.append({**asdict(one), "broken": one.kind in BROKEN, "about": about, **verdict})
     return found

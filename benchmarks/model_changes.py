@@ -227,7 +227,7 @@ def _moved(
     groups = matrix.scales.shape[1]
     lines = slice(None) if rows is None else rows
     order = np.arange(groups) if columns is None else columns[::BLOCK] // BLOCK
-    blocks = matrix.codes[lines].reshape(matrix.shape[0], groups, -1)[:, order]
+    blocks: NDArray[Any] = matrix.codes[lines].reshape(matrix.shape[0], groups, -1)[:, order]
     return QuantizedTensor(
         tensor.name,
         replace(

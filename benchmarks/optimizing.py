@@ -95,9 +95,9 @@ def kill(options: argparse.Namespace) -> dict[str, Any]:
                 process.wait()
                 moments.append(moment)
                 say(f"killed after {moment:.1f} s")
-                found = measured(killed)
-                kept = kept and found[: len(known)] == known
-                known = found
+                lines = measured(killed)
+                kept = kept and lines[: len(known)] == known
+                known = lines
                 continue
             break
         if not killed.is_dir():

@@ -116,7 +116,7 @@ def test_smollm2_becomes_faster_inside_the_budget_and_coarser_groups_are_refused
     output = tmp_path / "fast"
     result = hasten(
         *("optimize", "smollm2", "-o", str(output), "--quick", "--tokens", "512"),
-        *("--weights", "carried", "--weights", "int4:64", "--json", "-"),
+        *("--weights", "carried", "--weights", "int4:64", "--budget-kl", "0.02", "--json", "-"),
     )
     recipe = json.loads(result.out)
     assert recipe["source"]["name"] == "smollm2"
