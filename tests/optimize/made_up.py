@@ -62,6 +62,7 @@ class MadeUpLaboratory:
         self.unfit = unfit
         self.clock = 0.0
         self.proved = []
+        self.confidences = []
         self.screened = []
         self.layer_cost = {}
         self.same = {}
@@ -98,6 +99,7 @@ class MadeUpLaboratory:
     def prove(self, candidate, confidence):
         self.clock += 1
         self.proved.append(candidate)
+        self.confidences.append(confidence)
         return Measured(self.measured(candidate))
 
     def seconds_of(self, candidate):

@@ -96,6 +96,17 @@ def test_the_fastest_inside_the_budget_wins_and_the_faster_but_worse_is_named():
     assert "budget 0.02" in reason
 
 
+def test_finalists_share_the_chance_of_an_error():
+    laboratory = MadeUpLaboratory(
+        {"carried": (0.30, 0.003, 92 * MIB), "int8": (0.31, 0.004, 134 * MIB)}
+    )
+    search(laboratory, mixed_seconds=0)
+    raced = len(laboratory.confidences)
+    assert raced > 1
+    assert 1 - laboratory.confidences[0] < 0.05
+    assert 0.05 / (1 - laboratory.confidences[0]) >= 2
+
+
 def test_a_small_sample_makes_the_gate_stricter():
     table = {"carried": (0.3, 0.015, 94 * MIB)}
     _, sure = search(MadeUpLaboratory(table, half=0.1))

@@ -15,7 +15,7 @@ from hasten.cli.target import OpenTarget, TargetChoice, open_target, target_choi
 from hasten.errors import UsageError
 
 if TYPE_CHECKING:
-    from hasten.measure.loadgen import LoadGenResult, LoadGenSettings
+    from hasten.measure.loadgen import LoadGenResult, LoadGenSettings, Scenario
 
 __all__ = ["command"]
 
@@ -96,14 +96,14 @@ def _bound(name: str, what: str) -> Callable[[Command], Command]:
 @json_option
 def command(
     target: str,
-    scenario: str,
+    scenario: Scenario,
     find_rate: bool,
     logs: Path,
     load: LoadChoice,
     choice: TargetChoice,
     engine: EngineChoice,
     json_path: str | None,
-    **given: Any,  # noqa: ANN401 - of _settings
+    **given: Any,  # noqa: ANN401 - options of click's, as _settings names them
 ) -> int:
     """Run a scenario of MLPerf Inference over TARGET: a model, an ONNX file or a server's URL.
 
@@ -143,7 +143,7 @@ def command(
 
 def _settings(
     opened: OpenTarget,
-    scenario: Any,  # noqa: ANN401 - click has checked it
+    scenario: Scenario,
     seed: int,
     *,
     seconds: float,

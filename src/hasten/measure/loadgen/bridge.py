@@ -121,7 +121,7 @@ class Bridge:
         start = min(record.sent for record in self.records)
         return len(self.records) / max(1e-6, max(r.end for r in self.records) - start)
 
-    def _drive(self, settings: Any, folder: Path) -> None:  # noqa: ANN401
+    def _drive(self, settings: Any, folder: Path) -> None:  # noqa: ANN401 - LoadGen has no types
         lg = self.lg
         sut = lg.ConstructSUT(self._issue, self._flush)
         count = len(self.works)

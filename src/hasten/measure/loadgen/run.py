@@ -91,7 +91,7 @@ def _samples(workload: Workload, settings: LoadGenSettings) -> list[Item | Tenso
 
 
 async def _run(
-    lg: Any,  # noqa: ANN401
+    lg: Any,  # noqa: ANN401 - LoadGen has no types
     target: Target,
     workload: Workload,
     works: Sequence[Item | Tensors],

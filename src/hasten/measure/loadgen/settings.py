@@ -96,7 +96,12 @@ class LoadGenSettings:
         return minimum_samples(self.quantile, LATE if self.scenario == "server" else 1)
 
 
-def for_loadgen(lg: Any, asked: LoadGenSettings, rate: float, outstanding: int) -> Any:  # noqa: ANN401
+def for_loadgen(
+    lg: Any,  # noqa: ANN401 - LoadGen has no types
+    asked: LoadGenSettings,
+    rate: float,
+    outstanding: int,
+) -> Any:  # noqa: ANN401 - as above
     """The same in LoadGen's words.
 
     Args:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,8 +82,7 @@ def stack(matrices: Sequence[IntegerMatrix]) -> IntegerMatrix | None:
     """The rows of several matrices, one after another; None if their forms differ."""
     first = matrices[0]
     for other in matrices[1:]:
-        same_order = first.group_of is None or np.array_equal(first.group_of, other.group_of)  # type: ignore[arg-type]
-        if other.scheme != first.scheme or not same_order:
+        if other.scheme != first.scheme or not _same_order(first.group_of, other.group_of):
             return None
     zeros = [one.zeros for one in matrices if one.zeros is not None]
     return IntegerMatrix(
@@ -111,11 +110,20 @@ def _zero_points(matrix: QuantizedMatrix) -> NDArray[np.uint8]:
     return zeros
 
 
+def _same_order(first: NDArray[Any] | None, other: NDArray[Any] | None) -> bool:
+    """Whether columns lie in the same groups; None is one group after another."""
+    if first is None or other is None:
+        return first is other
+    return np.array_equal(first, other)
+
+
 def _gives_minimums(matrix: QuantizedMatrix, zeros: NDArray[np.uint8]) -> bool:
     scales = matrix.scales.astype(np.float32)
     products = scales * (_middle(matrix.bits) - zeros.astype(np.float32))
     with np.errstate(over="ignore"):
-        return np.array_equal(products.astype(np.float16), matrix.minimums)  # type: ignore[arg-type]
+        return matrix.minimums is not None and np.array_equal(
+            products.astype(np.float16), matrix.minimums
+        )
 
 
 def _in_order(matrix: QuantizedMatrix) -> tuple[NDArray[np.uint8], NDArray[np.int32] | None]:
