@@ -30,10 +30,11 @@ import numpy as np
 from model_changes import BROKEN, HARMLESS, UNCHANGED, Changed
 
 from hasten.generation import Engine
-from hasten.measure.accuracy import PairedSamples, Reference, summarize, summarize_excess
+from hasten.measure.accuracy import PairedSamples, Reference, summarize
 from hasten.measure.corpus import Corpus, Windows, cut_windows, default_corpus
 from hasten.models import Model, load_model
 from hasten.optimize.candidates import Candidate, original
+from hasten.optimize.claims import hold_to_claim
 from hasten.optimize.gate import Budget
 from hasten.types import EngineOptions
 
@@ -153,7 +154,7 @@ def _hopeless(samples: PairedSamples) -> bool:
 def judge(
     served: PairedSamples, unchanged: PairedSamples, exact: Callable[[], PairedSamples]
 ) -> dict[str, Any]:
-    """What the gate says of a try, with its figures; float32 is only asked if nothing is found.
+    """What the gate says of a try, with its figures; float32 is only asked if no excess is found.
 
     Args:
         served: The changed model as it would be served.
@@ -161,23 +162,18 @@ def judge(
         exact: Measures the changed model in float32.
     """
     accuracy = summarize(served, seed=0)
-    reasons = {"budget": Budget().why_hopeless(accuracy)}
-    more = exact_kl = None
+    hopeless = Budget().why_hopeless(accuracy)
+    refused = {} if hopeless is None else {"budget": hopeless}
+    claim = None
     if len(served.kl) == len(unchanged.kl):  # it was not given up before
-        more = summarize_excess(served, unchanged, seed=0)
-        reasons["excess"] = Budget.of_excess().why_refused(more)
-    if not any(reasons.values()):
-        found = summarize(exact(), seed=0)
-        exact_kl = found.kl.estimate
-        reasons["float32"] = Budget.of_exactness().why_refused(found)
-    refused = {name: reason for name, reason in reasons.items() if reason is not None}
+        claim = hold_to_claim(served, unchanged, [("the change", exact)], seed=0)
+        refused |= claim.refusals
     return {
         "passed": not refused,
         "refused": refused,
         "budget_alone": Budget().why_refused(accuracy) is None,
         "accuracy": accuracy.as_dict(),
-        "excess_kl": None if more is None else more.kl.as_dict(),
-        "float32_kl": exact_kl,
+        "claim": None if claim is None else claim.as_dict(),
     }
 
 

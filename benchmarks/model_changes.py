@@ -14,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.kernels.quantization import BLOCK, QuantizedMatrix
-from hasten.models import Model
+from hasten.models import Model, architectures
 from hasten.models.weights import DenseTensor, QuantizedTensor, StoredTensor
+from hasten.optimize.passes.reorder import reordered
+from hasten.optimize.pruning.narrowing import feed_forward_insides
 
 __all__ = ["BROKEN", "HARMLESS", "UNCHANGED", "Change", "Changed"]
 
@@ -115,14 +117,8 @@ def permute_channels(model: Model, rng: np.random.Generator) -> Changed:
     it belongs a model whose down_proj does so, too.
     """
     changed: dict[str, StoredTensor] = {}
-    for layer in range(model.config.num_layers):
-        order = rng.permutation(model.config.intermediate_size)
-        for part in ("mlp.gate_proj", "mlp.up_proj"):
-            name = _name(layer, part)
-            changed[name] = _moved(model.weights[name], rows=order)
-        name = _name(layer, "mlp.down_proj")
-        values = np.ascontiguousarray(model.weights[name].to_float32()[:, order])
-        changed[name] = DenseTensor(name, "F32", values)
+    for inside in feed_forward_insides(architectures.build(model.config)):
+        changed |= reordered(model.weights, inside, rng.permutation(inside.units))
     return Changed(_with(model, changed), "channels permuted", _rounded_down(model))
 
 

@@ -4,10 +4,11 @@
     python benchmarks/optimizing.py kills --model smollm2 --json build/kills.json -- --quick
 
 `front` makes every point of an artefact's front again from its recipe and proves it anew, each in
-fresh processes. `kills` ends a search with SIGKILL at random moments, gives the same command again
-until it is through: what was measured before a kill has to be there after it, and the recipe has to
-say the same as that of a search that nobody stopped, but for what hangs on the moment: speeds, and
-a number of threads that they decide. What follows `--` goes to `hasten optimize`. Both print JSON.
+fresh processes; a figure is met again if it is inside the interval of then. `kills` ends a search
+with SIGKILL at random moments, gives the same command again until it is through: what was measured
+before a kill has to be there after it, and the recipe has to say the same as that of a search that
+nobody stopped, but for what hangs on the moment: speeds, and a number of threads that they decide.
+What follows `--` goes to `hasten optimize`. Both print JSON.
 """
 
 from __future__ import annotations

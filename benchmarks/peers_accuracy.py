@@ -18,13 +18,13 @@ from hasten.measure.accuracy import Reference, summarize
 from hasten.measure.corpus import cut_windows, default_corpus
 from hasten.models import Model
 
-__all__ = ["compare_all"]
+__all__ = ["PeerScorer", "compare_all"]
 
 CONTEXT = 512
 KEEP_BYTES = 2 << 30
 
 
-class _PeerScorer:
+class PeerScorer:
     """A process whose logits come through a file."""
 
     def __init__(self, process: PeerProcess, file: Path) -> None:
@@ -62,7 +62,7 @@ def compare_all(
             name = peer.configuration.name
             print(f"accuracy of {name}", file=sys.stderr)
             try:
-                scorer = _PeerScorer(peer.process, Path(folder) / "logits.npy")
+                scorer = PeerScorer(peer.process, Path(folder) / "logits.npy")
                 found[name] = summarize(reference.compare(scorer), seed=seed).as_dict()
             except PeerError as error:
                 found[name] = {"error": str(error)}

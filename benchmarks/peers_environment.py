@@ -57,7 +57,11 @@ ENVIRONMENTS = {
         (("openvino==2026.4.1", "openvino-genai==2026.4.1.0", "openvino-tokenizers==2026.4.1.0"),)
     ),
     "torch": Environment(
-        ((TORCH,), ("transformers==5.23.0", "onnxruntime-genai==0.18.0", "onnx", "onnx-ir"))
+        (
+            (TORCH,),
+            ("transformers==5.23.0", "compressed-tensors==0.20.0"),
+            ("onnxruntime-genai==0.18.0", "onnx", "onnx-ir"),
+        )
     ),
     "embedding": Environment(
         (

@@ -5,8 +5,9 @@
 The original is the model's file dequantised to float32. Candidates run as they would be served: on
 the native executor, with int8 activations. Text is `pydoc_data.topics`: calibration sees its first
 half, the figures are of its second half. Part "methods" compares rounding to nearest, AWQ and GPTQ
-in one format; part "mixed" a mixture of two formats by layer with one format of as many bytes.
-With `--keep`, finished matrices stay in a directory, and a run that was ended goes on from there.
+in one format; part "mixed" formats that are chosen by what they cost (needs torch) with one format
+of as many bytes, token by token. With `--keep`, finished matrices stay in a directory, and a run
+that was ended goes on from there.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import json
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -24,14 +26,12 @@ from typing import Any
 from parts import report, run_parts
 
 from hasten.generation import Engine, engine_options
-from hasten.measure.accuracy import Accuracy, Reference, summarize
+from hasten.measure.accuracy import Accuracy, PairedSamples, Reference, excess, summarize
 from hasten.measure.corpus import Corpus, Windows, cut_windows, default_corpus
 from hasten.models import Model, load_model
-from hasten.models.weights import DenseTensor
 from hasten.optimize.passes import make_pass
 from hasten.optimize.passes.interface import Workshop
-from hasten.optimize.passes.mixed import mix_models
-from hasten.optimize.sensitivity import parts_of
+from hasten.optimize.quantization.integer_weights import inner_products
 from hasten.types import EngineOptions
 
 CONTEXT = 512
@@ -46,25 +46,15 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace, directory: Path) -> None:
         self.options = options
-        loaded = load_model(options.model)
-        self._tokenizer = loaded.tokenizer
-        tensors = {
-            name: DenseTensor(name, "F32", tensor.to_float32())
-            for name, tensor in loaded.weights.items()
-        }
-        self.model = loaded.derive(tensors)
+        self.model = load_model(options.model)
         first, second = default_corpus().halves()
         calibration = self._cut(first, options.calibration)
         self._workshop = Workshop(self.model, calibration, directory, _tell, options.seed)
         self._original = Engine(self.model, self._engine_options("f32"))
         self._judge = self._reference(self._cut(second, options.tokens))
 
-    def glimpse(self, tokens: int) -> Reference:
-        """A judge on the beginning of the calibration text."""
-        return self._reference(self._cut(default_corpus().halves()[0], tokens))
-
     def _cut(self, text: Corpus, tokens: int) -> Windows:
-        return cut_windows(text, self._tokenizer, tokens=tokens, context=CONTEXT)
+        return cut_windows(text, self.model.tokenizer, tokens=tokens, context=CONTEXT)
 
     def make(self, *steps: Step) -> tuple[Model, float]:
         """The model after some passes, and how many seconds they took."""
@@ -73,10 +63,14 @@ class Bench:
             model = make_pass(step).apply(model, self._workshop)
         return model, perf_counter() - began
 
-    def judge(self, model: Model, by: Reference | None = None) -> Accuracy:
-        """What a candidate loses on the evaluation text, or another."""
+    def judge(self, model: Model) -> PairedSamples:
+        """What a candidate loses on the evaluation text, token by token."""
         with Engine(model, self._engine_options("carried")) as engine:
-            return summarize((by or self._judge).compare(engine), seed=self.options.seed)
+            return self._judge.compare(engine)
+
+    def summary(self, samples: PairedSamples) -> Accuracy:
+        """Means with their intervals."""
+        return summarize(samples, seed=self.options.seed)
 
     def _engine_options(self, weights: str) -> EngineOptions:
         return engine_options(
@@ -106,6 +100,8 @@ def measure_methods(bench: Bench) -> dict[str, Any]:
         "AWQ": [awq],
         "AWQ, then GPTQ": [{**awq, "rounds": False}, gptq],
         "round to nearest, searched": [{**nearest, "search": True}],
+        "reordered, to nearest": [{"pass": "reorder"}, nearest],
+        "reordered, GPTQ": [{"pass": "reorder"}, gptq],
         "GPTQ, columns in order": [{**gptq, "order": False}],
         "round to nearest, vocabulary too": [{**nearest, **coarse}],
         "GPTQ, vocabulary too": [{**gptq, **coarse}],
@@ -119,45 +115,46 @@ def measure_methods(bench: Bench) -> dict[str, Any]:
             "passes": list(steps),
             "seconds": seconds,
             "bytes": layer_bytes(model),
-            "accuracy": bench.judge(model).as_dict(),
+            "accuracy": bench.summary(bench.judge(model)).as_dict(),
         }
         report(f"{name}: {json.dumps(found[name])}")
     return {"ways": found, "holds": _holds(found)}
 
 
 def measure_mixed(bench: Bench) -> dict[str, Any]:
-    """Layers between a coarse and a fine format, by their KL, against one format for all."""
-    ends = {}
-    for name in ("coarse", "fine", "uniform"):
+    """Formats by what they cost, against one format for all, on the same tokens."""
+    samples, found = {}, dict[str, Any]()
+    for name in ("uniform", "mixed"):
         step = json.loads(getattr(bench.options, name))
-        ends[name], seconds = bench.make(step)
-        report(f"{name}: {step} in {seconds:.0f} s, {layer_bytes(ends[name])} bytes")
-    coarse, fine, uniform = ends["coarse"], ends["fine"], ends["uniform"]
-    glimpse = bench.glimpse(bench.options.sensitivity_tokens)
-    layers = [part.name for part in parts_of(coarse.weights) if part.name.startswith("layer ")]
-    costs = {}
-    for name in layers:
-        others = [other for other in layers if other != name]
-        costs[name] = bench.judge(mix_models(coarse, fine, others), glimpse).kl.estimate
-        report(f"{name} coarse alone: KL {costs[name]:.4f}")
-    mixture, kept = coarse, list[str]()
-    for name in sorted(layers, key=lambda one: -costs[one]):
-        tried = mix_models(coarse, fine, [*kept, name])
-        if layer_bytes(tried) > layer_bytes(uniform):
-            break
-        mixture, kept = tried, [*kept, name]
-    figures = {
-        name: {"bytes": layer_bytes(model), "accuracy": bench.judge(model).as_dict()}
-        for name, model in {"mixed": mixture, **ends}.items()
-    }
-    return {"layers": costs, "kept": kept, **figures}
+        model, seconds = bench.make(step)
+        samples[name] = bench.judge(model)
+        found[name] = {
+            "pass": step,
+            "seconds": seconds,
+            "bytes": layer_bytes(model),
+            "formats": formats_by_product(model),
+            "accuracy": bench.summary(samples[name]).as_dict(),
+        }
+        report(f"{name}: {json.dumps(found[name])}")
+    less = bench.summary(excess(samples["mixed"], samples["uniform"])).kl
+    report(f"KL, mixed less uniform: {less.estimate:.4f} [{less.low:.4f}, {less.high:.4f}]")
+    fits = found["mixed"]["bytes"] <= found["uniform"]["bytes"]
+    return {**found, "kl_difference": less.as_dict(), "holds": fits and less.high < 0}
+
+
+def formats_by_product(model: Model) -> dict[str, dict[str, int]]:
+    """How many matrices of each kind have which format."""
+    found: dict[str, Counter[str]] = {}
+    for name in inner_products(model.config):
+        layout = model.weights[name].layout()
+        form = "float" if layout is None else f"int{layout.bits}:{layout.group}"
+        found.setdefault(name.split(".")[-2], Counter())[form] += 1
+    return {kind: dict(counts) for kind, counts in found.items()}
 
 
 def layer_bytes(model: Model) -> int:
     """Bytes of the matrices inside the layers."""
-    parts = [part for part in parts_of(model.weights) if part.name.startswith("layer ")]
-    names = [name for part in parts for name in part.tensors if name.endswith("proj.weight")]
-    return sum(model.weights[name].nbytes for name in names)
+    return sum(model.weights[name].nbytes for name in inner_products(model.config))
 
 
 def _holds(found: Mapping[str, Any]) -> dict[str, bool]:
@@ -176,7 +173,7 @@ PARTS = {"methods": measure_methods, "mixed": measure_mixed}
 
 
 def main() -> int:
-    """Measures and prints; 1 if no way keeps the goal."""
+    """Measures and prints; 1 if a part misses its goal."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--model", default="smollm2")
@@ -184,10 +181,8 @@ def main() -> int:
     parser.add_argument("--calibration", type=int, default=2048, help="tokens that passes see")
     parser.add_argument("--group", type=int, default=64)
     parser.add_argument("--only", nargs="*", default=[], help="words in names of ways")
-    parser.add_argument("--coarse", default='{"pass": "gptq", "group": 192}', help="JSON of a pass")
-    parser.add_argument("--fine", default='{"pass": "round", "group": 32, "search": true}')
-    parser.add_argument("--uniform", default='{"pass": "gptq", "group": 64}')
-    parser.add_argument("--sensitivity-tokens", type=int, default=512)
+    parser.add_argument("--uniform", default='{"pass": "gptq", "group": 64}', help="JSON of a pass")
+    parser.add_argument("--mixed", default='{"pass": "mixed", "bits": 4.5}')
     parser.add_argument("--threads", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="directory of finished matrices")
@@ -199,7 +194,9 @@ def main() -> int:
         chosen = {name: lambda _, run=run: run(bench) for name, run in PARTS.items()}
         results = run_parts(chosen, options)
     holds = results.get("methods", {}).get("holds", {})
-    return 0 if not holds or holds.get("GPTQ") or holds.get("AWQ") else 1
+    kept = [not holds or holds.get("GPTQ") or holds.get("AWQ")]
+    kept.append(results.get("mixed", {}).get("holds", True))
+    return 0 if all(kept) else 1
 
 
 if __name__ == "__main__":

@@ -43,9 +43,11 @@ TRAINS = {
     "generation.torch_graph",
     "generation.torch_ops",
     "optimize.distillation.distill",
+    "optimize.distillation.follow",
     "optimize.distillation.loss",
     "optimize.distillation.state",
     "optimize.distillation.train",
+    "optimize.quantization.fisher",
 }
 """What the extra `torch` is for; whoever loads these modules has asked for it."""
 

@@ -114,6 +114,16 @@ class LlamaCpp:
             timeline.note_all()
         return timeline.times
 
+    def encode(self, text: str) -> list[int]:
+        """As for a prompt: with BOS where the model has one, and special tokens."""
+        data = text.encode()
+        found = (llama_cpp.llama_token * (len(data) + 8))()
+        vocabulary = llama_cpp.llama_model_get_vocab(self.model)
+        count = llama_cpp.llama_tokenize(vocabulary, data, len(data), found, len(found), True, True)
+        if count < 0:
+            raise RuntimeError("llama_tokenize failed")
+        return list(found[:count])
+
     def logits(self, tokens: list[int], target: str) -> None:
         """All positions in one batch after another."""
         context = self._empty("prefill")

@@ -52,6 +52,9 @@ class Peer(Protocol):
             For each prompt, the seconds from the start to each of its tokens.
         """
 
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a prompt, with the special tokens that the model expects around it."""
+
     def logits(self, tokens: list[int], target: str) -> None:
         """Writes the logits of all positions, float32 [len(tokens), vocabulary], as .npy file."""
 

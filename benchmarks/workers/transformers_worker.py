@@ -18,6 +18,7 @@ class Transformers:
         """Loads a Hugging Face directory; settings name the dtype."""
         torch.set_num_threads(threads)
         dtype = getattr(torch, settings["dtype"])
+        self.path = model
         self.model = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
         return {
             "version": transformers.__version__,
@@ -49,6 +50,10 @@ class Transformers:
             tokens, cache = self._step([[token] for token in tokens], cache)
             timeline.note_all()
         return timeline.times
+
+    def encode(self, text: str) -> list[int]:
+        """By its tokenizer."""
+        return list(transformers.AutoTokenizer.from_pretrained(self.path).encode(text))
 
     @torch.inference_mode()
     def logits(self, tokens: list[int], target: str) -> None:

@@ -52,6 +52,7 @@ def test_gguf_by_the_suffix_and_dense_by_the_format(hasten, gguf, tmp_path):
     [
         (("out.gguf", "--format", "safetensors"), "is the name of a file, and safetensors"),
         (("out.gguf", "--lossy"), "--lossy with the format gguf; allowed: compressed-tensors"),
+        (("out.gguf", "--activations", "int8"), "--activations int8 with the format gguf; allowed"),
         (("out", "--format", "onnx"), "'onnx' is not one of"),
     ],
 )
@@ -73,3 +74,12 @@ def test_what_cannot_be_written_is_said_in_a_line(hasten, tiny_model, tmp_path):
     result = hasten("export", str(tiny_model), "-o", str(tmp_path / "mine"))
     assert result.status == 2
     assert "exists, so it is not overwritten" in result.err
+
+
+def test_activations_in_8_bits_and_what_does_not_take_them(hasten, gguf, tmp_path):
+    arguments = ("export", str(gguf), "-o", str(tmp_path / "out"), "--activations", "int8")
+    result = hasten(*arguments)
+    assert result.status == 0
+    assert (
+        "note: activations stay as they are: no matrix has symmetric codes of 8 bits" in result.out
+    )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -35,12 +36,19 @@ def test_json_on_stdout_is_the_recipe_alone(hasten, tiny_model, tmp_path):
     result = hasten(
         *("optimize", str(tiny_model), "-o", str(output), *TINY, *ANYTHING),
         *("--weights", "int8:32", "--weights", "int8:32", "--json", "-"),
+        *("--p95", "ttft=1000000,e2e=2000000"),
     )
     recipe = json.loads(result.out)
     assert recipe == json.loads((output / "recipe.json").read_text())
     assert {name for name, limit in recipe["budget"].items() if limit is not None} == {"kl"}
     weights = [one["settings"]["weights"] for one in recipe["candidates"]]
     assert weights[:2] == ["f32", "int8:32"]
+    assert recipe["objective"]["tail_bounds"] == [
+        {"metric": "ttft", "percentile": 0.95, "ms": 1e6},
+        {"metric": "e2e", "percentile": 0.95, "ms": 2e6},
+    ]
+    if recipe["chosen"] != recipe["candidates"][0]["label"]:
+        assert [one["kept"] for one in recipe["after"]["tails"]] == [True, True]
 
 
 def test_what_loses_too_much_is_refused_with_its_figure(hasten, tiny_model, tmp_path):
@@ -64,6 +72,8 @@ def test_what_loses_too_much_is_refused_with_its_figure(hasten, tiny_model, tmp_
         (("-o", "x", "--output-len", "1"), "--output-len"),
         (("-o", "x", "--input-len", "100", "--output-len", "100"), "context of 128"),
         (("-o", "x", "--text", "/none.txt"), "cannot read text"),
+        (("-o", "x", "--p99", "soon"), "bound 'soon' for 99 % of requests"),
+        (("-o", "x", "--p95", "ttft=0"), "ttft=450"),
         (("-o", "/proc/self/x"), "cannot be written"),
     ],
 )
@@ -141,6 +151,13 @@ def test_another_candidate_of_a_recipe_is_made_and_its_claims_measured_again(
     number = str(places["round to int8:32"])
     again = hasten("optimize", "--replay", str(output), "--candidate", number, "-o", str(other))
     assert again.status == 0, again.err
+    assert "bit for bit" not in again.err
+    same = hasten("optimize", "--replay", str(output), "-o", str(tmp_path / "same"))
+    assert (same.status, "those of the recipe, bit for bit" in same.err) == (0, True)
+    recipe["weights_sha256"] = "0" * 64
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    others = hasten("optimize", "--replay", str(tmp_path), "-o", str(tmp_path / "same"))
+    assert (others.status, "not those of the recipe" in others.err) == (1, True)
     remade = json.loads((other / "recipe.json").read_text())
     assert [one["pass"] for one in remade["passes"]] == ["round", "quantize"]
     verified = hasten("optimize", "--verify", str(other), "--json", "-")
@@ -152,6 +169,30 @@ def test_another_candidate_of_a_recipe_is_made_and_its_claims_measured_again(
         if check["name"] != "speedup":
             assert check["is"]["estimate"] == check["was"]["estimate"]
     assert hasten("optimize", "--replay", str(output), "--candidate", "99", "-o", "x").status == 2
+
+
+def test_a_pass_that_trains_tells_its_loss_and_the_report_draws_it(hasten, tiny_model, tmp_path):
+    output = tmp_path / "fast"
+    heal = "heal:steps=12,batch=2,length=32,check_every=4,learning_rate=0.002"
+    result = hasten(
+        *("optimize", str(tiny_model), "-o", str(output), *TINY, *ANYTHING),
+        *("--weights", "int8:32", "--try", f"prune_layers:layers=[1]+{heal}"),
+    )
+    assert result.status == 0, result.err
+    told = re.findall(r"healed.*: \d+ %, step (\d+) of 12, loss \d+\.\d+, held out", result.err)
+    assert len(told) >= 3
+    assert [*map(int, told)] == sorted(map(int, told))
+    recipe = json.loads((output / "recipe.json").read_text())
+    (training,) = recipe["training"]
+    for number in training["candidates"]:
+        assert recipe["candidates"][number]["passes"][-1]["pass"] == "heal"
+    assert [step for step, _ in training["loss"]] == list(range(1, 13))
+    assert [step for step, _ in training["held_out"]] == [0, 4, 8, 12]
+    held_out = [loss for _, loss in training["held_out"]]
+    assert held_out[-1] < held_out[0]
+    page = (output / "report.html").read_text()
+    assert f"fell from {held_out[0]:.4f} to {min(held_out):.4f}" in page
+    assert page.count('class="held-out" cx') == 4
 
 
 def test_modes_need_their_arguments(hasten, tiny_model, tmp_path):

@@ -132,6 +132,63 @@ def test_groups_of_formats_and_what_is_ignored(tmp_path):
             assert file.get_tensor(f"{stem}.weight_packed").dtype == np.int32
 
 
+def settings_of(directory):
+    return json.loads((directory / "config.json").read_text())["quantization_config"]
+
+
+def test_activations_in_8_bits_where_rows_have_one_scale(tmp_path):
+    forms = [(8, None, False), (8, None, False), (8, None, False), (4, 32, False)]
+    model = rounded(make_model(tmp_path / "source"), *forms)
+    report = export_directory(model, tmp_path / "out", activations=True)
+    assert report.changed == {}
+    assert report.kept["8-bit channel, activations 8-bit"] == 11
+    quantization = settings_of(tmp_path / "out")
+    assert quantization["format"] == "mixed-precision"
+    plain, packed = quantization["config_groups"].values()
+    assert (plain["format"], packed["format"]) == ("int-quantized", "pack-quantized")
+    # vLLM asks for these (`_is_dynamic_token_w8a8`), and for symmetric weights of whole rows.
+    given = plain["input_activations"]
+    assert (given["num_bits"], given["type"], given["strategy"]) == (8, "int", "token")
+    assert (given["dynamic"], given["symmetric"]) == (True, True)
+    assert plain["weights"]["symmetric"]
+    assert packed["input_activations"] is None
+    assert quantization["ignore"] == ["lm_head"]
+    with safe_open(tmp_path / "out" / "model.safetensors", "np") as file:
+        for stem in plain["targets"]:
+            assert file.get_tensor(f"{stem}.weight").dtype == np.int8
+            assert file.get_tensor(f"{stem}.weight_scale").shape[1] == 1
+    found = load_model(tmp_path / "out")
+    for name, tensor in model.weights.items():
+        if tensor.quantized() is not None:
+            assert same_codes(tensor.quantized(), found.weights[name].quantized()), name
+
+
+def test_activations_stay_where_no_matrix_asks_for_less(tmp_path):
+    model = rounded(make_model(tmp_path / "source"), (8, 32, False), (8, None, True))
+    report = export_directory(model, tmp_path / "out", activations=True)
+    export_directory(model, tmp_path / "plain")
+    assert settings_of(tmp_path / "out") == settings_of(tmp_path / "plain")
+    assert report.remarks[0].startswith("activations stay as they are: no matrix has")
+
+
+def test_what_vllm_would_refuse_is_said(tmp_path):
+    source = make_model(tmp_path / "source")
+    order = np.random.default_rng(0).permutation(64).astype(np.int32)
+    model = rounded(source, (4, 32, False))
+    turned = QuantizedTensor(QUERY, replace(model.weights[QUERY].quantized(), order=order))
+    mixed = model.derive({**model.weights, QUERY: turned})
+    report = export_directory(mixed, tmp_path / "turned")
+    assert report.remarks == [
+        f"vLLM refuses columns in another order (GPTQ's desc_act): {QUERY.removesuffix('.weight')}",
+        "vLLM refuses different forms of q_proj, k_proj, v_proj: model.layers.0.self_attn",
+    ]
+    assert export_directory(model, tmp_path / "alike").remarks == []
+    # What vLLM keeps apart may differ.
+    down = "model.layers.0.mlp.down_proj.weight"
+    dense = model.derive({**model.weights, down: source.weights[down]})
+    assert export_directory(dense, tmp_path / "apart").remarks == []
+
+
 def test_minimums_without_zero_points_become_dense_or_are_rounded(tmp_path):
     model = quantised(make_model(tmp_path / "source"), (4, 32), (8, 32))
     report = export_directory(model, tmp_path / "dense")
@@ -188,9 +245,10 @@ def test_any_shape_comes_back_or_is_refused_with_a_reason(rows, columns, bits, g
         return
     packed = with_zero_points(matrix, rounded=False)
     assert packed is not None
-    arrays = {f"x.{part}": array for part, array in export_module._arrays(packed).items()}
+    arrays = {f"x.{part}": array for part, array in export_module._packed_arrays(packed).items()}
     schemes = {"x": packed.scheme}
-    taken = take_compressed_tensors(export_module._quantization(schemes, arrays), arrays)
+    quantization = export_module._quantization(schemes, arrays, activations=False)
+    taken = take_compressed_tensors(quantization, arrays)
     found = taken["x.weight"].quantized()
     assert same_codes(matrix, found) or (matrix.minimums is not None and found.minimums is None)
     assert np.array_equal(dequantize(found), dequantize(matrix))

@@ -1,10 +1,12 @@
 """Figures and a laboratory made up for tests of the search; nothing here runs a model."""
 
+import itertools
 import math
 from dataclasses import dataclass
 
 from hasten.measure.accuracy import Accuracy
 from hasten.measure.statistics import Interval
+from hasten.optimize.claims import Claim
 from hasten.optimize.gate import Measured
 from hasten.optimize.passes.interface import Prediction
 from hasten.optimize.prediction import predict_passes
@@ -31,9 +33,10 @@ def accuracy(*, kl=0.001, rise=0.1, disagreement=1.0, half=0.0):
     )
 
 
-def timings(seconds, rounds=5):
-    one = Round(ttft=seconds * 0.2, tpot=seconds * 0.8 / 63, e2e=seconds, seconds=seconds)
-    return Timings(SHAPE, (one,) * rounds)
+def timings(seconds, rounds=5, blocks=1):
+    """Alike in all rounds; `rounds` of each block."""
+    one = Round((seconds * 0.2,), (seconds * 0.8 / 63,), (seconds,), seconds)
+    return Timings(SHAPE, ((one,) * rounds,) * blocks)
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class MadeUpPass:
 
     label: str
     share: float = 1.0
+    exact: bool = False
     name = "made_up"
 
     def predict(self, model):
@@ -66,6 +70,10 @@ class MadeUpLaboratory:
         self.screened = []
         self.layer_cost = {}
         self.same = {}
+        self.held = []
+        self.excess = self.inexactness = 0.0
+        self.repeated = []
+        self.tail = itertools.repeat(0.3)
 
     def why_unfit(self, candidate):
         return "does not fit" if candidate.weights in self.unfit else None
@@ -102,6 +110,15 @@ class MadeUpLaboratory:
         self.confidences.append(confidence)
         return Measured(self.measured(candidate))
 
+    def hold(self, candidate, confidence):
+        """Of a candidate without exact steps nothing is asked."""
+        self.clock += 1
+        self.held.append((candidate, confidence))
+        steps = tuple(step.label for step in candidate.steps if step.exact)
+        assert steps
+        exact = tuple(accuracy(kl=self.inexactness) for _ in steps)
+        return Claim(steps, accuracy(kl=self.excess, half=self.half), exact)
+
     def seconds_of(self, candidate):
         if candidate.weights == "f32":
             return self.original_seconds
@@ -114,8 +131,21 @@ class MadeUpLaboratory:
         self.clock += len(candidates) * rounds
         for number in range(rounds):
             on_round((number + 1) / rounds)
-        before = timings(self.seconds_of(candidates[0]), rounds)
-        return {one: Duel(before, timings(self.seconds_of(one), rounds)) for one in candidates}
+        how = {"rounds": effort.of_block().rounds, "blocks": effort.blocks}
+        before = timings(self.seconds_of(candidates[0]), **how)
+        return {one: Duel(before, timings(self.seconds_of(one), **how)) for one in candidates}
+
+    def repeat(self, candidate, rounds, seconds, number, on_round):
+        """The latencies of `self.tail`, again and again; the clock moves by them."""
+        self.repeated.append((candidate, rounds, number))
+        found = []
+        while len(found) < rounds and (not found or seconds > 0):
+            e2e = next(self.tail)
+            self.clock += e2e
+            seconds -= e2e
+            found.append(Round((e2e / 5,), (e2e / 100,), (e2e,), e2e))
+            on_round(len(found) / rounds)
+        return Timings(SHAPE, (tuple(found),))
 
     def weights_bytes(self, candidate):
         return self.table[candidate.weights][2]

@@ -36,27 +36,20 @@ from hasten.optimize.distillation.loss import (
     loss_by_rows,
 )
 from hasten.optimize.distillation.settings import DistillSettings
-from hasten.optimize.distillation.state import LOSSES, STATE
-from hasten.optimize.distillation.train import corresponding_layers
+from hasten.optimize.distillation.state import STATE
 from hasten.optimize.passes import make_pass
 from hasten.optimize.passes.interface import parameters_of
 from hasten.optimize.passes.prune_layers import without_layers
+from hasten.optimize.pruning.structure import corresponding_layers
+from hasten.optimize.training import LOSSES_FILE
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
 SETTINGS = DistillSettings(
     steps=6, learning_rate=2e-3, batch=6, length=16, held_out=0.2, check_every=2
 )
 WINDOWS = text(lengths=(35,) * 24)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(monkeypatch):
-    """So small products only wait for a second thread."""
-    monkeypatch.setattr(module, "available_cores", lambda: 1)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def quiet(_what, _share):
@@ -70,7 +63,7 @@ def learn(student, teacher, directory, settings=SETTINGS, windows=WINDOWS, **giv
 
 
 def losses(directory):
-    return json.loads((directory / LOSSES).read_text())["losses"]
+    return json.loads((directory / LOSSES_FILE).read_text())["losses"]
 
 
 def same(a, b):

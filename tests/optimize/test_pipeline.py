@@ -188,6 +188,13 @@ def test_ctrl_c_leaves_what_was_measured_and_no_artefact(tiny_model, tmp_path, m
     assert len(told) == 1
 
 
+def estimates(accuracy):
+    return accuracy and {
+        name: figure["estimate"] if isinstance(figure, dict) else figure
+        for name, figure in accuracy.items()
+    }
+
+
 def test_a_search_that_is_stopped_again_and_again_ends_as_one_that_is_not(
     tiny_model, tmp_path, monkeypatch, made
 ):
@@ -227,7 +234,11 @@ def test_a_search_that_is_stopped_again_and_again_ends_as_one_that_is_not(
             continue
         break
     assert stops == 10
-    assert set(measured.values()) == {1}
+    # The last race is run twice, before and after the proofs.
+    often = [about for (_, about), count in measured.items() if count > 1]
+    assert set(measured.values()) <= {1, 2}
+    assert all(("race", about) in measured for about in often)
+    assert len(often) <= 1
     assert [path.name for path in tmp_path.iterdir()] == ["fast"]
     _, whole = made
     labels = [one["label"] for one in whole["candidates"]]
@@ -236,7 +247,8 @@ def test_a_search_that_is_stopped_again_and_again_ends_as_one_that_is_not(
     for one in whole["candidates"]:
         other = both.get(one["label"])
         if other is not None and one["accuracy_text"] == other["accuracy_text"]:
-            assert other["accuracy"] == one["accuracy"]
+            # How wide intervals are hangs on how many were proved, and that on the moment.
+            assert estimates(other["accuracy"]) == estimates(one["accuracy"])
 
 
 def test_a_journal_that_cannot_be_written_anew_loses_nothing(tmp_path, monkeypatch):

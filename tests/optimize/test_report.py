@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hasten.errors import ModelFileError
-from hasten.optimize.chart import Point, draw_chart
+from hasten.optimize.chart import Point, draw_chart, draw_losses
 from hasten.optimize.report import before_and_after, candidate_table, headline, render_report
+from hasten.optimize.training import loss_curve
 
 
 def interval(value, share=0.1):
@@ -272,3 +273,65 @@ def test_the_front_is_a_line_through_its_points():
     assert line.count("L") == 2
     lone = {**RECIPE, "front": [0]}
     assert 'class="front"' not in render_report(lone, "x")
+
+
+def test_a_step_that_says_it_changes_nothing_is_shown_with_its_figures():
+    recipe = copy.deepcopy(RECIPE)
+    claim = {"steps": ["folded"], "excess": accuracy(0.0002), "float32": [accuracy(3e-9)]}
+    recipe["candidates"][1]["claim"] = claim
+    recipe["candidates"][2]["claim"] = None
+    recipe["candidates"][3]["claim"] = {**claim, "steps": ["torn"], "float32": []}
+    recipe["candidates"][4]["claim"] = {**claim, "steps": ["wild"], "float32": [BROKEN]}
+    text = text_of(render_report(recipe, "x"))
+    beside = "+0.0002 nats (+0.0002 to +0.0002) beside the same without it"
+    assert f"folded says that it changes nothing: {beside}, 3.0e-09 nats in float32" in text
+    assert f"torn says that it changes nothing: {beside} " in text
+    assert "wild says that it changes nothing: what it computes is not finite" in text
+    assert text.count("says that it changes nothing") == 3
+
+
+TRAINING = {
+    "pass": "healed <b>",
+    "candidates": [2, 3],
+    "loss": [[1, 2.0], [2, 1.0], [4, 0.25]],
+    "held_out": [[0, 2.5], [2, 0.5], [4, 0.75]],
+}
+
+
+def test_losses_are_drawn_where_a_pass_trained():
+    page = render_report({**RECIPE, "training": [TRAINING]}, "x")
+    text = text_of(page)
+    assert "What was trained" in text
+    assert (
+        "healed <b> (candidates 2, 3). On text held out the loss fell from 2.5000 to 0.5000" in text
+    )
+    assert "after 2 of 4 steps" in text
+    (line,) = re.findall(r'<path class="loss" d="M([^"]*)"', page)
+    assert line.count("L") == 2
+    assert page.count('<circle class="held-out"') == 3
+    for nothing in (RECIPE, {**RECIPE, "training": []}):
+        assert "What was trained" not in text_of(render_report(nothing, "x"))
+
+
+@given(
+    loss=st.lists(st.floats(0, 1e4), max_size=300),
+    held_out=st.lists(st.floats(0, 1e4), min_size=1, max_size=9),
+)
+def test_losses_stay_inside_their_picture_and_keep_their_mean(loss, held_out):
+    given_losses = [{"step": 0, "loss": None, "held_out": held_out[0]}]
+    given_losses += [{"step": n, "loss": one, "held_out": None} for n, one in enumerate(loss, 1)]
+    for one, value in zip(given_losses[1:], held_out[1:], strict=False):
+        one["held_out"] = value
+    curve = loss_curve(given_losses)
+    assert len(curve["loss"]) <= 100
+    if loss and len(loss) % max(1, len(curve["loss"])) == 0:
+        mean = sum(value for _, value in curve["loss"]) / len(curve["loss"])
+        assert mean == pytest.approx(sum(loss) / len(loss))
+    svg = draw_losses(curve["loss"], curve["held_out"], title="a & b")
+    text_of(svg)
+    assert "nan" not in svg
+    for path in re.findall(r' d="M([^"HV]*)"', svg):
+        for place in path.split("L"):
+            x, y = map(float, place.split())
+            assert 52 <= x <= 466
+            assert 14 <= y <= 146

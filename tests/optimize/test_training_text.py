@@ -58,7 +58,8 @@ def test_a_recipe_with_a_pass_that_trains_is_replayed_bit_for_bit(tiny_model, tm
         stopped=lambda search: None,
         **QUIET,
     )
-    (number,) = [n for n, one in enumerate(recipe["candidates"]) if one["passes"]]
+    # Which candidates beside it have passes hangs on what is fast at the moment.
+    number = next(n for n, one in enumerate(recipe["candidates"]) if one["passes"])
     chosen = with_candidate(recipe, number)
     for name in ("once", "twice"):
         replay(chosen, tmp_path / name, **QUIET)

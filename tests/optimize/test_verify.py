@@ -1,5 +1,6 @@
 """Old artefacts: proved anew, made again bit for bit, and what may have changed meanwhile."""
 
+import hashlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from hasten.machine import detect_machine
 from hasten.measure.corpus import default_corpus
 from hasten.measure.statistics import Interval
 from hasten.models import load_model
+from hasten.models.artefact import DIGEST_KEY
 from hasten.models.weights import DenseTensor
 from hasten.optimize import Budget, prepare_material
 from hasten.optimize import passes as passes_module
@@ -22,7 +24,7 @@ from hasten.optimize.objective import Objective
 from hasten.optimize.passes.interface import Prediction
 from hasten.optimize.publish import publish, staged
 from hasten.optimize.recipe import Evidence
-from hasten.optimize.replay import read_recipe, replay
+from hasten.optimize.replay import read_recipe, replay, with_candidate
 from hasten.optimize.speed import Effort, RequestShape, speedup
 from hasten.optimize.trial import Trial
 from hasten.optimize.variants import Variants
@@ -123,7 +125,10 @@ def test_replay_makes_the_same_bits(made, tmp_path):
     recipe = read_recipe(made / "fast")
     assert [one["pass"] for one in recipe["passes"]] == ["jostle", "jostle", "quantize"]
     told = []
-    replay(recipe, tmp_path / "again", progress=lambda doing, share: told.append(doing))
+    assert (
+        replay(recipe, tmp_path / "again", progress=lambda doing, share: told.append(doing))
+        == "same"
+    )
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         one, two = (place / name for place in (made / "fast", tmp_path / "again"))
         assert one.read_bytes() == two.read_bytes(), name
@@ -132,9 +137,11 @@ def test_replay_makes_the_same_bits(made, tmp_path):
     assert again == recipe
     assert told[-1] == "writing the artefact"
     other = {**recipe, "seed": 4}
-    replay(other, tmp_path / "other", **QUIET)
+    assert replay(other, tmp_path / "other", **QUIET) == "different"
     one, two = (place / "model.safetensors" for place in (made / "fast", tmp_path / "other"))
     assert one.read_bytes() != two.read_bytes()
+    # What was written speaks of its own weights.
+    assert verify(str(tmp_path / "other"), effort=BRIEF, **QUIET).weights == "same"
 
 
 def test_replay_of_passes_that_learn_from_text(made, tmp_path):
@@ -152,6 +159,36 @@ def test_replay_of_passes_that_learn_from_text(made, tmp_path):
     assert found.config.intermediate_size == 64
     assert found.weights["lm_head.weight"].encoding == "int8:32"
     assert "int4:32" in {tensor.encoding for tensor in found.weights.values()}
+
+
+def test_a_recipe_without_a_digest_says_nothing_of_the_bits(made, tmp_path):
+    recipe = {key: one for key, one in read_recipe(made / "fast").items() if key != DIGEST_KEY}
+    assert replay(recipe, tmp_path / "again", **QUIET) == "unknown"
+    listed = [{**one, "memory_bytes": None} for one in read_recipe(made / "fast")["candidates"]]
+    other = with_candidate({**read_recipe(made / "fast"), "candidates": listed}, 0)
+    assert replay(other, tmp_path / "original", **QUIET) == "unknown"
+
+
+def test_the_recipe_has_the_digest_of_the_file_of_weights(made):
+    weights = (made / "fast" / "model.safetensors").read_bytes()
+    assert read_recipe(made / "fast")[DIGEST_KEY] == hashlib.sha256(weights).hexdigest()
+
+
+@pytest.mark.parametrize("place", [-1, 5000, "a scale"])
+def test_one_flipped_bit_of_the_weights_is_found(made, tmp_path, place):
+    shutil.copytree(made / "fast", tmp_path / "fast")
+    path = tmp_path / "fast" / "model.safetensors"
+    weights = bytearray(path.read_bytes())
+    if place == "a scale":
+        header = int.from_bytes(weights[:8], "little")
+        entry = json.loads(weights[8 : 8 + header])["model.layers.1.mlp.up_proj.weight.scales"]
+        place = 8 + header + entry["data_offsets"][0]
+    weights[place] ^= 1
+    path.write_bytes(weights)
+    found = verify(str(tmp_path / "fast"), effort=BRIEF, **QUIET)
+    assert found.weights == "different"
+    assert not found.holds
+    assert found.as_dict()["weights"] == "different"
 
 
 def test_replay_without_passes_keeps_the_original(made, tmp_path):
@@ -188,6 +225,7 @@ def test_an_artefact_is_proved_anew(made):
     document = json.loads(json.dumps(found.as_dict(), allow_nan=False))
     assert document["schema"] == "hasten.verification/1"
     assert document["outside_budget"] is None
+    assert document["weights"] == "same"
     assert document["machines"]["was"]["cpu"] == document["machines"]["is"]["cpu"]
     assert len(found.rows()) == 4
     # The same text, program and machine: the same figures.

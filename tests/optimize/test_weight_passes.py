@@ -13,9 +13,9 @@ from hasten.models import architectures, load_model
 from hasten.models.artefact import write_artefact
 from hasten.models.ops import Linear
 from hasten.models.weights import DenseTensor, QuantizedTensor
-from hasten.optimize.passes import gptq, make_pass
+from hasten.optimize.passes import make_pass
 from hasten.optimize.passes.interface import Workshop, parameters_of
-from hasten.optimize.passes.mixed import mix_models
+from hasten.optimize.quantization import gptq
 from hasten.optimize.quantization.folding import find_folds, fold
 from hasten.optimize.quantization.integer_weights import inner_products, vocabulary_weights
 
@@ -27,12 +27,6 @@ STEPS = {
     "symmetric": {"pass": "gptq", "group": 64, "symmetric": True, "order": False},
     "int8": {"pass": "gptq", "bits": 8, "group": 64, "vocabulary": "int4:32"},
     "awq": {"pass": "awq", "group": 32, "steps": 8},
-    "mixed": {
-        "pass": "mixed",
-        "coarse": {"pass": "gptq", "group": 64},
-        "fine": {"pass": "round", "bits": 8, "group": 32},
-        "layers": ["layer 1"],
-    },
 }
 
 
@@ -212,8 +206,6 @@ def test_what_does_not_fit_is_refused_with_the_reason(tmp_path):
         ({"pass": "round", "matrices": [EMBEDDING]}, "no product"),
         ({"pass": "round", "vocabulary": "int8:96"}, f"96 do not divide .* {EMBEDDING}"),
         ({"pass": "awq", "matrices": [QUERY]}, "scale"),
-        ({"pass": "mixed", "coarse": STEPS["gptq"], "layers": ["layer 9"]}, "no part"),
-        ({"pass": "mixed", "coarse": STEPS["gptq"] | {"group": 96}}, "groups of 96"),
     ]
     for parameters, reason in cases:
         step = make_pass(parameters)
@@ -233,10 +225,6 @@ def test_what_does_not_fit_is_refused_with_the_reason(tmp_path):
         {"pass": "round", "vocabulary": "f32"},
         {"pass": "round", "vocabulary": "int4"},
         {"pass": "awq", "steps": 0},
-        {"pass": "mixed", "coarse": {}},
-        {"pass": "mixed", "coarse": 3},
-        {"pass": "mixed", "coarse": {"pass": "mixed", "coarse": {"pass": "gptq"}}},
-        {"pass": "mixed", "coarse": {"pass": "nothing"}},
     ],
 )
 def test_parameters_out_of_range(parameters):
@@ -273,29 +261,6 @@ def test_channels_that_are_always_zero(name, dead, tmp_path):
     before, after = (one.weights[QUERY].to_float32() for one in (silent, changed))
     if name == "gptq":
         assert np.abs(after - before)[:, dead].mean() < 0.1 * np.abs(before).mean()
-
-
-def test_a_mixture_has_whole_layers_of_both(tmp_path):
-    model = small()
-    coarse, fine = apply("awq", model, tmp_path), apply("int8", model, tmp_path)
-    mixed = mix_models(coarse, fine, ["layer 1", "model.embed_tokens"])
-    for name, parts in stored(mixed).items():
-        source = fine if ".layers.1." in name or name == EMBEDDING else coarse
-        assert parts == stored(source)[name]
-    assert np.isfinite(logits(mixed, weights="carried")).all()
-
-
-def test_a_mixture_is_what_its_passes_make(tmp_path):
-    model = small()
-    mixed = apply("mixed", model, tmp_path)
-    coarse = make_pass(STEPS["mixed"]["coarse"]).apply(model, workshop(model, tmp_path))
-    fine = make_pass(STEPS["mixed"]["fine"]).apply(model, workshop(model, tmp_path))
-    assert stored(mixed) == stored(mix_models(coarse, fine, ["layer 1"]))
-    unchanged = apply("mixed", model, tmp_path, fine={})
-    assert stored(unchanged) == stored(mix_models(coarse, model, ["layer 1"]))
-    forms = {n: t.encoding for n, t in mixed.weights.items()}
-    assert forms["model.layers.1.mlp.up_proj.weight"] == "int8:32"
-    assert forms["model.layers.0.mlp.up_proj.weight"] == "int4:64"
 
 
 def test_the_vocabulary_is_told_from_the_graph():

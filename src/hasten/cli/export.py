@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -55,10 +56,24 @@ _HALVES: dict[str, HalfType] = {"float16": "F16", "bfloat16": "BF16"}
     show_default=True,
     help="Type of matrices that become dense.",
 )
+@click.option(
+    "--activations",
+    type=click.Choice(["float", "int8"]),
+    default="float",
+    show_default=True,
+    help="int8: readers round activations to 8 bits a token for weights of 8 bits with one scale a"
+    " row, as `hasten optimize --weights int8` makes them.",
+)
 @click.option("--lossy", is_flag=True, help="Round zero points rather than write a matrix dense.")
 @json_option
 def command(
-    model: str, output: Path, form: Form | None, dtype: str, lossy: bool, json_path: str | None
+    model: str,
+    output: Path,
+    form: Form | None,
+    dtype: str,
+    activations: str,
+    lossy: bool,
+    json_path: str | None,
 ) -> None:
     """Write MODEL as a GGUF file, or as a directory that transformers and vLLM read.
 
@@ -70,14 +85,20 @@ def command(
     from hasten.models.export.gguf import export_gguf
 
     chosen: Form = form or ("gguf" if output.suffix == ".gguf" else "compressed-tensors")
-    _check(chosen, output, lossy=lossy)
+    in_8_bits = activations == "int8"
+    _check(chosen, output, {"--lossy": lossy, "--activations int8": in_8_bits})
     loaded = load_model(model)
     if chosen == "gguf":
         report = export_gguf(loaded, output, half=_HALVES[dtype])
     else:
         quantized = chosen == "compressed-tensors"
         report = export_directory(
-            loaded, output, quantized=quantized, lossy=lossy, half=_HALVES[dtype]
+            loaded,
+            output,
+            quantized=quantized,
+            lossy=lossy,
+            activations=in_8_bits,
+            half=_HALVES[dtype],
         )
     before = sum(tensor.nbytes for tensor in loaded.weights.values())
     files = [output] if output.is_file() else [*output.rglob("*")]
@@ -99,11 +120,12 @@ def command(
         write_json(document, json_path)
 
 
-def _check(form: Form, output: Path, *, lossy: bool) -> None:
+def _check(form: Form, output: Path, given: Mapping[str, bool]) -> None:
     if form != "gguf" and output.suffix == ".gguf":
         raise UsageError(f"{output} is the name of a file, and {form} is a directory")
-    if lossy and form != "compressed-tensors":
-        raise UsageError(f"--lossy with the format {form}", allowed="compressed-tensors")
+    for option in [name for name, there in given.items() if there]:
+        if form != "compressed-tensors":
+            raise UsageError(f"{option} with the format {form}", allowed="compressed-tensors")
 
 
 def _show(report: Report, output: Path, before: int, after: int) -> None:

@@ -11,11 +11,17 @@ from hasten.cli.search_progress import search_progress
 
 __all__ = ["replay_artefact", "verify_artefact"]
 
+_WEIGHTS = {
+    "same": "the weights are those of the recipe, bit for bit",
+    "different": "the weights are not those of the recipe: their SHA-256 is another",
+    "unknown": "the recipe has no digest of these weights, so that they may be others",
+}
+
 
 def replay_artefact(
     recipe_path: Path, candidate: int | None, output: Path, source: str | None, text: Path | None
 ) -> None:
-    """Makes the artefact of a recipe, or another of its candidates.
+    """Makes the artefact of a recipe; exits with 1 where its weights are not those of then.
 
     Args:
         recipe_path: recipe.json, or a directory with it.
@@ -32,8 +38,12 @@ def replay_artefact(
     if candidate is not None:
         recipe = with_candidate(recipe, candidate)
     with search_progress() as tell:
-        replay(recipe, output, progress=tell, source=source, text=text)
+        weights = replay(recipe, output, progress=tell, source=source, text=text)
     remark(f"{output}: {recipe['chosen']}")
+    if candidate is None:
+        remark(_WEIGHTS[weights])
+    if weights == "different":
+        click.get_current_context().exit(1)
 
 
 def verify_artefact(
@@ -55,6 +65,7 @@ def verify_artefact(
         write_json(found.as_dict(), json_path)
     if json_path != "-":
         print_table(["figure", "was", "is", "of now"], found.rows())
+        click.echo(_WEIGHTS[found.weights])
         for line in found.remarks:
             click.echo(f"note: {line}")
         if found.refused is not None:

@@ -226,16 +226,36 @@ class Decoder:
         Returns:
             The last hidden states [B * T, width], and the values that were named.
         """
-        step = _Rows(tokens, self._tables, self._kv_heads)
         values: dict[str, Tensor] = {}
+        kept = self.advance(weights, tokens, values, range(len(self.body.ops)), keep)
+        return values[self.body.output], kept
+
+    def advance(
+        self,
+        weights: Mapping[str, Tensor],
+        tokens: Tensor,
+        values: dict[str, Tensor],
+        ops: range,
+        keep: Collection[str] = (),
+    ) -> dict[str, Tensor]:
+        """Runs some ops of the body.
+
+        Args:
+            weights: Every tensor that these ops read, by name.
+            tokens: As for `hidden`.
+            values: Those alive before them, [B * T, width]; becomes those alive after.
+            ops: Places in the body; keys and values of a layer are written and read in one call.
+            keep: Names of values to give back as well.
+        """
+        step = _Rows(tokens, self._tables, self._kv_heads)
         kept: dict[str, Tensor] = {}
         with self._autocast():
-            for op, spent in zip(self.body.ops, self._spent, strict=True):
-                compute(op, values, weights, step)
-                kept |= {name: values[name] for name in spent if name in keep}
-                for name in spent:
+            for place in ops:
+                compute(self.body.ops[place], values, weights, step)
+                kept |= {name: values[name] for name in self._spent[place] if name in keep}
+                for name in self._spent[place]:
                     del values[name]
-        return values[self.body.output], kept
+        return kept
 
     def logits(self, weights: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
         """Logits [rows, vocabulary], float32, of last hidden states [rows, width]."""

@@ -22,6 +22,7 @@ __all__ = [
     "Interval",
     "Summary",
     "allowed_late",
+    "binomial_cdf",
     "bootstrap_mean",
     "bootstrap_ratio_of_medians",
     "early_stopping_estimate",
@@ -146,11 +147,11 @@ def minimum_samples(percentile: float, late: int = 0, confidence: float = CONFID
     if not (0 < percentile < 1 and 0 < confidence < 1 and late >= 0):
         raise ValueError(f"out of range: {percentile=}, {late=}, {confidence=}")
     low, high = late, late + 1  # n = late never suffices, as P(X <= n) is 1
-    while _binomial_cdf(late, high, 1 - percentile) > 1 - confidence:
+    while binomial_cdf(late, high, 1 - percentile) > 1 - confidence:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        if _binomial_cdf(late, middle, 1 - percentile) > 1 - confidence:
+        if binomial_cdf(late, middle, 1 - percentile) > 1 - confidence:
             low = middle
         else:
             high = middle
@@ -167,7 +168,7 @@ def allowed_late(n: int, percentile: float, confidence: float = CONFIDENCE) -> i
     low, high = 0, n  # n late of n never suffice
     while high - low > 1:
         middle = (low + high) // 2
-        if _binomial_cdf(middle, n, 1 - percentile) > 1 - confidence:
+        if binomial_cdf(middle, n, 1 - percentile) > 1 - confidence:
             high = middle
         else:
             low = middle
@@ -191,7 +192,7 @@ def early_stopping_estimate(values: ArrayLike, percentile: float) -> float | Non
     return float(sample[sample.size - late]) if late else None
 
 
-def _binomial_cdf(k: int, n: int, p: float) -> float:
+def binomial_cdf(k: int, n: int, p: float) -> float:
     """P(X <= k) for X ~ Binomial(n, p), summed in logarithms so that no term underflows."""
     return math.fsum(
         math.exp(

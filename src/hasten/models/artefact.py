@@ -4,11 +4,12 @@ It holds ``config.json`` in Hugging Face style, whose ``quantization_config`` na
 tensors and the products of low rank; ``model.safetensors``, where a quantised matrix W lies as
 "W.codes" (U8 for int4, I8 for int8), "W.scales" and, where it has them, "W.minimums" (F16) and
 "W.order" (I32) in the layout of `hasten.kernels.quantization`; the tokenizer's files; and
-``recipe.json``, how it was made.
+``recipe.json``, how it was made, with a digest of the weights.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -38,9 +39,18 @@ from hasten.models.model import Model
 from hasten.models.safetensors import StoredArray, read_safetensors, take_array, write_safetensors
 from hasten.models.weights import DenseTensor, QuantizedTensor, StoredTensor
 
-__all__ = ["RECIPE_FILE", "is_artefact", "load_artefact", "write_artefact"]
+__all__ = [
+    "DIGEST_KEY",
+    "RECIPE_FILE",
+    "is_artefact",
+    "load_artefact",
+    "weights_digest",
+    "write_artefact",
+]
 
 RECIPE_FILE: Final = "recipe.json"
+DIGEST_KEY: Final = "weights_sha256"
+"""Where recipe.json has what `weights_digest` gives."""
 
 _METHOD = "hasten"
 _VERSION = 1
@@ -69,7 +79,7 @@ def write_artefact(
         model: Gives configuration, tokenizer and chat template.
         tensors: Every tensor that the configuration implies, by name: quantised, as float32 or
             float16 array, or as a model stores it if that is one of these or bfloat16.
-        recipe: How it was made; goes into recipe.json.
+        recipe: How it was made; goes into recipe.json, with the digest of the weights.
 
     Raises:
         UsageError: `directory` is something else than an artefact or cannot be written, or a tensor
@@ -83,7 +93,21 @@ def write_artefact(
         write_safetensors(unfinished / WEIGHTS_FILE, _arrays(stored))
         model.text.save(unfinished)
         _write_json(unfinished / CONFIG_FILE, _config_values(model.config, stored))
-        _write_json(unfinished / RECIPE_FILE, recipe)
+        _write_json(unfinished / RECIPE_FILE, {**recipe, DIGEST_KEY: weights_digest(unfinished)})
+
+
+def weights_digest(directory: Path) -> str:
+    """SHA-256, in hexadecimal, of an artefact's ``model.safetensors``, as `sha256sum` gives it.
+
+    Raises:
+        ModelFileError: It cannot be read.
+    """
+    path = directory / WEIGHTS_FILE
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def load_artefact(directory: Path, name: str) -> Model:

@@ -101,6 +101,10 @@ class StoredTensor(ABC):
         )
         return QuantizedTensor(name, picked)
 
+    def select_columns(self, name: str, columns: NDArray[np.intp]) -> DenseTensor:
+        """Some of the columns; float32, since groups of codes are of columns side by side."""
+        return DenseTensor(name, "F32", np.ascontiguousarray(self.to_float32()[:, columns]))
+
 
 class DenseTensor(StoredTensor):
     """Floating-point values, one after another.
@@ -150,6 +154,10 @@ class DenseTensor(StoredTensor):
     def select_rows(self, name: str, rows: NDArray[np.intp]) -> DenseTensor:
         """A copy of the rows in the same encoding."""
         return DenseTensor(name, self._encoding, self.data[rows])
+
+    def select_columns(self, name: str, columns: NDArray[np.intp]) -> DenseTensor:
+        """A copy of the columns in the same encoding."""
+        return DenseTensor(name, self._encoding, np.ascontiguousarray(self.data[:, columns]))
 
 
 class GgmlTensor(StoredTensor):

@@ -85,6 +85,11 @@ class Candidate:
         """Whether it is the original: every matrix in float32, and no pass."""
         return self.weights == "f32" and not self.overrides and not self.steps
 
+    @property
+    def without_exact(self) -> Candidate:
+        """The same without the steps that say they change nothing."""
+        return replace(self, steps=tuple(step for step in self.steps if not step.exact))
+
     def options(self, max_context: int, sequences: int = 1) -> EngineOptions:
         """Engine options of this candidate on the native executor.
 

@@ -1,4 +1,4 @@
-"""The picture of a search: how fast each candidate is against what it loses, as inline SVG.
+"""Pictures of a search as inline SVG: how fast candidates are against what they lose; training.
 
 Drawn by hand rather than by a plotting library, so that the page can style it: colours follow the
 reader's dark mode, and the numbers beside the points are those of the table.
@@ -11,11 +11,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-__all__ = ["Point", "draw_chart"]
+__all__ = ["Point", "draw_chart", "draw_losses"]
 
 _WIDTH, _HEIGHT = 480.0, 330.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 14.0, 14.0, 44.0
 _LABEL = 15.0  # side of the square that a number needs
+_LOW = 190.0  # height of the picture of a training
+_TINY, _DECADES = 1e-9, 1e4  # the least top of a scale of losses, and how far down it goes
 _SPEED_TICKS = (0.1, 0.2, 0.5, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500)
 
 
@@ -80,6 +82,50 @@ def draw_chart(
         parts += _mark(point, x, y)
     parts += _numbers(points, x, y)
     return "\n".join([*parts, "</svg>"])
+
+
+def draw_losses(
+    loss: Sequence[Sequence[float]], held_out: Sequence[Sequence[float]], *, title: str
+) -> str:
+    """Draws how the losses of a training fell, on a logarithmic scale.
+
+    Args:
+        loss: Points (steps, loss on what it learned from).
+        held_out: Points (steps, loss on what it did not see), one at least; a mark on each.
+        title: For readers who do not see it.
+
+    Returns:
+        An <svg> element.
+    """
+    values = [value for _, value in (*loss, *held_out)]
+    top = max(*values, _TINY)
+    bottom = max(min(values), top / _DECADES)
+    most = max(step for step, _ in (*loss, *held_out)) or 1
+    y = _Axis(bottom / 1.15, top * 1.15, _LOW - _BOTTOM, _TOP)
+    across = (_WIDTH - _RIGHT - _LEFT) / most
+    label, size = escape(title), f"0 0 {_WIDTH:g} {_LOW:g}"
+    parts = [f'<svg viewBox="{size}" role="img" class="chart" aria-label="{label}">']
+    for value in _decimal_ticks(y.least, y.most):
+        parts.append(_path("grid", f"M{_LEFT:g} {y.at(value):.1f}H{_WIDTH - _RIGHT:g}"))
+        parts.append(_text(_LEFT - 6, y.at(value) + 4, f"{value:g}", anchor="end"))
+    ticks = sorted({0, round(most / 2), round(most)})
+    parts += [_text(_LEFT + one * across, _LOW - 24, str(one), anchor="middle") for one in ticks]
+    middle = (_LEFT + _WIDTH - _RIGHT) / 2
+    parts.append(_text(middle, _LOW - 6, "steps", css="title", anchor="middle"))
+    for css, points in (("loss", loss), ("held-out", held_out)):
+        places = [(_LEFT + step * across, y.at(value)) for step, value in points]
+        if len(places) > 1:
+            parts.append(_path(css, "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in places)))
+        if css == "held-out":
+            parts += [f'<circle class="{css}" cx="{a:.1f}" cy="{b:.1f}" r="3"/>' for a, b in places]
+    return "\n".join([*parts, "</svg>"])
+
+
+def _decimal_ticks(least: float, most: float) -> list[float]:
+    """1, 2 and 5 times powers of ten between two numbers."""
+    exponents = range(math.floor(math.log10(least)), math.floor(math.log10(most)) + 1)
+    ticks = [digit * 10.0**exponent for exponent in exponents for digit in (1, 2, 5)]
+    return [tick for tick in ticks if least <= tick <= most]
 
 
 def _speed_axis(points: Sequence[Point]) -> _Axis:

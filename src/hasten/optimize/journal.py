@@ -13,13 +13,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from hasten.errors import HastenError
 from hasten.generation.formats import MatrixFormat
 from hasten.measure.accuracy import Accuracy
 from hasten.optimize.candidates import Candidate
+from hasten.optimize.claims import Claim
 from hasten.optimize.gate import Measured
 from hasten.optimize.passes.interface import Prediction
 from hasten.optimize.search import Laboratory
@@ -29,6 +31,7 @@ from hasten.optimize.speed import Duel, Effort, RequestShape, Timings
 __all__ = ["Journal", "JournaledLaboratory", "Remembering"]
 
 Entry = dict[str, Any]
+Found = TypeVar("Found")
 
 
 class Journal:
@@ -163,31 +166,53 @@ class JournaledLaboratory:
             confidence=confidence,
         )
 
+    def hold(self, candidate: Candidate, confidence: float) -> Claim:
+        """See `Laboratory`."""
+        return self._found(
+            "hold",
+            candidate,
+            lambda: self._laboratory.hold(candidate, confidence),
+            Claim,
+            confidence=confidence,
+        )
+
     def race(
         self, candidates: Sequence[Candidate], effort: Effort, on_round: Callable[[float], None]
     ) -> Mapping[Candidate, Duel]:
         """See `Laboratory`."""
 
         def run() -> Entry:
-            known = len(self._laboratory.remarks)
             duels = self._laboratory.race(candidates, effort, on_round)
             return {
                 "duels": [
                     [duels[one].before.samples(), duels[one].after.samples()] for one in candidates
-                ],
-                "remarks": self._laboratory.remarks[known:],
+                ]
             }
 
-        about = [[_named(one) for one in candidates], [effort.rounds, effort.least, effort.seconds]]
-        found = self._journal.measure("race", about, run)
-        for remark in found["remarks"]:
-            if remark not in self._laboratory.remarks:
-                self._laboratory.remarks.append(remark)
+        about = [[_named(one) for one in candidates], asdict(effort)]
+        found = self._timed("race", about, run)
         shape = self._laboratory.shape
         return {
             one: Duel(*(Timings.from_samples(shape, samples) for samples in pair))
             for one, pair in zip(candidates, found["duels"], strict=True)
         }
+
+    def repeat(
+        self,
+        candidate: Candidate,
+        rounds: int,
+        seconds: float,
+        number: int,
+        on_round: Callable[[float], None],
+    ) -> Timings:
+        """See `Laboratory`."""
+
+        def run() -> Entry:
+            timings = self._laboratory.repeat(candidate, rounds, seconds, number, on_round)
+            return {"rounds": timings.samples()}
+
+        found = self._timed("repeat", [_named(candidate), rounds, number], run)
+        return Timings.from_samples(self._laboratory.shape, found["rounds"])
 
     def weights_bytes(self, candidate: Candidate) -> int:
         """See `Laboratory`."""
@@ -209,9 +234,33 @@ class JournaledLaboratory:
         """Seconds of the search, those of earlier runs included."""
         return self._journal.seconds()
 
+    def _timed(self, what: str, about: object, run: Callable[[], Entry]) -> Entry:
+        """What was timed, with what the laboratory remarked on it."""
+
+        def noting() -> Entry:
+            known = len(self._laboratory.remarks)
+            return {**run(), "remarks": self._laboratory.remarks[known:]}
+
+        found = self._journal.measure(what, about, noting)
+        for remark in found["remarks"]:
+            if remark not in self._laboratory.remarks:
+                self._laboratory.remarks.append(remark)
+        return found
+
     def _measured(
         self, what: str, candidate: Candidate, measure: Callable[[], Measured], **how: float
     ) -> Measured:
+        return self._found(what, candidate, measure, Measured, **how)
+
+    def _found(
+        self,
+        what: str,
+        candidate: Candidate,
+        measure: Callable[[], Found],
+        kind: type[Found],
+        **how: float,
+    ) -> Found:
+        """What was measured of a candidate, and what the candidate holds in memory."""
         import msgspec
 
         def run() -> Entry:
@@ -226,7 +275,7 @@ class JournaledLaboratory:
         if "error" in entry:
             raise HastenError(entry["error"])
         self._laboratory.remember(candidate, entry["memory"])
-        return msgspec.convert(entry["measured"], Measured)
+        return msgspec.convert(entry["measured"], kind)
 
 
 def _named(candidate: Candidate) -> Entry:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Self
@@ -12,21 +12,21 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.errors import HastenError
 from hasten.generation import Engine
 from hasten.generation.formats import MatrixFormat, choose_formats
-from hasten.measure.accuracy import Accuracy, Reference, summarize
-from hasten.measure.arrivals import ClosedLoop
+from hasten.measure.accuracy import (
+    Accuracy,
+    PairedSamples,
+    Reference,
+    compare_logits,
+    summarize,
+)
 from hasten.measure.corpus import Windows
-from hasten.measure.interference import Interference, between, read_cpu_times
-from hasten.measure.load import run_load
-from hasten.measure.statistics import interleave
-from hasten.measure.targets.engine import EngineTarget
+from hasten.measure.interference import CpuTimes, between, read_cpu_times
 from hasten.measure.tasks.compare import compare_results
 from hasten.measure.tasks.items import TaskSet
 from hasten.measure.tasks.run import TaskResults, run_tasks
 from hasten.measure.tasks.scoring import ScoreFunction
-from hasten.measure.workload import Item, Workload
 from hasten.models import Model
 from hasten.optimize.candidates import (
     Candidate,
@@ -35,17 +35,24 @@ from hasten.optimize.candidates import (
     original,
     why_unfit,
 )
+from hasten.optimize.claims import Claim, hold_to_claim
 from hasten.optimize.gate import Measured
 from hasten.optimize.passes.interface import Pass, Prediction
 from hasten.optimize.prediction import predict_passes
+from hasten.optimize.race import Track
 from hasten.optimize.sensitivity import Part, bytes_saved, mix, parts_of
-from hasten.optimize.speed import Duel, Effort, RequestShape, Round, Timings, one_round
+from hasten.optimize.speed import Duel, Effort, RequestShape, Timings
 
 __all__ = ["EngineLaboratory", "Material", "TaskMaterial"]
+
+Steps = tuple[Pass[Model], ...]
 
 
 _MOST_SHARED = 0.1
 """Share of the processor that others may use in a race before the report says so."""
+
+_EXACT_TOKENS = 128
+"""Tokens on which a step that says it changes nothing is looked at in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +95,7 @@ class Material:
 class EngineLaboratory:
     """A `Laboratory` of engines in this process; a context manager.
 
-    The original stays open; candidates are opened when they are measured and closed after. A race
-    whose engines do not fit into memory together is run in heats, the original in each.
+    The original stays open; candidates are opened when they are measured and closed after.
 
     Args:
         model: Gives the model after passes, none of them being the original.
@@ -119,6 +125,8 @@ class EngineLaboratory:
         self.remarks: list[str] = []
         self._began = time.perf_counter()
         self._screened: dict[Candidate, Measured] = {}
+        self._samples: dict[tuple[Reference, Candidate], PairedSamples] = {}
+        self._exact: dict[Steps, PairedSamples] = {}
         self._answered: dict[str, TaskResults] = {}
         self._memory: dict[Candidate, Mapping[str, int]] = {}
 
@@ -164,13 +172,24 @@ class EngineLaboratory:
     def glance(self, candidate: Candidate) -> Accuracy:
         """Accuracy on the first calibration window."""
         with self._open(candidate) as engine:
-            return self._compare(self._glimpse, engine)
+            return summarize(self._glimpse.compare(engine), seed=self._seed)
 
     def prove(self, candidate: Candidate, confidence: float) -> Measured:
         """Accuracy on the evaluation text and the items of the proof."""
         known = self._material.tasks
         items = None if known is None else known.proof
         return self._measure(self._evaluation, items, candidate, confidence)
+
+    def hold(self, candidate: Candidate, confidence: float) -> Claim:
+        """Holds the steps that say they change nothing to that, on what is kept for the proof."""
+        steps = candidate.steps
+        exact = [
+            (step.label, functools.partial(self._in_float32, steps[:number], steps[: number + 1]))
+            for number, step in enumerate(steps)
+            if step.exact
+        ]
+        served, beside = map(self._proof_samples, (candidate, candidate.without_exact))
+        return hold_to_claim(served, beside, exact, seed=self._seed, confidence=confidence)
 
     def race(
         self,
@@ -179,19 +198,23 @@ class EngineLaboratory:
         on_round: Callable[[float], None],
     ) -> dict[Candidate, Duel]:
         """Times candidates in interleaved rounds; the first is the original."""
-        found: dict[Candidate, Duel] = {}
         began = read_cpu_times()
-        heats = list(self._heats(candidates[1:]))
-        for index, heat in enumerate(heats):
-            measured = self._run_heat(
-                candidates[0],
-                heat,
-                replace(effort, seconds=effort.seconds / len(heats)),
-                functools.partial(_portion, on_round, index, len(heats)),
-            )
-            before = measured[candidates[0]]
-            found |= {one: Duel(before, after) for one, after in measured.items()}
-        self._note_disturbance(between(began, read_cpu_times()), len(candidates))
+        found = self._track().race(candidates, effort, on_round)
+        self._note_disturbance(began, f"{len(candidates)} candidates raced")
+        return found
+
+    def repeat(
+        self,
+        candidate: Candidate,
+        rounds: int,
+        seconds: float,
+        number: int,
+        on_round: Callable[[float], None],
+    ) -> Timings:
+        """Times one candidate by itself; see `Track.repeat`."""
+        began = read_cpu_times()
+        found = self._track().repeat(candidate, rounds, seconds, number, on_round)
+        self._note_disturbance(began, f"{candidate.label} ran by itself")
         return found
 
     def memory(self, candidate: Candidate) -> Mapping[str, int]:
@@ -236,8 +259,7 @@ class EngineLaboratory:
         Returns:
             float32 [n, vocab].
         """
-        window = self._material.calibration.ids[0]
-        return np.concatenate([logits.copy() for _, logits in engine.score(window)])
+        return _logits(engine, self._material.calibration.ids[0])
 
     def open(self, candidate: Candidate) -> Engine:
         """Opens a candidate; the caller closes it."""
@@ -268,7 +290,8 @@ class EngineLaboratory:
         confidence: float = 0.95,
     ) -> Measured:
         with self._open(candidate) as engine:
-            text = self._compare(reference, engine, confidence)
+            samples = self._samples[reference, candidate] = reference.compare(engine)
+            text = summarize(samples, seed=self._seed, confidence=confidence)
             if items is None:
                 return Measured(text)
             answers = self._answer(engine, items)
@@ -279,8 +302,26 @@ class EngineLaboratory:
                 ),
             )
 
-    def _compare(self, reference: Reference, engine: Engine, confidence: float = 0.95) -> Accuracy:
-        return summarize(reference.compare(engine), seed=self._seed, confidence=confidence)
+    def _proof_samples(self, candidate: Candidate) -> PairedSamples:
+        """Of a candidate on the evaluation text, which its proof may have left."""
+        key = self._evaluation, candidate
+        if key not in self._samples:
+            with self._open(candidate) as engine:
+                self._samples[key] = self._evaluation.compare(engine)
+        return self._samples[key]
+
+    def _in_float32(self, before: Steps, after: Steps) -> PairedSamples:
+        """The model after some passes against that after others, both run in float32."""
+        if after not in self._exact:
+            ids = self._material.evaluation.ids[0][:_EXACT_TOKENS]
+            reference, changed = map(self._float32_logits, (before, after), (ids, ids))
+            targets = np.asarray(ids[1:], np.int64)
+            self._exact[after] = compare_logits(reference[:-1], changed[:-1], targets)
+        return self._exact[after]
+
+    def _float32_logits(self, steps: Steps, ids: Sequence[int]) -> NDArray[np.float32]:
+        with self._open(replace(original(self._threads), steps=steps)) as engine:
+            return _logits(engine, ids)
 
     def _originals(self, items: TaskSet) -> TaskResults:
         """The original's answers, found once."""
@@ -292,87 +333,27 @@ class EngineLaboratory:
         known = self._material.tasks
         return run_tasks(engine, items, function=None if known is None else known.score)
 
-    def _heats(self, candidates: Sequence[Candidate]) -> Iterator[list[Candidate]]:
-        """Splits a field so that each heat, with the original, fits into half the memory."""
-        room = self._memory_limit // 2
-        heat: list[Candidate] = []
-        used = 0
-        for candidate in candidates:
-            size = sum(self._memory[candidate].values())
-            if heat and used + size > room:
-                yield heat
-                heat, used = [], 0
-            heat.append(candidate)
-            used += size
-        yield heat
+    def _track(self) -> Track:
+        return Track(
+            self._open,
+            self.memory_bytes,
+            self._original,
+            prompts=self._material.prompts,
+            shape=self.shape,
+            memory_limit=self._memory_limit // 2,
+            seed=self._seed,
+        )
 
-    def _run_heat(
-        self,
-        first: Candidate,
-        heat: Sequence[Candidate],
-        effort: Effort,
-        on_round: Callable[[float], None],
-    ) -> dict[Candidate, Timings]:
-        rounds: dict[str, list[Round]] = {}
-        with ExitStack() as stack:
-            engines = {first: self._original}
-            engines |= {one: stack.enter_context(self._open(one)) for one in heat}
-            for one, engine in engines.items():
-                self._time(one, engine, self._warmup)
-            deadline = self.seconds() + effort.seconds
-            for number in range(effort.rounds):
-                if number >= effort.least and self.seconds() > deadline:
-                    break
-                for label, results in self._one_round(engines, number).items():
-                    rounds.setdefault(label, []).extend(results)
-                on_round((number + 1) / effort.rounds)
-        return {one: Timings(self.shape, tuple(rounds[one.label])) for one in engines}
-
-    def _one_round(
-        self, engines: Mapping[Candidate, Engine], number: int
-    ) -> dict[str, list[Round]]:
-        """Times the same prompts once on each engine, in an order of its own."""
-        count = self.shape.concurrent
-        prompts = self._material.prompts[count:]
-        chosen = [prompts[(number * count + i) % len(prompts)] for i in range(count)]
-        runs = {
-            one.label: functools.partial(self._time, one, engine, chosen)
-            for one, engine in engines.items()
-        }
-        return interleave(runs, 1, self._seed + number)
-
-    def _note_disturbance(self, shared: Interference | None, candidates: int) -> None:
-        if shared is not None and shared.others + shared.steal > _MOST_SHARED:
+    def _note_disturbance(self, began: CpuTimes | None, what: str) -> None:
+        shared = between(began, read_cpu_times())
+        if shared is None or any(what in remark for remark in self.remarks):
+            return
+        if shared.others + shared.steal > _MOST_SHARED:
             self.remarks.append(
-                f"others used {shared.others + shared.steal:.0%} of the processor while"
-                f" {candidates} candidates raced, so their figures are worse than they need be"
+                f"others used {shared.others + shared.steal:.0%} of the processor while {what}, so"
+                " the figures are worse than they need be"
             )
 
-    @property
-    def _warmup(self) -> Sequence[tuple[int, ...]]:
-        return self._material.prompts[: self.shape.concurrent]
 
-    def _time(
-        self, candidate: Candidate, engine: Engine, prompts: Sequence[tuple[int, ...]]
-    ) -> Round:
-        """Runs one round; a prefix cache holds what all prompts share, and no prompt as a whole."""
-        if candidate.prefix_cache:
-            engine.forget_prefixes()
-            self._run(engine, self._warmup[:1])
-        return self._run(engine, prompts)
-
-    def _run(self, engine: Engine, prompts: Sequence[tuple[int, ...]]) -> Round:
-        items = tuple(Item(prompt, self.shape.output_tokens) for prompt in prompts)
-        workload = Workload("race", None, (), items)
-        result = run_load(EngineTarget(engine), workload, ClosedLoop(len(items)))
-        if result.interrupted:
-            raise KeyboardInterrupt
-        for record in result.records:
-            if record.status != "completed":
-                raise HastenError(f"a timed request did not complete: {record.reason}")
-        return one_round(result)
-
-
-def _portion(on_round: Callable[[float], None], index: int, count: int, share: float) -> None:
-    """Reports a share of one heat as a share of all."""
-    on_round((index + share) / count)
+def _logits(engine: Engine, ids: Sequence[int]) -> NDArray[np.float32]:
+    return np.concatenate([logits.copy() for _, logits in engine.score(ids)])

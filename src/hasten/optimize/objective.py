@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hasten.errors import UsageError
 from hasten.measure.goals import GOALS, Goal
 from hasten.optimize.speed import RequestShape, Timings
+from hasten.optimize.tail import TailBound
 
 __all__ = ["SHAPES", "Objective", "objective_of"]
 
@@ -35,6 +36,7 @@ class Objective:
         bounds: Milliseconds that the medians of "ttft", "tpot" and "e2e" may take.
         least_throughput: Output tokens a second at least; None for no bound.
         most_memory: Bytes of weights, KV cache and buffers at most; None for no bound.
+        tails: What nearly all requests have to keep; takes many requests to show.
     """
 
     name: str
@@ -42,9 +44,13 @@ class Objective:
     bounds: Mapping[str, float] = field(default_factory=dict)
     least_throughput: float | None = None
     most_memory: int | None = None
+    tails: tuple[TailBound, ...] = ()
 
     def shortfalls(self, timings: Timings, memory: int | None) -> Iterator[str]:
         """The bounds that a candidate does not keep, in words.
+
+        Of bounds on nearly all requests only those that most requests break: a race is too short
+        to show that they are kept.
 
         Args:
             timings: Of its rounds.
@@ -54,6 +60,10 @@ class Objective:
             found = 1e3 * timings.median(metric)
             if found > bound:
                 yield f"{_TITLES[metric]} {found:.4g} ms, bound {bound:g} ms"
+        for tail in self.tails:
+            hopeless = tail.why_hopeless(timings.requests(tail.metric))
+            if hopeless is not None:
+                yield hopeless
         throughput = timings.as_dict()["output_tokens_per_s"]
         if self.least_throughput is not None and throughput < self.least_throughput:
             yield f"{throughput:.4g} output tokens/s, bound {self.least_throughput:g}"
@@ -69,6 +79,7 @@ class Objective:
             "concurrent": self.shape.concurrent,
             "shared_tokens": self.shape.shared,
             "bounds_ms": dict(self.bounds),
+            "tail_bounds": [asdict(one) for one in self.tails],
             "least_output_tokens_per_s": self.least_throughput,
             "most_memory_bytes": self.most_memory,
         }
@@ -84,6 +95,7 @@ def objective_of(
     bounds: Mapping[str, float] | None = None,
     least_throughput: float | None = None,
     most_memory: int | None = None,
+    tails: tuple[TailBound, ...] = (),
 ) -> Objective:
     """The objective of a use, changed where the user says otherwise.
 
@@ -96,6 +108,7 @@ def objective_of(
         bounds: Milliseconds, beside or in the place of the use's own.
         least_throughput: Output tokens a second.
         most_memory: Bytes.
+        tails: What nearly all requests have to keep.
 
     Raises:
         UsageError: Prompts would share more tokens than they have.
@@ -119,4 +132,5 @@ def objective_of(
         {**goal.bounds, **(bounds or {})},
         least_throughput,
         goal.memory_bytes if most_memory is None else most_memory,
+        tails,
     )

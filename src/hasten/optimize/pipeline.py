@@ -41,9 +41,11 @@ from hasten.optimize.publish import (
     staged,
 )
 from hasten.optimize.recipe import Evidence
-from hasten.optimize.search import Progress, Search
+from hasten.optimize.search import Search
 from hasten.optimize.search_plan import SearchPlan
 from hasten.optimize.speed import Effort, RequestShape
+from hasten.optimize.stages import Progress
+from hasten.optimize.training import training_curves
 from hasten.optimize.training_text import cut_training_text
 from hasten.optimize.trial import Trial
 from hasten.optimize.variants import Variants
@@ -168,9 +170,10 @@ def prepare_plan(
             objective,
             asked=tuple(asked),
             probe=Effort(rounds=2, least=2, seconds=10),
-            final=Effort(rounds=7, least=5, seconds=25),
+            final=Effort(rounds=4, least=2, seconds=15, blocks=2),
             finalists=2,
             mixed_seconds=0,
+            tail_seconds=60,
             seed=seed,
         )
     changed = () if formats else default_passes(model, threads)
@@ -260,6 +263,9 @@ def optimize(
                     seed=plan.seed,
                     seconds=journal.seconds(),
                     arguments=arguments,
+                    training=training_curves(
+                        [one.candidate.steps for one in (search.original, *search.trials)], variants
+                    ),
                 )
                 recipe = publish(place, output, evidence, str(output))
         except KeyboardInterrupt:

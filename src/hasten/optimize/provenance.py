@@ -17,14 +17,25 @@ from hasten.measure.corpus import (
     read_corpus,
 )
 from hasten.models import Model, load_model
+from hasten.models.artefact import DIGEST_KEY, weights_digest
 from hasten.models.source import PACKAGED
 from hasten.optimize.recipe import check_recipe
 from hasten.optimize.training_text import cut_training_text
 
-__all__ = ["find_source", "recipe_corpus", "recut_training_text", "recut_windows", "require_recipe"]
+__all__ = [
+    "Sameness",
+    "compare_weights",
+    "find_source",
+    "recipe_corpus",
+    "recut_training_text",
+    "recut_windows",
+    "require_recipe",
+]
 
 _HALVES = {"calibration": ", first half", "evaluation": ", second half"}
 Use = Literal["calibration", "evaluation"]
+Sameness = Literal["same", "different", "unknown"]
+"""Whether weights are those that a recipe speaks of, bit for bit; not every recipe says which."""
 
 
 def require_recipe(artefact: Model) -> Mapping[str, Any]:
@@ -40,6 +51,19 @@ def require_recipe(artefact: Model) -> Mapping[str, Any]:
             do="give a directory that `hasten optimize` wrote",
         )
     return check_recipe(artefact.recipe)
+
+
+def compare_weights(recipe: Mapping[str, Any], artefact: Path) -> Sameness:
+    """Holds the weights of an artefact to the digest in a recipe.
+
+    Args:
+        recipe: Its own, or the one that it was made again from.
+        artefact: Its directory.
+    """
+    expected = recipe.get(DIGEST_KEY)
+    if expected is None:
+        return "unknown"
+    return "same" if weights_digest(artefact) == expected else "different"
 
 
 def find_source(recipe: Mapping[str, Any], given: str | None = None) -> Model:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from hasten.errors import HastenError, UsageError
 from hasten.models import Model
-from hasten.models.artefact import RECIPE_FILE, write_artefact
+from hasten.models.artefact import DIGEST_KEY, RECIPE_FILE, weights_digest, write_artefact
 from hasten.optimize.candidates import Candidate
 from hasten.optimize.passes.quantize import QuantizeWeights
 from hasten.optimize.recipe import Evidence, build_recipe
@@ -134,6 +134,7 @@ def publish(place: Path, directory: Path, evidence: Evidence, named: str) -> dic
     rounded = [] if candidate.is_exact else [QuantizeWeights(candidate).parameters()]
     passes = [*candidate.passes(), *rounded]
     recipe = build_recipe(evidence, passes, artefact_settings(candidate))
+    recipe[DIGEST_KEY] = weights_digest(place)
     text = json.dumps(recipe, indent=2, ensure_ascii=False, allow_nan=False)
     page = render_report(recipe, named)
     with _saying_where(directory):

@@ -20,11 +20,13 @@ from hasten.measure.accuracy import ACCURACY_FORMULAS
 from hasten.measure.corpus import Windows
 from hasten.measure.tasks.compare import TASK_FORMULAS
 from hasten.models import Model
+from hasten.optimize.claims import CLAIM_FORMULAS
 from hasten.optimize.front import pareto_front
 from hasten.optimize.gate import Budget, Measured
 from hasten.optimize.laboratory import Material, TaskMaterial
 from hasten.optimize.objective import Objective
 from hasten.optimize.speed import SPEED_FORMULAS
+from hasten.optimize.tail import TAIL_FORMULAS
 from hasten.optimize.trial import Trial
 
 __all__ = ["SCHEMA", "Evidence", "build_recipe", "check_recipe"]
@@ -33,8 +35,10 @@ SCHEMA = "hasten.recipe/1"
 
 _FORMULAS = {
     **SPEED_FORMULAS,
+    **TAIL_FORMULAS,
     **ACCURACY_FORMULAS,
     **{f"items: {name}": formula for name, formula in TASK_FORMULAS.items()},
+    **CLAIM_FORMULAS,
     "gate": "the upper end of the 95 % interval of every loss is inside the budget",
     "weights_bytes": "bytes of weights as the engine holds them",
     "peak_rss_bytes": "largest resident memory of a fresh process that runs the request once",
@@ -59,6 +63,7 @@ class Evidence:
         seed: Of intervals, prompts and order.
         seconds: How long the search took.
         arguments: The command line after `hasten`.
+        training: Losses of passes that trained, as `hasten.optimize.training` gives them.
     """
 
     model: Model
@@ -74,6 +79,7 @@ class Evidence:
     seed: int
     seconds: float
     arguments: Sequence[str]
+    training: Sequence[Mapping[str, Any]] = ()
 
 
 def build_recipe(
@@ -119,6 +125,7 @@ def build_recipe(
         "chosen": winner.candidate.label,
         "candidates": [_trial(trial) for trial in (original, *evidence.trials)],
         "front": _front([original, *evidence.trials]),
+        "training": [dict(one) for one in evidence.training],
         "remarks": list(evidence.remarks),
         "machine": evidence.machine.as_dict(),
         "seed": evidence.seed,
@@ -156,7 +163,9 @@ def check_recipe(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _figures(trial: Trial, memory: Mapping[str, int]) -> dict[str, Any]:
     timed = {} if trial.timings is None else trial.timings.as_dict()
-    return {"settings": trial.candidate.settings(), **timed, "memory": dict(memory)}
+    tails = [one.as_dict() for one in trial.tails]
+    settings = trial.candidate.settings()
+    return {"settings": settings, **timed, "tails": tails, "memory": dict(memory)}
 
 
 def _text(windows: Windows) -> dict[str, Any]:
@@ -202,7 +211,9 @@ def _trial(trial: Trial) -> dict[str, Any]:
         "weights_bytes": trial.weights_bytes,
         "timings": None if trial.timings is None else trial.timings.as_dict(),
         "speedup": None if trial.speedup is None else trial.speedup.as_dict(),
+        "tails": [one.as_dict() for one in trial.tails],
         "accuracy": _accuracy(trial.evidence),
         "tasks": _tasks(trial.evidence),
+        "claim": None if trial.claim is None else trial.claim.as_dict(),
         "accuracy_text": "evaluation" if trial.proved is not None else "calibration",
     }

@@ -13,13 +13,19 @@ from hasten import __version__
 from hasten.errors import ModelFileError, UsageError
 from hasten.measure.corpus import Windows
 from hasten.models import Model
-from hasten.models.artefact import RECIPE_FILE, write_artefact
+from hasten.models.artefact import DIGEST_KEY, RECIPE_FILE, write_artefact
 from hasten.models.json_file import read_json_object
 from hasten.optimize.candidates import Candidate
 from hasten.optimize.passes import make_pass
 from hasten.optimize.passes.interface import Pass
 from hasten.optimize.passes.quantize import QuantizeWeights, Weight
-from hasten.optimize.provenance import find_source, recut_training_text, recut_windows
+from hasten.optimize.provenance import (
+    Sameness,
+    compare_weights,
+    find_source,
+    recut_training_text,
+    recut_windows,
+)
 from hasten.optimize.recipe import check_recipe
 from hasten.optimize.variants import Variants
 
@@ -45,8 +51,8 @@ def replay(
     progress: Callable[[str, float], None],
     source: str | None = None,
     text: Path | None = None,
-) -> None:
-    """Writes the artefact that a recipe describes; its weights are those of then, bit for bit.
+) -> Sameness:
+    """Writes the artefact that a recipe describes, and holds its weights to those of then.
 
     Args:
         recipe: As `hasten.optimize.recipe` makes it.
@@ -54,6 +60,10 @@ def replay(
         progress: Told what is being done, and the share of a pass that is done.
         source: Where the source is, if elsewhere than the recipe says.
         text: The file that the recipe's texts were cut from, unless it was the default text.
+
+    Returns:
+        Whether the weights are those of then, bit for bit. The recipe that is written has the
+        digest of those that are there.
 
     Raises:
         HastenError: The source or the text are not what they were, a pass is not known or cannot
@@ -65,7 +75,7 @@ def replay(
     needs = {need for step in steps for need in step.needs}
     if "calibration" in needs:
         calibration = recut_windows(recipe, "calibration", original.tokenizer, text)
-    if "torch" in needs:
+    if "training" in needs:
         training_text = recut_training_text(recipe, original, text)
     with tempfile.TemporaryDirectory(prefix="hasten-replay-") as scratch:
         variants = Variants(
@@ -83,6 +93,7 @@ def replay(
         model = variants.model(steps)
         progress("writing the artefact", 1.0)
         write_artefact(output, model, quantize(model), {**recipe, "replayed": _circumstances()})
+    return compare_weights(recipe, output)
 
 
 def with_candidate(recipe: Mapping[str, Any], number: int) -> Mapping[str, Any]:
@@ -109,8 +120,10 @@ def with_candidate(recipe: Mapping[str, Any], number: int) -> Mapping[str, Any]:
     }
     exact = one["status"] == "original"
     memory = {} if one["memory_bytes"] is None else {"all": one["memory_bytes"]}
+    # The digest is that of the chosen candidate's weights.
+    kept = {name: value for name, value in recipe.items() if name != DIGEST_KEY}
     return {
-        **recipe,
+        **kept,
         "chosen": one["label"],
         "passes": [] if exact else [*one["passes"], rounded],
         "settings": {**settings, "weights": "f32" if exact else "carried"},

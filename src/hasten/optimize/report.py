@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hasten.optimize.chart import Point, draw_chart
+from hasten.optimize.chart import Point, draw_chart, draw_losses
 from hasten.optimize.recipe import check_recipe
 from hasten.optimize.tradeoffs import trade_offs
 
@@ -48,6 +48,7 @@ def render_report(recipe: Mapping[str, Any], directory: str) -> str:
         headline=headline(recipe),
         rows=before_and_after(recipe),
         chart=_chart(recipe),
+        trainings=[*_trainings(recipe)],
         candidates=_candidate_rows(recipe),
         machine=_machine(recipe["machine"]),
         texts=recipe["texts"],
@@ -91,6 +92,7 @@ def before_and_after(recipe: Mapping[str, Any]) -> list[Row]:
         ]
     else:
         rows.append(_ratio_row("output, tokens/s", before, after, "output_tokens_per_s"))
+    rows += _tail_rows(after)
     memories = [
         ("weights in memory, MiB", "weights"),
         ("KV cache in memory, MiB", "kv_cache"),
@@ -118,6 +120,16 @@ def _ratio_row(
     better = first / second if lower else second / first
     digits = 2 if min(first, second) < 10 else 1 if min(first, second) < 100 else 0
     return (title, f"{first:.{digits}f}", f"{second:.{digits}f}", f"{better:.2f} × faster")
+
+
+def _tail_rows(after: Mapping[str, Any]) -> Iterator[Row]:
+    """What the slowest requests were shown to keep; the original's are not measured."""
+    for one in after.get("tails", ()):
+        if one["within_ms"] is not None:
+            name = {"ttft": "first token", "tpot": "token", "e2e": "latency"}[one["metric"]]
+            title = f"{100 * one['percentile']:g} % of requests: {name} within, ms"
+            change = f"95 % confidence, {one['requests']} requests"
+            yield (title, "–", f"{one['within_ms']:.4g}", change)
 
 
 def _accuracy_rows(accuracy: Mapping[str, Any] | None) -> list[Row]:
@@ -212,6 +224,21 @@ def _chart(recipe: Mapping[str, Any]) -> str:
     return draw_chart(points, limit=limit, loss_title=scale.title, front=recipe["front"])
 
 
+def _trainings(recipe: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    """Each training with its losses drawn; recipes of before have none."""
+    for one in recipe.get("training", ()):
+        held_out = one["held_out"]
+        best = min(held_out, key=lambda point: point[1])
+        numbers = ", ".join(str(number) for number in one["candidates"])
+        title = f"{one['pass']} (candidate{'s' * (len(one['candidates']) > 1)} {numbers})"
+        yield {
+            "title": title,
+            "chart": draw_losses(one["loss"], held_out, title=f"Losses of {title}"),
+            "words": f"On text held out the loss fell from {held_out[0][1]:.4f} to {best[1]:.4f},"
+            f" after {best[0]} of {held_out[-1][0]} steps.",
+        }
+
+
 def candidate_table(recipe: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Rows of (candidate, verdict, speed, KL, top-1 agreement) for the terminal."""
     rows: list[tuple[str, ...]] = []
@@ -243,11 +270,28 @@ def _candidate_row(number: int, one: Mapping[str, Any]) -> dict[str, Any]:
         "status": one["status"],
         "verdict": _STATUS.get(one["status"], one["status"]),
         "reason": one["reason"],
+        "claim": _claim(one.get("claim")),
         "speed": "–" if speed is None else f"{speed['estimate']:.2f} ×",
         "size": "–" if size is None else f"{size / 2**20:.0f}",
         "losses": losses,
         "screened_only": accuracy is not None and one["accuracy_text"] == "calibration",
     }
+
+
+def _claim(claim: Mapping[str, Any] | None) -> str:
+    """How a candidate's steps that say they change nothing keep to that; empty without any."""
+    if claim is None:
+        return ""
+    found = [claim["excess"], *claim["float32"]]
+    intervals = [one["kl_divergence"] for one in found]
+    title = f"{' + '.join(claim['steps'])} says that it changes nothing"
+    if any(one["estimate"] is None for one in intervals):
+        return f"{title}: what it computes is not finite"
+    more, *exact = intervals
+    span = _span(more, lambda value: f"{value:+.4f}", "")
+    shown = [f"{more['estimate']:+.4f} nats ({span}) beside the same without it"]
+    shown += [f"{max(one['estimate'] for one in exact):.1e} nats in float32"] if exact else []
+    return f"{title}: {', '.join(shown)}"
 
 
 def _machine(machine: Mapping[str, Any]) -> Sequence[tuple[str, str]]:

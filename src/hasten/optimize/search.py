@@ -12,7 +12,9 @@ figures. Phases, cheap refusals first:
    that are predicted to beat the leader, the most promising first, while time lasts.
 5. *Vary* KV format, threads and tokens of a step of the leader.
 6. *Final*: a longer race of the finalists, and of what is on the Pareto front, with the original;
-   their accuracy on the evaluation text, which no earlier phase has seen.
+   their accuracy on the evaluation text, which no earlier phase has seen, and whether passes
+   that say they change nothing keep to that; the race once more.
+7. *Tail*: where nearly all requests have bounds to keep, many requests of the best alone.
 
 The fastest finalist that is inside the budget with its interval, faster than the original with its
 interval, and keeps the objective's bounds, wins. Without one the original does.
@@ -33,21 +35,15 @@ from hasten.optimize.front import pareto_front
 from hasten.optimize.gate import Budget, Measured, proof_confidence
 from hasten.optimize.passes.interface import Prediction
 from hasten.optimize.prediction import predicted_seconds
+from hasten.optimize.proof import Prover, prove_finalists
 from hasten.optimize.search_plan import SearchPlan
 from hasten.optimize.sensitivity import Part, largest_admitted, measure_parts
 from hasten.optimize.speed import Duel, Effort, speedup
-from hasten.optimize.trial import Trial, divergence, why_not_faster, why_slower
+from hasten.optimize.stages import Progress, Stages
+from hasten.optimize.tail_search import Repeater, TailSearch
+from hasten.optimize.trial import Trial, best_first, divergence, why_not_faster, why_slower
 
-__all__ = ["Laboratory", "Progress", "Search"]
-
-Progress = Callable[[str, float], None]
-"""Told what is being done, and the share of the whole search that is done."""
-
-_TIE = 0.05
-"""Medians nearer than this are taken as equally fast; the more accurate candidate is preferred.
-
-A mixture with 0.2 % fewer bytes came out 2.5 % ahead in a quiet race: that near, races do not tell.
-"""
+__all__ = ["Laboratory", "Search"]
 
 _LEAST_SAVING = 0.03
 """A mixture must promise at least this share of fewer weight bytes to be worth measuring."""
@@ -55,24 +51,27 @@ _LEAST_SAVING = 0.03
 _CHEAP_PARTS = 5.0
 """How many times cheaper than the mean the least sensitive parts may be."""
 
-_FAR_BEHIND = 1.25
-"""A finalist this many times slower than one that has passed need not be proved."""
-
 _PROMISING = 1.02
 """A pass must promise to be this many times faster than the leader to be tried."""
 
-_PHASES = {
-    "screen": 0.0,
-    "probe": 0.2,
-    "mix": 0.27,
-    "passes": 0.45,
-    "vary": 0.72,
-    "race": 0.76,
-    "prove": 0.9,
+_STAGES = {
+    "screen": 20.0,
+    "probe": 7.0,
+    "mix": 18.0,
+    "passes": 27.0,
+    "vary": 4.0,
+    "race": 7.0,
+    "prove": 6.0,
+    "again": 7.0,
+    "front": 4.0,
 }
+"""How long each stage takes, in per cent of a whole search of SmolLM2."""
+
+_TAIL_STAGE = 40.0
+"""Beside these: what showing a bound on nearly all requests takes."""
 
 
-class Laboratory(Protocol):
+class Laboratory(Prover, Repeater, Protocol):
     """What can be measured about a candidate."""
 
     def why_unfit(self, candidate: Candidate) -> str | None:
@@ -89,10 +88,6 @@ class Laboratory(Protocol):
 
     def glance(self, candidate: Candidate) -> Accuracy:
         """Accuracy against the original on a part of the calibration text."""
-        ...
-
-    def prove(self, candidate: Candidate, confidence: float) -> Measured:
-        """Accuracy against the original on what is kept for the proof; confidence of intervals."""
         ...
 
     def race(
@@ -120,10 +115,6 @@ class Laboratory(Protocol):
         """The parts whose formats may be mixed, each with the bytes that `coarse` saves."""
         ...
 
-    def seconds(self) -> float:
-        """Seconds since the search began."""
-        ...
-
 
 class Search:
     """One search over one model.
@@ -138,7 +129,6 @@ class Search:
         original: The original's trial.
         trials: All candidates so far.
         remarks: What there is to say beside the figures.
-        share: Of the search that is done.
     """
 
     def __init__(
@@ -147,12 +137,11 @@ class Search:
         self._lab = laboratory
         self._budget = budget
         self._plan = plan
-        self._progress = progress
+        tail = {"tail": _TAIL_STAGE} if plan.objective.tails else {}
+        self._stages = Stages(_STAGES | tail, progress)
         self.original = Trial(original(plan.threads), status="original")
         self.trials: list[Trial] = []
         self.remarks: list[str] = []
-        self.share = 0.0
-        self._slot = (0.0, 0.0)
 
     def run(self) -> Trial:
         """Searches and returns the winner, which may be the original."""
@@ -168,14 +157,15 @@ class Search:
 
     def best_so_far(self) -> Trial:
         """The fastest that no measurement speaks against yet; for a search that was stopped."""
-        alive = [trial for trial in self._open() if trial.timings and trial.accuracy]
+        left = [*self._open(), *self._passed()]
+        alive = [trial for trial in left if trial.timings and trial.accuracy]
         inside = [trial for trial in alive if self._inside(trial)]
         return min([*inside, self.original], key=lambda trial: trial.rank)
 
     def _screen_all(self) -> None:
         waiting = self._open()
         for index, trial in enumerate(waiting):
-            self._tell("screen", trial.candidate.label, index / len(waiting))
+            self._stages.tell("screen", trial.candidate.label, index / len(waiting))
             same = self._same_as(trial)
             if same is None:
                 self._screen(trial)
@@ -208,7 +198,7 @@ class Search:
         label = f"sensitivity of each layer to {coarse}"
 
         def go_on(done: float) -> bool:
-            self._tell("mix", label, done * 0.8)
+            self._stages.tell("mix", label, done * 0.8)
             in_time = self._lab.seconds() < deadline
             if not in_time:
                 self.remarks.append(f"mixed precision: time was up when {done:.0%} was measured")
@@ -283,8 +273,8 @@ class Search:
         made = []
         for index, (candidate, asked) in enumerate(waiting):
             trial = self._add(candidate)
-            self._tell("passes", candidate.label, 0.8 * index / len(waiting))
-            self._slot = (self.share, 0.8 / len(waiting) * _width("passes"))
+            width = 0.8 / len(waiting)
+            self._stages.tell("passes", candidate.label, index * width, slot=width)
             reason = None if asked else self._why_not_promising(trial, deadline)
             if reason is not None:
                 trial.status, trial.reason = "slower", reason
@@ -332,84 +322,105 @@ class Search:
         variants += [base.with_threads(count) for count in thread_counts(base.threads)]
         variants += settings_for(base, self._plan.objective.shape)
         for index, candidate in enumerate(variants):
-            self._tell("vary", candidate.label, index / len(variants))
+            self._stages.tell("vary", candidate.label, index / len(variants))
             self._screen(self._add(candidate))
 
     def _final(self) -> None:
         finalists = self._open()
         shown = [trial for trial in pareto_front(self.trials) if trial not in finalists]
         field = [*finalists, *shown]
-        self._race("race", f"{len(field)} finalists", field, self._plan.final)
-        for trial in finalists:
+        first = self._race("race", f"{len(field)} finalists", field, self._plan.final)
+        self._refuse_slow()
+        self._keep_bounds(self._open())
+        prove_finalists(
+            sorted(self._open(), key=lambda trial: trial.rank),
+            self._lab,
+            self._budget,
+            lambda label, share: self._stages.tell("prove", label, share),
+        )
+        front = pareto_front(self.trials)
+        field = [trial for trial in field if trial.status == "passed" or trial in front]
+        if field:
+            # Minutes after the first: what drifts as slowly as that is then in the interval.
+            self._race("again", f"{len(field)} finalists", field, self._plan.final, first)
+        for trial in self._passed():
             if trial.speedup is None or trial.speedup.low <= 1:
                 trial.refuse(why_not_faster(trial))
-        self._keep_bounds()
-        self._prove(sorted(self._open(), key=lambda trial: trial.rank))
-        for index, trial in enumerate(pareto_front(self.trials)):
-            if trial.proved is None:
-                self._tell("prove", trial.candidate.label, 0.6 + 0.4 * index / len(self.trials))
-                trial.proved = self._lab.prove(trial.candidate, proof_confidence(1))
+        self.remarks += self._keep_bounds(self._passed())
+        self._prove_front()
 
-    def _keep_bounds(self) -> None:
-        """Refuses what does not keep the objective's bounds, unless nothing does."""
+    def _keep_bounds(self, trials: Sequence[Trial]) -> list[str]:
+        """Refuses what does not keep the objective's bounds; if nothing does, it says so."""
         objective = self._plan.objective
         short = {
             trial.candidate: "; ".join(objective.shortfalls(trial.timings, trial.memory_bytes))
-            for trial in self._open()
+            for trial in trials
             if trial.timings is not None
         }
         if all(short.values()):
-            self.remarks += [
-                f"no candidate keeps the bounds of {objective.name!r}; the fastest: {reason}"
-                for reason in list(short.values())[:1]
-            ]
-            return
-        for trial in self._open():
+            fastest = min(trials, key=lambda trial: trial.rank, default=None)
+            return [] if fastest is None else [self._none("keeps", short[fastest.candidate])]
+        for trial in trials:
             if short[trial.candidate]:
                 trial.refuse(f"outside the objective: {short[trial.candidate]}")
+        return []
 
-    def _prove(self, faster: Sequence[Trial]) -> None:
-        """Measures the finalists on what is kept for the proof, the fastest first."""
-        confidence = proof_confidence(len(faster))
-        best: Trial | None = None
-        for index, trial in enumerate(faster):
-            if best is not None and trial.rank * _FAR_BEHIND > best.rank:
-                trial.status, trial.reason = "slower", why_slower(trial, best)
-                continue
-            self._tell("prove", trial.candidate.label, 0.6 * index / len(faster))
-            trial.proved = self._lab.prove(trial.candidate, confidence)
-            outside = self._budget.why_refused(trial.proved)
-            if outside is not None:
-                trial.refuse(outside)
-            else:
-                trial.status, best = "passed", best or trial
+    def _none(self, does: str, reason: str) -> str:
+        name = self._plan.objective.name
+        return f"no candidate {does} the bounds of {name!r}; the fastest: {reason}"
+
+    def _prove_front(self) -> None:
+        """What the report shows as the front has to be proved, too."""
+        front = pareto_front(self.trials)
+        for index, trial in enumerate(front):
+            if trial.proved is None:
+                self._stages.tell("front", trial.candidate.label, index / len(front))
+                trial.proved = self._lab.prove(trial.candidate, proof_confidence(1))
 
     def _choose(self) -> Trial:
-        passed = [trial for trial in self.trials if trial.status == "passed"]
-        self._progress("done", 1.0)
+        passed = self._passed()
         if not passed:
+            self._stages.done()
             self.original.reason = "no candidate was both faster and inside the budget"
             return self.original
-        fastest = min(trial.rank for trial in passed)
-        tied = [trial for trial in passed if trial.rank <= fastest * (1 - _TIE)]
-        winner = min(tied, key=divergence)
-        winner.status, winner.reason = "chosen", "the fastest inside the budget"
-        for trial in passed:
-            if trial is not winner:
-                trial.reason = why_slower(trial, winner)
+        tails = TailSearch(
+            self._lab,
+            self._plan.objective,
+            self._plan.tail_seconds,
+            lambda detail, share: self._stages.tell("tail", detail, share),
+        )
+        winner, missed = tails.choose(best_first(passed))
+        if missed is not None:
+            self.remarks.append(self._none("is shown to keep", missed))
+        self._stages.done()
+        winner.status = "chosen"
+        winner.reason = "; ".join(["the fastest inside the budget", *map(str, winner.tails)])
+        for trial in self._passed():
+            trial.reason = why_slower(trial, winner)
         return winner
 
-    def _race(self, phase: str, detail: str, trials: Sequence[Trial], effort: Effort) -> None:
+    def _race(
+        self,
+        phase: str,
+        detail: str,
+        trials: Sequence[Trial],
+        effort: Effort,
+        earlier: Mapping[Candidate, Duel] | None = None,
+    ) -> Mapping[Candidate, Duel]:
+        """Times trials; what was run earlier of the same race counts with it."""
         field = [self.original, *trials]
-        self._tell(phase, detail, 0)
+        self._stages.tell(phase, detail, 0)
         duels = self._lab.race(
             [trial.candidate for trial in field],
             effort,
-            lambda share: self._tell(phase, detail, share),
+            lambda share: self._stages.tell(phase, detail, share),
         )
         for trial in field:
             duel = duels[trial.candidate]
+            if earlier is not None:
+                duel = earlier[trial.candidate].followed_by(duel)
             trial.timings, trial.speedup = duel.after, speedup(duel, seed=self._plan.seed)
+        return duels
 
     def _screen(self, trial: Trial) -> None:
         try:
@@ -451,6 +462,9 @@ class Search:
     def _open(self) -> list[Trial]:
         return [trial for trial in self.trials if trial.status == "open"]
 
+    def _passed(self) -> list[Trial]:
+        return [trial for trial in self.trials if trial.status == "passed"]
+
     def _leader(self) -> Trial | None:
         """The fastest open candidate; those inside the budget on the calibration text first."""
         ready = [trial for trial in self._open() if trial.timings]
@@ -459,35 +473,11 @@ class Search:
     def _inside(self, trial: Trial) -> bool:
         return trial.evidence is not None and self._budget.expects(trial.evidence)
 
-    def _tell(self, phase: str, detail: str, share: float) -> None:
-        self.share = _PHASES[phase] + share * _width(phase)
-        self._progress(f"{_VERBS[phase]} {detail}", self.share)
-
     def tell_pass(self, doing: str, share: float) -> None:
-        """Passes on how far a pass has come, which is within the search's share.
+        """Passes on how far a pass has come.
 
         Args:
             doing: What the pass does.
             share: Of the pass.
         """
-        start, width = self._slot
-        self.share = max(self.share, start + share * width)
-        self._progress(doing, self.share)
-
-
-def _width(phase: str) -> float:
-    """The share of the search that a phase takes."""
-    starts = [*_PHASES.values(), 1.0]
-    index = list(_PHASES).index(phase)
-    return starts[index + 1] - starts[index]
-
-
-_VERBS = {
-    "screen": "accuracy of",
-    "probe": "speed of",
-    "mix": "mixed precision:",
-    "passes": "changed model:",
-    "vary": "variant",
-    "race": "race of",
-    "prove": "proof of",
-}
+        self._stages.tell_pass(doing, share)

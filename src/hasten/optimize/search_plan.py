@@ -12,7 +12,7 @@ __all__ = ["SearchPlan"]
 
 _ANY = Objective("as given", RequestShape(128, 64))
 _PROBE = Effort(rounds=3, least=2, seconds=30.0)
-_FINAL = Effort(rounds=15, least=5, seconds=60.0)
+_FINAL = Effort(rounds=9, least=3, seconds=75.0, blocks=3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +27,10 @@ class SearchPlan:
         asked: Candidates with passes that are tried whatever is predicted.
         pass_seconds: Time in which candidates of `changed` may be begun.
         probe: The first race.
-        final: The last race.
+        final: One half of the last race; the proofs are between the two.
         finalists: Of these, how many reach the last race.
         mixed_seconds: Time for mixed precision; 0 leaves it out.
+        tail_seconds: Time to show that a candidate keeps bounds on nearly all requests.
         seed: Of bootstrap intervals.
     """
 
@@ -43,4 +44,5 @@ class SearchPlan:
     final: Effort = _FINAL
     finalists: int = 3
     mixed_seconds: float = 75.0
+    tail_seconds: float = 300.0
     seed: int = 0

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from hasten.measure.accuracy import Accuracy
 from hasten.measure.statistics import Interval
 from hasten.optimize.candidates import Candidate
+from hasten.optimize.claims import Claim
 from hasten.optimize.gate import Measured
 from hasten.optimize.speed import Timings
+from hasten.optimize.tail import TailFinding
 
-__all__ = ["Status", "Trial", "divergence", "why_not_faster", "why_slower"]
+__all__ = ["Status", "Trial", "best_first", "divergence", "why_not_faster", "why_slower"]
 
 Status = Literal["original", "open", "refused", "slower", "passed", "chosen"]
 
@@ -27,8 +30,11 @@ class Trial:
         reason: Why it was refused, or passed without being chosen.
         screened: What was measured on the calibration text, and on items for the search.
         proved: What was measured on the evaluation text, and on items kept for the proof.
+        claim: What was measured of steps that say they change nothing; None without such steps, or
+            if it did not come to that.
         timings: From the last race in which it ran.
         speedup: Over the original in the same race.
+        tails: What was measured of bounds on nearly all requests.
         weights_bytes: Bytes of weights.
         memory_bytes: All bytes of its engine.
     """
@@ -38,8 +44,10 @@ class Trial:
     reason: str = ""
     screened: Measured | None = None
     proved: Measured | None = None
+    claim: Claim | None = None
     timings: Timings | None = None
     speedup: Interval | None = None
+    tails: tuple[TailFinding, ...] = ()
     weights_bytes: int | None = None
     memory_bytes: int | None = None
 
@@ -61,6 +69,24 @@ class Trial:
     def refuse(self, reason: str) -> None:
         """Takes the candidate out."""
         self.status, self.reason = "refused", reason
+
+
+_TIE = 0.05
+"""Medians nearer than this are taken as equally fast; the more accurate candidate is preferred.
+
+A mixture with 0.2 % fewer bytes came out 2.5 % ahead in a quiet race: that near, races do not tell.
+"""
+
+
+def best_first(trials: Sequence[Trial]) -> list[Trial]:
+    """By speed, and of those that are equally fast as the fastest the more accurate first."""
+    left = sorted(trials, key=lambda trial: trial.rank)
+    found = []
+    while left:
+        tied = [trial for trial in left if trial.rank <= left[0].rank * (1 - _TIE)]
+        found.append(min(tied, key=divergence))
+        left.remove(found[-1])
+    return found
 
 
 def divergence(trial: Trial) -> float:

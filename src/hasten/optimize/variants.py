@@ -14,10 +14,12 @@ from hasten.models import Model
 from hasten.models.artefact import load_artefact, write_artefact
 from hasten.optimize.passes.interface import Pass, Workshop, parameters_of
 from hasten.optimize.passes.quantize import lossless
+from hasten.optimize.training import LOSSES_FILE
 
 __all__ = ["Variants"]
 
 Steps = Sequence[Pass[Model]]
+_PROGRESS = "progress"
 
 
 class Variants:
@@ -71,9 +73,14 @@ class Variants:
             self._made[key] = load_artefact(place / "model", self._original.name)
         return self._made[key]
 
+    def losses(self, steps: Steps) -> Path | None:
+        """The file with the losses of the last of these passes, if it has trained."""
+        path = self._directory / _key(steps) / _PROGRESS / LOSSES_FILE
+        return path if path.exists() else None
+
     def _make(self, steps: Steps, place: Path) -> None:
         *before, last = steps
-        workspace = place / "progress"
+        workspace = place / _PROGRESS
         workspace.mkdir(parents=True, exist_ok=True)
         workshop = Workshop(
             original=self._original,

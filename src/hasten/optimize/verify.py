@@ -18,13 +18,20 @@ from hasten.optimize.gate import Budget
 from hasten.optimize.laboratory import EngineLaboratory, Material
 from hasten.optimize.passes.interface import Need, Prediction, Workshop
 from hasten.optimize.pipeline import prepare_material
-from hasten.optimize.provenance import find_source, recipe_corpus, recut_windows, require_recipe
+from hasten.optimize.provenance import (
+    Sameness,
+    compare_weights,
+    find_source,
+    recipe_corpus,
+    recut_windows,
+    require_recipe,
+)
 from hasten.optimize.speed import Effort, RequestShape, speedup
 
 __all__ = ["SCHEMA", "Check", "Verification", "verify"]
 
 SCHEMA = "hasten.verification/1"
-_EFFORT = Effort(rounds=15, least=5, seconds=60.0)
+_EFFORT = Effort(rounds=18, least=6, seconds=75.0, blocks=6)
 
 Verdict = Literal["inside", "overlaps", "better", "worse"]
 Progress = Callable[[str, float], None]
@@ -83,6 +90,7 @@ class Verification:
 
     Attributes:
         artefact: Its directory.
+        weights: Whether they are those that the recipe speaks of, bit for bit.
         checks: Each claim with its interval then and now; none if nothing was claimed.
         refused: What is outside the recipe's budget now, or None.
         versions: Of what made the artefact, and of what runs now.
@@ -91,6 +99,7 @@ class Verification:
     """
 
     artefact: Path
+    weights: Sameness
     checks: tuple[Check, ...]
     refused: str | None
     versions: Mapping[str, Mapping[str, str]]
@@ -99,8 +108,9 @@ class Verification:
 
     @property
     def holds(self) -> bool:
-        """Whether the accuracy is inside the budget and no figure is worse than was claimed."""
-        return self.refused is None and all(check.verdict != "worse" for check in self.checks)
+        """Whether weights are the same, accuracy is inside the budget, and no figure is worse."""
+        kept = self.weights != "different" and self.refused is None
+        return kept and all(check.verdict != "worse" for check in self.checks)
 
     def rows(self) -> list[list[str]]:
         """For a table with the columns figure, was, is, inside."""
@@ -115,6 +125,7 @@ class Verification:
             "schema": SCHEMA,
             "artefact": str(self.artefact),
             "holds": self.holds,
+            "weights": self.weights,
             "checks": [check.as_dict() for check in self.checks],
             "outside_budget": self.refused,
             "versions": {name: dict(one) for name, one in self.versions.items()},
@@ -172,6 +183,7 @@ def verify(
     now = _intervals(measured.text) | {"speedup": speedup(duel, seed=recipe.get("seed", 0))}
     return Verification(
         artefact=artefact.path,
+        weights=compare_weights(recipe, artefact.path),
         checks=tuple(_checks(recipe, now)),
         refused=_budget(recipe, remarks).why_refused(measured),
         versions={
@@ -239,6 +251,7 @@ class _AsMade:
 
     name: ClassVar[str] = "as made"
     needs: ClassVar[frozenset[Need]] = frozenset()
+    exact: ClassVar[bool] = False
 
     @property
     def label(self) -> str:

@@ -32,6 +32,8 @@ END_SECONDS = 2.0
 
 POLL_SECONDS = 0.02
 BACKLOG = 1024
+_ACCEPT_TURNS = 3
+"""Of the event loop, from a connection that was accepted to one that can be closed."""
 
 
 class Server:
@@ -124,9 +126,8 @@ class Server:
         """Let requests in flight end, within bounds, and then everything else."""
         loop = asyncio.get_running_loop()
         end = loop.time() + self._settings.drain_seconds
-        if self._listener is not None:
-            self._listener.close()
         self._app.service.admission.drain()
+        await self._stop_listening(loop)
         connections, tasks = self._state.connections, self._state.tasks
         while (connections or tasks) and loop.time() < end and not self._stop_now.is_set():
             for connection in list(connections):
@@ -141,6 +142,16 @@ class Server:
         if self._ticker is not None:
             self._ticker.cancel()
         await self._app.service.close()
+
+    async def _stop_listening(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Accept nothing more, then close: what was just accepted still needs the listener."""
+        if self._listener is None:
+            return
+        for listening in self._listener.sockets:
+            loop.remove_reader(listening.fileno())
+        for _ in range(_ACCEPT_TURNS):
+            await asyncio.sleep(0)
+        self._listener.close()
 
     def _tick(self) -> None:
         """Write the date that responses carry, once a second."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import os
 import signal
 import socket
@@ -152,6 +154,27 @@ def test_a_port_that_is_taken(fake_service):
         start(host="192.0.2.1", port=0)
     with pytest.raises(UsageError, match="--host"):
         start(host="name.invalid", port=0)
+
+
+@pytest.mark.parametrize("turns", range(8))
+def test_a_connection_that_comes_with_the_end_is_closed(fake_service, turns):
+    """However far the event loop has come with it: else it is left open, which is a warning."""
+    clients = []
+
+    async def main():
+        server = Server(App(fake_service(ServerSettings(port=0)), {}))
+        await server.start()
+        clients.append(socket.create_connection(("127.0.0.1", server.port), timeout=5))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        server.stop()
+        await server.serve()
+
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(main())
+    gc.collect()
+    with clients[0] as client, contextlib.suppress(ConnectionError):
+        assert client.recv(1) == b""
 
 
 @pytest.fixture(scope="module")

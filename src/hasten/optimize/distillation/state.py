@@ -19,10 +19,10 @@ from hasten.measure.corpus import Windows
 from hasten.models import Model
 from hasten.models.safetensors import StoredArray, read_safetensors, write_safetensors
 from hasten.optimize.distillation.settings import DistillSettings
+from hasten.optimize.training import LOSSES_FILE
 
 __all__ = ["Loss", "State", "StateFile", "fingerprint"]
 
-LOSSES = "losses.json"
 STATE = "state.safetensors"
 _SCHEMA = "hasten.distillation/1"
 _VALUES = "values"
@@ -121,7 +121,7 @@ class StateFile:
         report = json.dumps({"schema": _SCHEMA, "losses": values["losses"]}, indent=1)
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            _replace(self._directory / LOSSES, lambda path: path.write_text(report + "\n"))
+            _replace(self._directory / LOSSES_FILE, lambda path: path.write_text(report + "\n"))
             _replace(self._directory / STATE, lambda path: write_safetensors(path, arrays))
         except OSError as error:
             raise UsageError(

@@ -26,9 +26,9 @@ from hasten.optimize.distillation.loss import (
 )
 from hasten.optimize.distillation.settings import DistillSettings
 from hasten.optimize.distillation.state import Loss, State
-from hasten.optimize.pruning.structure import layer_of, residual_stream
+from hasten.optimize.pruning.structure import corresponding_layers, residual_stream
 
-__all__ = ["Trainer", "corresponding_layers", "trained_names"]
+__all__ = ["Trainer", "trained_names"]
 
 _TINY = 1e-12
 
@@ -209,33 +209,6 @@ def trained_names(student: Model, settings: DistillSettings) -> list[str]:
             allowed=f"names such as {next(iter(student.weights))}",
         )
     return names
-
-
-def corresponding_layers(student: Model, teacher: Model) -> tuple[int, ...] | None:
-    """The teacher's layer that each layer of a student was made of; None if that is not to be seen.
-
-    Passes that remove parts of a model leave the vectors of the norms of what stays, so a layer is
-    known by them.
-    """
-    signs = [_signs(model) for model in (student, teacher)]
-    found: list[int] = []
-    for sign in signs[0]:
-        after = found[-1] + 1 if found else 0
-        same = [place for place in range(after, len(signs[1])) if signs[1][place] == sign]
-        if not sign or not same:
-            return None
-        found.append(same[0])
-    return tuple(found)
-
-
-def _signs(model: Model) -> list[bytes]:
-    """The norms' vectors of each layer."""
-    signs = [b""] * model.config.num_layers
-    for name, tensor in model.weights.items():
-        layer = layer_of(name)
-        if layer is not None and name.endswith("layernorm.weight"):
-            signs[layer] += tensor.to_float32().tobytes()
-    return signs
 
 
 def _state_names(

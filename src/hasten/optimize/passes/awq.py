@@ -30,7 +30,7 @@ from hasten.optimize.quantization.input_statistics import (
     input_importance,
     input_magnitude,
 )
-from hasten.optimize.quantization.integer_weights import IntegerWeights
+from hasten.optimize.quantization.integer_weights import IntegerWeights, rounded_vocabulary
 from hasten.optimize.quantization.rounding import round_nearest
 from hasten.optimize.quantization.shelf import Shelf, fingerprint
 
@@ -65,6 +65,11 @@ class AwqWeights(IntegerWeights):
         IntegerWeights.__post_init__(self)
         if not 1 <= self.steps <= 1000:
             raise ValueError(f"steps is {self.steps}; allowed: 1 to 1000")
+
+    @property
+    def exact(self) -> bool:
+        """Scales alone leave the function of the model as it is."""
+        return not self.rounds
 
     @property
     def label(self) -> str:
@@ -106,7 +111,7 @@ class AwqWeights(IntegerWeights):
             importance = search.importance[name] if self.clip else None
             matrix = round_nearest(weights[name].to_float32(), self.form, importance)
             weights[name] = QuantizedTensor(name, matrix)
-        return model.derive(weights | self.rounded_vocabulary(model))
+        return model.derive(weights | rounded_vocabulary(model, self.vocabulary))
 
 
 class _Search:

@@ -28,7 +28,8 @@ class Distill(DistillSettings):
     digest: str = ""
 
     name: ClassVar[str] = "distill"
-    needs: ClassVar[frozenset[Need]] = frozenset({"torch", "calibration"})
+    needs: ClassVar[frozenset[Need]] = frozenset({"training", "calibration"})
+    exact: ClassVar[bool] = False
 
     @property
     def label(self) -> str:

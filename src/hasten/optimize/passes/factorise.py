@@ -53,6 +53,7 @@ class Factorise:
 
     name: ClassVar[str] = "factorise"
     needs: ClassVar[frozenset[Need]] = frozenset({"calibration"})
+    exact: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if (self.share != 0) == (self.rank != 0) or not 0 <= self.share < 1 or self.rank < 0:

@@ -22,7 +22,8 @@ class Heal(DistillSettings):
     """
 
     name: ClassVar[str] = "heal"
-    needs: ClassVar[frozenset[Need]] = frozenset({"torch", "calibration"})
+    needs: ClassVar[frozenset[Need]] = frozenset({"training", "calibration"})
+    exact: ClassVar[bool] = False
 
     @property
     def label(self) -> str:

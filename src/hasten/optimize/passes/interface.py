@@ -17,7 +17,7 @@ from hasten.models import Model
 
 __all__ = ["Need", "Pass", "Prediction", "Workshop", "parameters_of"]
 
-Need = Literal["calibration", "torch"]
+Need = Literal["calibration", "training"]
 Subject = TypeVar("Subject")
 
 
@@ -65,8 +65,10 @@ class Pass(Protocol[Subject]):
 
     Attributes:
         name: As in recipes, and of the module.
-        needs: What it cannot do without.
+        needs: The text that it cannot do without: "calibration", or much more ("training").
         label: A few words with its parameters, for tables.
+        exact: It says that the changed model computes what the model did, but for the order in
+            which floats are added: the search holds it to that. Else it is held to the budget.
     """
 
     name: ClassVar[str]
@@ -74,6 +76,11 @@ class Pass(Protocol[Subject]):
 
     @property
     def label(self) -> str:
+        """See the class."""
+        ...
+
+    @property
+    def exact(self) -> bool:
         """See the class."""
         ...
 

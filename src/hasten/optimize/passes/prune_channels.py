@@ -43,6 +43,7 @@ class PruneChannels:
 
     name: ClassVar[str] = "prune_channels"
     needs: ClassVar[frozenset[Need]] = frozenset({"calibration"})
+    exact: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:

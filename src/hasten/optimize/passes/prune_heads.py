@@ -35,6 +35,7 @@ class PruneHeads:
 
     name: ClassVar[str] = "prune_heads"
     needs: ClassVar[frozenset[Need]] = frozenset({"calibration"})
+    exact: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.groups < 1:

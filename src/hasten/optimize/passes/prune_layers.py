@@ -51,6 +51,7 @@ class PruneLayers:
 
     name: ClassVar[str] = "prune_layers"
     needs: ClassVar[frozenset[Need]] = frozenset({"calibration"})
+    exact: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.count < 0 or (self.count > 0) == bool(self.layers):

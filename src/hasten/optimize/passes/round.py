@@ -10,7 +10,7 @@ import numpy as np
 from hasten.models import Model
 from hasten.models.weights import QuantizedTensor
 from hasten.optimize.passes.interface import Need, Workshop
-from hasten.optimize.quantization.integer_weights import IntegerWeights
+from hasten.optimize.quantization.integer_weights import IntegerWeights, rounded_vocabulary
 from hasten.optimize.quantization.rounding import round_nearest
 
 __all__ = ["PASS", "RoundWeights"]
@@ -29,6 +29,7 @@ class RoundWeights(IntegerWeights):
 
     name: ClassVar[str] = "round"
     needs: ClassVar[frozenset[Need]] = frozenset()
+    exact: ClassVar[bool] = False
 
     @property
     def label(self) -> str:
@@ -43,7 +44,7 @@ class RoundWeights(IntegerWeights):
             ModelFileError: A weight is NaN or infinite.
         """
         self.check_fit(model)
-        weights = dict(model.weights) | self.rounded_vocabulary(model)
+        weights = dict(model.weights) | rounded_vocabulary(model, self.vocabulary)
         names = self.chosen(model)
         for index, name in enumerate(names):
             workshop.progress(f"rounding {name}", index / len(names))

@@ -24,7 +24,14 @@ from hasten.optimize.calibration import calibrate
 from hasten.optimize.passes.interface import Workshop
 from hasten.optimize.quantization.gram import damped, gram_of
 
-__all__ = ["Inside", "attention_insides", "feed_forward_insides", "least_squares", "narrow"]
+__all__ = [
+    "Inside",
+    "attention_insides",
+    "feed_forward_insides",
+    "least_squares",
+    "narrow",
+    "written_units",
+]
 
 Array = NDArray[np.float32]
 
@@ -117,12 +124,21 @@ def narrow(
 
     calibrate(model, workshop.calibration, look)
     for inside in insides:
-        for writer in inside.writers:
-            rows = _members(kept[inside.reader.out], writer.rows[0] // inside.units)
-            for name in writer.weights + writer.biases:
-                changed[name] = model.weights[name].select_rows(name, rows)
+        changed |= written_units(model.weights, inside, kept[inside.reader.out])
     workshop.progress(f"{keep} of {insides[0].units} stay", 1.0)
     return {**model.weights, **changed}
+
+
+def written_units(
+    weights: Mapping[str, StoredTensor], inside: Inside, units: NDArray[np.intp]
+) -> dict[str, StoredTensor]:
+    """The tensors that write the inside of a block, with these of its units in this order."""
+    changed = {}
+    for writer in inside.writers:
+        rows = _members(units, writer.rows[0] // inside.units)
+        for name in writer.weights + writer.biases:
+            changed[name] = weights[name].select_rows(name, rows)
+    return changed
 
 
 def least_squares(

@@ -5,16 +5,26 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from hasten.models import Model, architectures
 from hasten.models.config import ModelConfig
 from hasten.models.graph import Graph
 from hasten.models.inventory import tensors_of
-from hasten.models.ops import Linear, Select, output_of
+from hasten.models.ops import Add, Linear, Scale, Select, output_of
 from hasten.optimize.passes.interface import Prediction
 
-__all__ = ["layer_of", "predict_shapes", "residual_stream", "why_no_decoder", "with_layer"]
+__all__ = [
+    "Writer",
+    "corresponding_layers",
+    "layer_of",
+    "predict_shapes",
+    "residual_stream",
+    "stream_writers",
+    "why_no_decoder",
+    "with_layer",
+]
 
 _LAYER: Final = re.compile(r"(model\.layers\.)(\d+)(\..+)")
 
@@ -53,6 +63,36 @@ def residual_stream(graph: Graph) -> dict[str, str]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """The last product of a layer that is added to the residual stream.
+
+    Attributes:
+        product: The product.
+        factor: What multiplies it before it is added.
+    """
+
+    product: Linear
+    factor: float
+
+
+def stream_writers(graph: Graph) -> list[Writer] | None:
+    """The last writer of each layer of a decoder; None if a layer ends with something else."""
+    producers = {output_of(op): op for op in graph.ops}
+    found = []
+    for name in list(residual_stream(graph).values())[1:]:
+        total = producers[name]
+        if not isinstance(total, Add):
+            return None
+        added = producers[total.b]
+        factor = added.factor if isinstance(added, Scale) else 1.0
+        product = producers[added.source] if isinstance(added, Scale) else added
+        if not isinstance(product, Linear):
+            return None
+        found.append(Writer(product, factor))
+    return found
+
+
 def predict_shapes(model: Model, config: ModelConfig) -> Prediction:
     """What a model of another configuration saves.
 
@@ -79,3 +119,30 @@ def _products(config: ModelConfig) -> dict[str, int]:
 
 def _weighted(values: Mapping[str, int], density: Mapping[str, float]) -> float:
     return sum(count * density[name] for name, count in values.items())
+
+
+def corresponding_layers(student: Model, teacher: Model) -> tuple[int, ...] | None:
+    """The teacher's layer that each layer of a student was made of; None if that is not to be seen.
+
+    Passes that remove parts of a model leave the vectors of the norms of what stays, so a layer is
+    known by them.
+    """
+    signs = [_signs(model) for model in (student, teacher)]
+    found: list[int] = []
+    for sign in signs[0]:
+        after = found[-1] + 1 if found else 0
+        same = [place for place in range(after, len(signs[1])) if signs[1][place] == sign]
+        if not sign or not same:
+            return None
+        found.append(same[0])
+    return tuple(found)
+
+
+def _signs(model: Model) -> list[bytes]:
+    """The norms' vectors of each layer."""
+    signs = [b""] * model.config.num_layers
+    for name, tensor in model.weights.items():
+        layer = layer_of(name)
+        if layer is not None and name.endswith("layernorm.weight"):
+            signs[layer] += tensor.to_float32().tobytes()
+    return signs

@@ -17,7 +17,18 @@ from hasten.models.weights import QuantizedTensor, StoredTensor
 from hasten.optimize.passes.interface import Need, Prediction, Workshop
 from hasten.types import EngineOptions
 
-__all__ = ["IntegerWeights", "inner_products", "predict_bytes", "vocabulary_weights"]
+__all__ = [
+    "IntegerWeights",
+    "check_vocabulary",
+    "inner_products",
+    "integer_format",
+    "padded_columns",
+    "predict_bytes",
+    "read_bytes",
+    "rounded_vocabulary",
+    "vocabulary_formats",
+    "vocabulary_weights",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +63,7 @@ class IntegerWeights(ABC):
             raise ValueError(f"bits is {self.bits}; allowed: 4, 8")
         if self.group < BLOCK or self.group % BLOCK:
             raise ValueError(f"group is {self.group}; allowed: multiples of {BLOCK}")
-        if self.vocabulary != "carried" and not self.vocabulary.startswith("int"):
-            raise ValueError(f"vocabulary is {self.vocabulary!r}; allowed: carried, int8:G, int4:G")
-        try:
-            parse_format(self.vocabulary)
-        except UsageError as error:
-            raise ValueError(f"vocabulary: {error}") from error
+        check_vocabulary(self.vocabulary)
 
     @property
     @abstractmethod
@@ -93,24 +99,19 @@ class IntegerWeights(ABC):
         forms = self.formats(model) | dict.fromkeys(self.chosen(model), self.form)
         for name, form in forms.items():
             columns = model.weights[name].shape[1]
-            if _padded(columns) % form.group:
+            if padded_columns(columns) % form.group:
                 return f"groups of {form.group} do not divide the {columns} columns of {name}"
         return None
 
     def formats(self, model: Model) -> dict[str, MatrixFormat]:
         """The formats of the matrices that change."""
-        return self._vocabulary_formats(model) | dict.fromkeys(self.chosen(model), self.form)
+        return vocabulary_formats(model, self.vocabulary) | dict.fromkeys(
+            self.chosen(model), self.form
+        )
 
     def predict(self, model: Model) -> Prediction:
         """What it saves, from shapes alone."""
         return predict_bytes(model, self.formats(model))
-
-    def rounded_vocabulary(self, model: Model) -> dict[str, StoredTensor]:
-        """The embedding and the output projection in their new format."""
-        return {
-            name: QuantizedTensor(name, quantize_as(model.weights[name], form))
-            for name, form in self._vocabulary_formats(model).items()
-        }
 
     def check_fit(self, model: Model) -> None:
         """Refuses a model that it cannot change.
@@ -121,16 +122,6 @@ class IntegerWeights(ABC):
         reason = self.why_unfit(model)
         if reason is not None:
             raise UsageError(reason, do="choose another group, other matrices or another pass")
-
-    def _vocabulary_formats(self, model: Model) -> dict[str, MatrixFormat]:
-        if self.vocabulary == "carried":
-            return {}
-        names = vocabulary_weights(model.config)
-        minimum = "+min" if self.vocabulary.startswith("int4") else ""
-        return {
-            name: MatrixFormat.from_name(self.vocabulary + minimum, model.weights[name].shape[1])
-            for name in names
-        }
 
 
 def inner_products(config: ModelConfig) -> list[str]:
@@ -151,6 +142,43 @@ def vocabulary_weights(config: ModelConfig) -> list[str]:
     return list(names)
 
 
+def check_vocabulary(vocabulary: str) -> None:
+    """Refuses what is no format for the matrices with the vocabulary.
+
+    Raises:
+        ValueError: Says what is allowed.
+    """
+    if vocabulary != "carried" and not vocabulary.startswith("int"):
+        raise ValueError(f"vocabulary is {vocabulary!r}; allowed: carried, int8:G, int4:G")
+    try:
+        parse_format(vocabulary)
+    except UsageError as error:
+        raise ValueError(f"vocabulary: {error}") from error
+
+
+def integer_format(name: str, columns: int) -> MatrixFormat:
+    """The format "int8:G" or "int4:G" of a matrix; four bits count from a minimum."""
+    return MatrixFormat.from_name(f"{name}+min" if name.startswith("int4") else name, columns)
+
+
+def vocabulary_formats(model: Model, vocabulary: str) -> dict[str, MatrixFormat]:
+    """The formats of the embedding and the output projection, where they change."""
+    if vocabulary == "carried":
+        return {}
+    return {
+        name: integer_format(vocabulary, model.weights[name].shape[1])
+        for name in vocabulary_weights(model.config)
+    }
+
+
+def rounded_vocabulary(model: Model, vocabulary: str) -> dict[str, StoredTensor]:
+    """The embedding and the output projection in their new format."""
+    return {
+        name: QuantizedTensor(name, quantize_as(model.weights[name], form))
+        for name, form in vocabulary_formats(model, vocabulary).items()
+    }
+
+
 def predict_bytes(model: Model, formats: Mapping[str, MatrixFormat]) -> Prediction:
     """What a change of some formats saves of the bytes that a decoded token reads.
 
@@ -158,16 +186,19 @@ def predict_bytes(model: Model, formats: Mapping[str, MatrixFormat]) -> Predicti
         model: Before the change, as it runs when its matrices stay as they are stored.
         formats: Of matrices that change.
     """
+    return Prediction(weight_bytes=read_bytes(model, formats) / read_bytes(model, {}))
+
+
+def read_bytes(model: Model, formats: Mapping[str, MatrixFormat]) -> int:
+    """Bytes of the matrices that a decoded token reads; those without a format as stored."""
     products = [op for op in architectures.build(model.config).ops if isinstance(op, Linear)]
     names = dict.fromkeys(name for op in products for name in op.weights)
     before = choose_formats(model.weights, names, EngineOptions(weights="carried"))
-    after = {name: formats.get(name, form) for name, form in before.items()}
-    old, new = (
-        sum(form.nbytes(model.weights[name].shape) for name, form in forms.items())
-        for forms in (before, after)
+    return sum(
+        formats.get(name, form).nbytes(model.weights[name].shape) for name, form in before.items()
     )
-    return Prediction(weight_bytes=new / old)
 
 
-def _padded(columns: int) -> int:
+def padded_columns(columns: int) -> int:
+    """Columns of the codes of a matrix: a multiple of 32."""
     return -(-columns // BLOCK) * BLOCK
