@@ -114,7 +114,8 @@ def test_ctrl_c_says_the_best_so_far_and_how_to_go_on(tiny_model, tmp_path):
                 process.send_signal(signal.SIGINT)
                 break
         rest = process.stderr.read()
-        assert process.wait(60) == 130
+        # CPython ends itself by the signal if it came inside exec(); shells tell both as 130.
+        assert process.wait(60) in (130, -signal.SIGINT)
     assert "stopped" in rest
     assert "goes on from here" in rest
     assert "Traceback" not in rest

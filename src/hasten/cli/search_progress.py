@@ -8,13 +8,28 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from hasten.cli.console import remark
+from hasten.cli.interrupts import kept_interrupts
 
 __all__ = ["search_progress"]
 
 
 @contextmanager
 def search_progress() -> Iterator[Callable[[str, float], None]]:
-    """Yields what is to be told: what is being done, and the share of the whole that is done."""
+    """Yields what is to be told: what is being done, and the share of the whole that is done.
+
+    Telling raises the KeyboardInterrupt of a Ctrl-C that was swallowed on the way.
+    """
+    with kept_interrupts() as raise_swallowed, _shown() as show:
+
+        def tell(doing: str, share: float) -> None:
+            raise_swallowed()
+            show(doing, share)
+
+        yield tell
+
+
+@contextmanager
+def _shown() -> Iterator[Callable[[str, float], None]]:
     began = time.perf_counter()
 
     def left(share: float) -> str:
@@ -44,8 +59,8 @@ def search_progress() -> Iterator[Callable[[str, float], None]]:
     ) as bar:
         task = bar.add_task("", total=1.0, left="")
 
-        def tell(doing: str, share: float) -> None:
+        def draw(doing: str, share: float) -> None:
             bar.update(task, completed=share, description=doing, left=left(share))
             bar.refresh()
 
-        yield tell
+        yield draw

@@ -1,0 +1,39 @@
+"""Ctrl-C that nobody may swallow."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+__all__ = ["kept_interrupts"]
+
+
+@contextmanager
+def kept_interrupts() -> Iterator[Callable[[], None]]:
+    """Yields a function that raises the KeyboardInterrupt of a Ctrl-C that others have swallowed.
+
+    The KeyboardInterrupt of a Ctrl-C rises wherever the program is. Some code there drops every
+    error: an extension module of Cython does while it registers its classes, as `numpy.random`
+    when it is first used. The program would go on as if nobody had asked it to end.
+    """
+    came: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        signal.default_int_handler(number, frame)
+
+    def check() -> None:
+        if came:
+            came.clear()
+            raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield check  # it is ignored, as in a shell's background, or somebody else's to handle
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
