@@ -1,4 +1,4 @@
-"""Makes helpers importable: those beside the tests here, and the tiny models of generation."""
+"""Makes helpers importable: those beside the tests, of tiny models and of their adapters."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parent.parent / "generation"))
+for room in ("generation", "models"):
+    sys.path.insert(0, str(Path(__file__).parent.parent / room))
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from hasten.kernels.quantization import BLOCK, QuantizedMatrix
 from hasten.models.appearing import appearing_directory
 from hasten.models.config import ModelConfig
 from hasten.models.config_json import to_huggingface
-from hasten.models.fields import naming_file, read_number
+from hasten.models.fields import naming_file, read_flag, read_number
 from hasten.models.huggingface import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -129,7 +129,9 @@ def load_artefact(directory: Path, name: str) -> Model:
     config = read_config(directory, values)
     arrays = dict(read_safetensors(weights_path))
     with naming_file(config_path):
-        config = replace(config, factored=factored)
+        config = replace(
+            config, factored=factored, rearranged=read_flag(quantization, "rearranged")
+        )
         shapes = tensor_shapes(config)
     with naming_file(weights_path):
         weights: dict[str, StoredTensor] = {}
@@ -208,6 +210,8 @@ def _config_values(config: ModelConfig, stored: Mapping[str, StoredTensor]) -> d
     quantization["tensors"] = listed
     if config.factored:
         quantization["factored"] = dict(config.factored)
+    if config.rearranged:
+        quantization["rearranged"] = True
     plain = replace(config, factored=())
     return to_huggingface(plain) | {"quantization_config": quantization}
 

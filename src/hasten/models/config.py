@@ -99,6 +99,8 @@ class ModelConfig:
         logits_scaling: Logits are divided by this (Granite).
         factored: Products that are two of low rank, one after the other: (module, rank) pairs such
             as ("model.layers.0.mlp.down_proj", 256); see `hasten.models.graph.factor`.
+        rearranged: Layers or channels stand elsewhere, or at another scale, than in the model that
+            this one was made of, whose adapters therefore do not fit even where their shapes do.
 
     Raises:
         ModelFileError: A value is out of range.
@@ -135,6 +137,7 @@ class ModelConfig:
     residual_multiplier: float = 1.0
     logits_scaling: float = 1.0
     factored: tuple[tuple[str, int], ...] = ()
+    rearranged: bool = False
 
     def __post_init__(self) -> None:
         for name, limit in _LIMITS.items():

@@ -122,13 +122,19 @@ def adapted_modules(config: ModelConfig) -> dict[str, AdaptedModule]:
     """The modules of a model that an adapter may change, by their names in checkpoints.
 
     Raises:
-        UnsupportedModelError: The model has products of low rank.
+        UnsupportedModelError: The model has products of low rank, or is one rearranged.
     """
     if config.factored:
         raise UnsupportedModelError(
             f"LoRA adapters do not fit a model whose {config.factored[0][0]!r} is two products of"
             " low rank",
             do="use the model before it was factored",
+        )
+    if config.rearranged:
+        raise UnsupportedModelError(
+            "LoRA adapters do not fit a model in which layers were removed, or channels put in"
+            " another order or scaled",
+            do="use the original, or merge the adapter into it before it is optimised",
         )
     found = {}
     for op in architectures.build(config).ops:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -105,13 +105,14 @@ class AwqWeights(IntegerWeights):
             values = {name: weights[name].to_float32() for name in names}
             for name, scaled in fold(values, place, scale).items():
                 weights[name] = DenseTensor(name, "F32", scaled)
+        config = replace(model.config, rearranged=True)
         if not self.rounds:
-            return model.derive(weights)
+            return model.derive(weights, config)
         for name in self.chosen(model):
             importance = search.importance[name] if self.clip else None
             matrix = round_nearest(weights[name].to_float32(), self.form, importance)
             weights[name] = QuantizedTensor(name, matrix)
-        return model.derive(weights | rounded_vocabulary(model, self.vocabulary))
+        return model.derive(weights | rounded_vocabulary(model, self.vocabulary), config)
 
 
 class _Search:

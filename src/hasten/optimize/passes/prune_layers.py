@@ -189,6 +189,7 @@ def _without(config: ModelConfig, gone: Collection[int]) -> ModelConfig:
         layer_types=() if alike else types,
         sliding_window=None if full else config.sliding_window,
         factored=tuple((names[one], rank) for one, rank in config.factored if one in names),
+        rearranged=True,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -87,7 +87,7 @@ class ReorderChannels:
             weights.update(reordered(weights, waiting.pop(op), order))
 
         calibrate(model, workshop.calibration, look)
-        return model.derive(weights)
+        return model.derive(weights, replace(model.config, rearranged=True))
 
 
 def reordered(
