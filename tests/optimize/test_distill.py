@@ -168,6 +168,40 @@ def test_rows_of_logits_in_pieces(teacher, student, share, monkeypatch):
     assert found[0][0] == pytest.approx(expected.item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("known", [True, False])
+def test_the_gradient_written_out_is_that_of_autograd(temperature, share, known):
+    draw = torch.Generator().manual_seed(4)
+    ours, theirs = (3 * torch.randn(37, 101, generator=draw) for _ in range(2))
+    targets = torch.randint(0, 101, (37,), generator=draw)
+    targets[:: 4 if known else 1] = NO_TARGET
+    loss = LogitLoss(temperature, share)
+    factors = loss.factors(torch.cat([targets, targets]))
+    watched = ours.clone().requires_grad_(True)
+    sums = loss(watched, theirs, targets)
+    wanted = factors[0] * sums[0] + factors[1] * sums[1]
+    wanted.backward()
+    slope = ours.clone()
+    value = loss.descend(slope, theirs, targets, factors)
+    assert value == pytest.approx(wanted.item(), rel=1e-4)
+    torch.testing.assert_close(slope, watched.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_bfloat16_changes_digits_and_not_the_way(student, teacher, tmp_path):
+    settings = replace(SETTINGS, steps=20, learning_rate=1e-3, batch=4, length=32, check_every=20)
+    lessons = text(lengths=(32,) * 96)
+    ends = []
+    for precision in ("f32", "bf16"):
+        directory = tmp_path / precision
+        learn(student, teacher, directory, replace(settings, precision=precision), lessons)
+        told = losses(directory)
+        ends.append((told[0]["held_out"], told[-1]["held_out"]))
+    assert ends[1][0] == pytest.approx(ends[0][0], rel=0.03)
+    assert ends[1][1] == pytest.approx(ends[0][1], rel=0.03)
+    assert ends[0] != ends[1]
+
+
 def test_a_student_learns(student, teacher, tmp_path):
     settings = replace(SETTINGS, steps=40, learning_rate=1e-3, batch=8, length=32, check_every=20)
     made = learn(student, teacher, tmp_path, settings, text(lengths=(32,) * 160))

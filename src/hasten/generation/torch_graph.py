@@ -98,7 +98,8 @@ def _result(
 ) -> Tensor:
     match op:
         case Embed():
-            return torch.nn.functional.embedding(step.tokens, weights[op.weight])
+            rows = torch.nn.functional.embedding(step.tokens, weights[op.weight])
+            return rows.to(torch.promote_types(rows.dtype, torch.float32))
         case EmbedPosition():
             return weights[op.weight][step.positions + op.offset]
         case AddRow():
@@ -249,7 +250,7 @@ class Decoder:
         """
         step = _Rows(tokens, self._tables, self._kv_heads)
         kept: dict[str, Tensor] = {}
-        with self._autocast():
+        with self.products():
             for place in ops:
                 compute(self.body.ops[place], values, weights, step)
                 kept |= {name: values[name] for name in self._spent[place] if name in keep}
@@ -260,14 +261,25 @@ class Decoder:
     def logits(self, weights: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
         """Logits [rows, vocabulary], float32, of last hidden states [rows, width]."""
         values = {self.body.output: hidden}
-        with self._autocast():
+        with self.products():
             for op in self.head:
                 compute(op, values, weights, self._no_tokens)
         return values[self._output].float()
 
-    def _autocast(self) -> torch.autocast:
+    def products(self) -> torch.autocast:
+        """Where products have their precision; one around many calls converts each weight once."""
         device = self._no_tokens.tokens.device.type
         return torch.autocast(device, torch.bfloat16, enabled=self._precision == "bf16")
+
+    def narrow(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights that do not change, as products read them, so that no product converts them."""
+        if self._precision == "f32":
+            return dict(weights)
+        ops = (*self.body.ops, *self.head)
+        read = {name for op in ops if isinstance(op, Linear) for name in op.weights}
+        return {
+            name: one.to(torch.bfloat16) if name in read else one for name, one in weights.items()
+        }
 
 
 class _Rows:

@@ -20,6 +20,7 @@ NO_TARGET = -1
 
 _COPIES = 10
 """Arrays of logits that are alive at once, counted generously."""
+_CACHED_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,50 @@ class LogitLoss:
         surprise = functional.cross_entropy(ours, targets, ignore_index=NO_TARGET, reduction="sum")
         return divergence * self.temperature**2, surprise
 
-    def combine(self, sums: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
-        """The share of the mean over all `targets` that sums over some of the rows are."""
-        predicted = (targets != NO_TARGET).sum().clamp(min=1)
-        return (1 - self.cross_entropy) * sums[0] / len(targets) + (
-            self.cross_entropy * sums[1] / predicted
-        )
+    def factors(self, targets: Tensor) -> tuple[float, float]:
+        """What makes of the two sums over some rows their share of the mean over all `targets`."""
+        predicted = max(1, int((targets != NO_TARGET).sum()))
+        return (1 - self.cross_entropy) / len(targets), self.cross_entropy / predicted
+
+    def descend(
+        self, ours: Tensor, theirs: Tensor, targets: Tensor, factors: tuple[float, float]
+    ) -> float:
+        """The sums of `__call__` times factors, added; `ours` becomes the gradient by itself.
+
+        Written out, since what autograd keeps of so many columns costs more than it computes. A few
+        rows at a time, which stay in a processor's caches.
+
+        Args:
+            ours: As for `__call__`; overwritten.
+            theirs: As for `__call__`.
+            targets: As for `__call__`.
+            factors: Of the two sums.
+        """
+        total = 0.0
+        for begin in range(0, len(targets), _CACHED_ROWS):
+            rows = slice(begin, begin + _CACHED_ROWS)
+            total += self._descend(ours[rows], theirs[rows], targets[rows], factors)
+        return total
+
+    def _descend(
+        self, ours: Tensor, theirs: Tensor, targets: Tensor, factors: tuple[float, float]
+    ) -> float:
+        softened = torch.log_softmax(ours / self.temperature, -1)
+        wanted = torch.log_softmax(theirs / self.temperature, -1)
+        chances = wanted.exp()
+        divergence = torch.dot(chances.view(-1), wanted.sub_(softened).view(-1)).item()
+        total = factors[0] * self.temperature**2 * divergence
+        learnt = None
+        if self.cross_entropy:
+            logs, known = torch.log_softmax(ours, -1), targets != NO_TARGET
+            places = targets[known, None]
+            total -= factors[1] * logs[known].gather(1, places).sum().item()
+            learnt = logs.exp_() * known[:, None]
+            learnt[known] = learnt[known].scatter_add(1, places, -torch.ones_like(places).float())
+        torch.sub(softened.exp_(), chances, out=ours).mul_(factors[0] * self.temperature)
+        if learnt is not None:
+            ours.add_(learnt, alpha=factors[1])
+        return total
 
 
 def learn_by_rows(
@@ -103,16 +142,18 @@ def learn_by_rows(
     """
     gradient = torch.empty_like(hidden[0])
     total = 0.0
-    for rows in _pieces(hidden, targets, student):
+    factors = loss.factors(targets)
+    for rows in _pieces(targets, student):
         ours = hidden[0][rows].detach().requires_grad_(True)
+        logits = student.head(ours)
         with torch.no_grad():
             theirs = teacher.head(hidden[1][rows])
-        value = loss.combine(loss(student.head(ours), theirs, targets[rows]), targets)
-        (value * weight).backward()  # type: ignore[no-untyped-call]
+            slope = logits.detach().clone()
+            total += loss.descend(slope, theirs, targets[rows], factors)
+        logits.backward(slope.mul_(weight))  # type: ignore[no-untyped-call]
         if ours.grad is None:
             raise TypeError("the head does not read the hidden states")
         gradient[rows] = ours.grad
-        total += value.item()
     return total, gradient
 
 
@@ -125,14 +166,15 @@ def loss_by_rows(
 ) -> float:
     """The mean loss alone; arguments as for `learn_by_rows`."""
     total = 0.0
+    factors = loss.factors(targets)
     with torch.no_grad():
-        for rows in _pieces(hidden, targets, student):
+        for rows in _pieces(targets, student):
             sums = loss(student.head(hidden[0][rows]), teacher.head(hidden[1][rows]), targets[rows])
-            total += loss.combine(sums, targets).item()
+            total += factors[0] * sums[0].item() + factors[1] * sums[1].item()
     return total
 
 
-def _pieces(hidden: tuple[Tensor, Tensor], targets: Tensor, network: Network) -> Iterator[slice]:
+def _pieces(targets: Tensor, network: Network) -> Iterator[slice]:
     step = max(1, LOGIT_BYTES // (_COPIES * 4 * network.decoder.vocab_size))
     for begin in range(0, len(targets), step):
         yield slice(begin, begin + step)

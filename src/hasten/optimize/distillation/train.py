@@ -52,18 +52,18 @@ class Trainer:
         self._losses: list[Loss] = []
         self._best_loss = float("inf")
         self._best: dict[str, Tensor] = {}
-        self._student, self._teacher = (
-            Network(
-                Decoder(one.config, _context(one, lessons), device, precision=settings.precision),
-                weight_tensors(one, device),
-            )
+        precision = settings.precision
+        ours, theirs = (
+            Decoder(one.config, _context(one, lessons), device, precision=precision)
             for one in (student, teacher)
         )
+        names = trained_names(student, settings)
+        weights = weight_tensors(student, device)
+        self._trained = {name: weights[name].requires_grad_(True) for name in names}
+        fixed = {name: one for name, one in weights.items() if name not in self._trained}
+        self._student = Network(ours, ours.narrow(fixed) | self._trained)
+        self._teacher = Network(theirs, theirs.narrow(weight_tensors(teacher, device)))
         self._states = _state_names(student, teacher, settings) if settings.hidden else ((), ())
-        self._trained = {
-            name: self._student.weights[name].requires_grad_(True)
-            for name in trained_names(student, settings)
-        }
         for one in self._trained.values():
             one.grad = torch.zeros_like(one)
         self._optimiser = _optimiser(self._trained, settings)
@@ -105,7 +105,8 @@ class Trainer:
         for part in range(settings.accumulate):
             number = self.step * settings.accumulate + part
             tokens = self._on_device(self._lessons.batch(number, settings.batch))
-            loss += self._learn(tokens) / settings.accumulate
+            with self._student.decoder.products():
+                loss += self._learn(tokens) / settings.accumulate
         norm = torch.nn.utils.clip_grad_norm_(self._trained.values(), settings.clip)
         if not (np.isfinite(loss) and bool(torch.isfinite(norm))):
             raise HastenError(
