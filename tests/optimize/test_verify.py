@@ -26,6 +26,7 @@ from hasten.optimize.publish import publish, staged
 from hasten.optimize.recipe import Evidence
 from hasten.optimize.replay import read_recipe, replay, with_candidate
 from hasten.optimize.speed import Effort, RequestShape, speedup
+from hasten.optimize.tail import TailBound, TailFinding
 from hasten.optimize.trial import Trial
 from hasten.optimize.variants import Variants
 from hasten.optimize.verify import Check, verify
@@ -248,6 +249,49 @@ def test_an_artefact_that_became_worse_does_not_hold(made, tmp_path):
     assert found.checks[0].verdict == "worse"
     assert "KL divergence" in found.refused
     assert "of then 4096" in found.remarks[0]
+
+
+def with_bound(made, place, ms, *, kept=True):
+    """A copy of the artefact whose recipe has a bound on the slowest requests."""
+    shutil.copytree(made / "fast", place)
+    recipe = json.loads((place / "recipe.json").read_text())
+    was = TailFinding.of(TailBound("e2e", 0.95, 1e9), [1e-3] * 60, 60).as_dict()
+    recipe["after"]["tails"] = [{**was, "ms": ms, "kept": kept}]
+    (place / "recipe.json").write_text(json.dumps(recipe))
+    return str(place)
+
+
+def test_a_bound_on_the_slowest_requests_is_measured_again(made, tmp_path):
+    told = []
+    found = verify(
+        with_bound(made, tmp_path / "fast", 1e9),
+        progress=lambda doing, share: told.append((doing, share)),
+        effort=BRIEF,
+        tail_seconds=60,
+    )
+    (tail,) = found.tails
+    assert (tail.verdict, tail.now.late, tail.was["requests"]) == ("kept", 0, 60)
+    assert tail.now.requests >= 59
+    assert found.rows()[-1] == [
+        "latency within 1e+09 ms for 95 % of requests",
+        "0 of 60 late",
+        f"0 of {tail.now.requests} late",
+        "kept",
+    ]
+    document = json.loads(json.dumps(found.as_dict(), allow_nan=False))
+    assert document["tails"][0]["is"]["kept"]
+    assert any("slowest requests of" in doing for doing, _ in told)
+    shares = [share for _, share in told]
+    assert shares == sorted(shares)
+
+
+@pytest.mark.parametrize(("kept", "verdict"), [(True, "worse"), (False, "not shown")])
+def test_a_bound_that_is_missed_now_counts_if_it_was_kept_then(made, tmp_path, kept, verdict):
+    place = with_bound(made, tmp_path / "fast", 1e-6, kept=kept)
+    found = verify(place, effort=BRIEF, tail_seconds=1, **QUIET)
+    assert [one.verdict for one in found.tails] == [verdict]
+    worse = [check for check in found.checks if check.verdict == "worse"]
+    assert found.holds == (not kept and not worse)
 
 
 def interval(low, estimate, high):

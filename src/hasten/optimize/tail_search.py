@@ -59,7 +59,7 @@ class TailSearch:
     ) -> None:
         self._lab = laboratory
         self._tails = objective.tails
-        self._concurrent = objective.shape.concurrent
+        self._shape = objective.shape
         self._seconds = seconds
         self._tell = tell
 
@@ -77,7 +77,8 @@ class TailSearch:
         """
         missed: list[tuple[Trial, str]] = []
         for trial in trials:
-            trial.tails = self._measure(trial)
+            if trial.timings is not None:
+                trial.tails = self.measure(trial.candidate, trial.timings.seconds)
             if all(one.kept for one in trial.tails):
                 break
             missed.append((trial, "; ".join(str(one) for one in trial.tails if not one.kept)))
@@ -91,15 +92,22 @@ class TailSearch:
             other.refuse(f"outside the objective: {reason}")
         return trial, None
 
-    def _measure(self, trial: Trial) -> tuple[TailFinding, ...]:
-        """Runs as many rounds as it takes, in portions, while it can succeed and time lasts."""
-        if not self._tails or trial.timings is None:
+    def measure(self, candidate: Candidate, round_seconds: float) -> tuple[TailFinding, ...]:
+        """Runs as many rounds as it takes, in portions, while it can succeed and time lasts.
+
+        Args:
+            candidate: What runs.
+            round_seconds: That a round takes, about.
+
+        Returns:
+            What was found of each bound.
+        """
+        if not self._tails:
             return ()
-        each = trial.timings.seconds
-        planned = rounds_to_run(self._tails, self._concurrent, each, self._seconds)
-        portion = max(1, int(_PORTION / each))
+        planned = rounds_to_run(self._tails, self._shape.concurrent, round_seconds, self._seconds)
+        portion = max(1, int(_PORTION / round_seconds))
         deadline = self._lab.seconds() + self._seconds
-        found = Timings(trial.timings.shape, ())
+        found = Timings(self._shape, ())
         findings: tuple[TailFinding, ...] = ()
         while len(found.rounds) < planned and not any(one.hopeless for one in findings):
             left = deadline - self._lab.seconds()
@@ -107,14 +115,16 @@ class TailSearch:
                 break
             done, number = len(found.rounds), len(found.blocks)
             count = min(portion, planned - done)
-            tell = functools.partial(self._tell_rounds, trial, done, count, planned)
-            found = found.followed_by(self._lab.repeat(trial.candidate, count, left, number, tell))
+            tell = functools.partial(self._tell_rounds, candidate, done, count, planned)
+            found = found.followed_by(self._lab.repeat(candidate, count, left, number, tell))
             findings = tuple(
-                TailFinding.of(one, found.requests(one.metric), planned * self._concurrent)
+                TailFinding.of(one, found.requests(one.metric), planned * self._shape.concurrent)
                 for one in self._tails
             )
         return findings
 
-    def _tell_rounds(self, trial: Trial, done: int, count: int, planned: int, share: float) -> None:
+    def _tell_rounds(
+        self, candidate: Candidate, done: int, count: int, planned: int, share: float
+    ) -> None:
         done += round(share * count)
-        self._tell(f"{trial.candidate.label}: {done} of {planned} rounds", done / planned)
+        self._tell(f"{candidate.label}: {done} of {planned} rounds", done / planned)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -16,6 +17,7 @@ from hasten.models import Model, load_model
 from hasten.optimize.candidates import Candidate, original
 from hasten.optimize.gate import Budget
 from hasten.optimize.laboratory import EngineLaboratory, Material
+from hasten.optimize.objective import Objective
 from hasten.optimize.passes.interface import Need, Prediction, Workshop
 from hasten.optimize.pipeline import prepare_material
 from hasten.optimize.provenance import (
@@ -27,14 +29,20 @@ from hasten.optimize.provenance import (
     require_recipe,
 )
 from hasten.optimize.speed import Effort, RequestShape, speedup
+from hasten.optimize.stages import Progress, Stages
+from hasten.optimize.tail import TailBound, TailFinding
+from hasten.optimize.tail_search import TailSearch
 
-__all__ = ["SCHEMA", "Check", "Verification", "verify"]
+__all__ = ["SCHEMA", "Check", "TailCheck", "Verification", "verify"]
 
 SCHEMA = "hasten.verification/1"
 _EFFORT = Effort(rounds=18, least=6, seconds=75.0, blocks=6)
+_TAIL_SECONDS = 300.0
+"""For bounds on the slowest requests, which take many of them."""
+_STAGES = {"screen": 30.0, "race": 70.0}
+_TAIL_STAGE = 200.0
 
 Verdict = Literal["inside", "overlaps", "better", "worse"]
-Progress = Callable[[str, float], None]
 
 _TITLES = {
     "kl_divergence": "KL divergence",
@@ -83,6 +91,40 @@ class Check:
         figures = {"was": self.was.as_dict(), "is": self.now.as_dict()}
         return {"name": self.name, **figures, "verdict": self.verdict}
 
+    def row(self) -> list[str]:
+        """As in `Verification.rows`."""
+        return [self.title, _figures(self.was), _figures(self.now), self.verdict]
+
+
+@dataclass(frozen=True, slots=True)
+class TailCheck:
+    """A bound on the slowest requests: what the recipe says, and the requests of now.
+
+    Attributes:
+        was: As `TailFinding.as_dict` of then.
+        now: Measured again.
+    """
+
+    was: Mapping[str, Any]
+    now: TailFinding
+
+    @property
+    def verdict(self) -> Literal["kept", "not shown", "worse"]:
+        """Whether the requests of now show that it is kept; "worse" if only those of then did."""
+        if self.now.kept:
+            return "kept"
+        return "worse" if self.was["kept"] else "not shown"
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"was": dict(self.was), "is": self.now.as_dict(), "verdict": self.verdict}
+
+    def row(self) -> list[str]:
+        """As in `Verification.rows`."""
+        counts = ((self.was["late"], self.was["requests"]), (self.now.late, self.now.requests))
+        figures = [f"{late} of {requests} late" for late, requests in counts]
+        return [str(self.now.bound), *figures, self.verdict]
+
 
 @dataclass(frozen=True, slots=True)
 class Verification:
@@ -92,6 +134,7 @@ class Verification:
         artefact: Its directory.
         weights: Whether they are those that the recipe speaks of, bit for bit.
         checks: Each claim with its interval then and now; none if nothing was claimed.
+        tails: Each bound on the slowest requests, if there were any.
         refused: What is outside the recipe's budget now, or None.
         versions: Of what made the artefact, and of what runs now.
         machines: The processors of then and now.
@@ -101,6 +144,7 @@ class Verification:
     artefact: Path
     weights: Sameness
     checks: tuple[Check, ...]
+    tails: tuple[TailCheck, ...]
     refused: str | None
     versions: Mapping[str, Mapping[str, str]]
     machines: Mapping[str, Mapping[str, Any]]
@@ -110,14 +154,11 @@ class Verification:
     def holds(self) -> bool:
         """Whether weights are the same, accuracy is inside the budget, and no figure is worse."""
         kept = self.weights != "different" and self.refused is None
-        return kept and all(check.verdict != "worse" for check in self.checks)
+        return kept and all(one.verdict != "worse" for one in self._all())
 
     def rows(self) -> list[list[str]]:
         """For a table with the columns figure, was, is, inside."""
-        return [
-            [check.title, _figures(check.was), _figures(check.now), check.verdict]
-            for check in self.checks
-        ]
+        return [one.row() for one in self._all()]
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -127,11 +168,15 @@ class Verification:
             "holds": self.holds,
             "weights": self.weights,
             "checks": [check.as_dict() for check in self.checks],
+            "tails": [check.as_dict() for check in self.tails],
             "outside_budget": self.refused,
             "versions": {name: dict(one) for name, one in self.versions.items()},
             "machines": {name: dict(one) for name, one in self.machines.items()},
             "remarks": list(self.remarks),
         }
+
+    def _all(self) -> list[Check | TailCheck]:
+        return [*self.checks, *self.tails]
 
 
 def verify(
@@ -141,6 +186,7 @@ def verify(
     source: str | None = None,
     text: Path | None = None,
     effort: Effort = _EFFORT,
+    tail_seconds: float = _TAIL_SECONDS,
 ) -> Verification:
     """Measures what the recipe of an artefact claims once more.
 
@@ -150,6 +196,8 @@ def verify(
         source: Where the source is, if elsewhere than the recipe says.
         text: The file that the recipe's texts were cut from, unless it was the default text.
         effort: How long to race the artefact with its source.
+        tail_seconds: How long to run the artefact by itself where bounds on its slowest requests
+            were asked for.
 
     Raises:
         UsageError: No artefact, or the text is missing.
@@ -162,6 +210,8 @@ def verify(
     material = _material(recipe, model, text)
     remarks: list[str] = []
     before, after = _candidates(recipe, remarks)
+    promises = recipe["after"].get("tails", [])
+    stages = Stages(_STAGES | ({"tail": _TAIL_STAGE} if promises else {}), progress)
     request = material.shape.input_tokens + material.shape.output_tokens
     with EngineLaboratory(
         lambda steps: artefact if steps else model,
@@ -171,20 +221,22 @@ def verify(
         memory_limit=memory_limit(),
         seed=recipe.get("seed", 0),
     ) as laboratory:
-        progress("accuracy of the artefact", 0.0)
+        stages.tell("screen", "the artefact", 0.0)
         measured = laboratory.prove(after, 0.95)
-        progress("race of the artefact with its source", 0.3)
-        duel = laboratory.race(
-            [before, after],
-            effort,
-            lambda share: progress("race of the artefact with its source", 0.3 + 0.7 * share),
-        )[after]
+        race = partial(stages.tell, "race", "the artefact with its source")
+        race(0.0)
+        duel = laboratory.race([before, after], effort, race)[after]
+        bounds = tuple(TailBound(one["metric"], one["percentile"], one["ms"]) for one in promises)
+        objective = Objective("as proved", material.shape, tails=bounds)
+        slowest = TailSearch(laboratory, objective, tail_seconds, partial(stages.tell, "tail"))
+        tails = slowest.measure(after, duel.after.seconds)
         remarks += laboratory.remarks
     now = _intervals(measured.text) | {"speedup": speedup(duel, seed=recipe.get("seed", 0))}
     return Verification(
         artefact=artefact.path,
         weights=compare_weights(recipe, artefact.path),
         checks=tuple(_checks(recipe, now)),
+        tails=tuple(map(TailCheck, promises, tails)),
         refused=_budget(recipe, remarks).why_refused(measured),
         versions={
             "was": recipe["versions"],
