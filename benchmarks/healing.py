@@ -1,10 +1,12 @@
 """What healing gives back of what removing layers takes.
 
-    python benchmarks/healing.py [--model smollm2] [--remove 5] [--refit 16384] [--minutes 5]
+    python benchmarks/healing.py [--model smollm2] [--remove 5] [--refit 16384] [--written 0]
+        [--minutes 5]
 
 Removes the layers of least block influence, corrects the rest by least squares, lets it learn from
 the original, and compares all with the original on text that none of them saw. They learn from the
-first half of Python's language reference and the docstrings of the standard library, and are
+first half of Python's language reference, the docstrings of the standard library and, with
+--written, so many tokens that the original writes on from these; they are
 measured on the second half of the former. Prints JSON; the exit status is 0 if the healed model
 loses at most half of what the unhealed one loses.
 """
@@ -53,7 +55,15 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=0, help="instead of minutes")
     parser.add_argument("--directory", type=Path, help="keeps the state, to go on from")
     fields = DistillSettings()
-    for name in ("learning_rate", "batch", "length", "hidden", "cross_entropy", "warmup"):
+    for name in (
+        "learning_rate",
+        "batch",
+        "length",
+        "hidden",
+        "cross_entropy",
+        "warmup",
+        "written",
+    ):
         value = getattr(fields, name)
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     parser.add_argument("--train", action="append", help="pattern of weights")
@@ -113,6 +123,7 @@ def settings_of(arguments: argparse.Namespace) -> DistillSettings:
         hidden=arguments.hidden,
         cross_entropy=arguments.cross_entropy,
         warmup=arguments.warmup,
+        written=arguments.written,
         precision=arguments.precision,
         train=tuple(arguments.train or ("*",)),
     )
@@ -128,7 +139,7 @@ def fit_time(
 ) -> DistillSettings:
     """As many steps as a trial of three says that the time holds; a few are left for checks."""
     times: list[float] = []
-    trial = replace(settings, steps=3, check_every=1000)
+    trial = replace(settings, steps=3, check_every=1000, written=0)
     distill(
         student,
         teacher,

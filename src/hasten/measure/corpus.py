@@ -77,6 +77,11 @@ class Windows:
     ids: tuple[tuple[int, ...], ...]
     context: int
 
+    @classmethod
+    def of(cls, name: str, ids: Sequence[tuple[int, ...]], context: int) -> Windows:
+        """Windows with their digest."""
+        return cls(name, _digest(ids), tuple(ids), context)
+
     @property
     def scored(self) -> int:
         """Tokens that are predicted: all but the first of each window."""
@@ -141,12 +146,12 @@ def cut_windows(corpus: Corpus, tokenizer: TextEncoder, *, tokens: int, context:
             allowed=f"at least {len(prefix) + 2}",
         )
     ids = _encode_start(corpus.text, lambda text: _encode_plain(tokenizer, text), tokens)
-    windows = tuple(
+    windows = [
         (*prefix, *ids[start : start + step])
         for start in range(0, len(ids), step)
         if len(ids[start : start + step]) + len(prefix) > 1
-    )
-    found = Windows(corpus.name, _digest(windows), windows, context)
+    ]
+    found = Windows.of(corpus.name, windows, context)
     if found.scored < LEAST_SCORED:
         raise UsageError(
             f"{corpus.name} with --tokens {tokens} gives {found.scored} tokens to score",

@@ -28,6 +28,7 @@ from hasten.optimize.distillation.loss import LOGIT_BYTES
 from hasten.optimize.distillation.settings import DistillSettings
 from hasten.optimize.distillation.state import StateFile, fingerprint
 from hasten.optimize.distillation.train import Trainer, trained_names
+from hasten.optimize.distillation.writing import with_written
 
 __all__ = ["distill"]
 
@@ -73,6 +74,10 @@ def distill(
         KeyboardInterrupt: Ctrl-C; the state is saved.
     """
     _check_models(student, teacher)
+    if settings.written:
+        windows = with_written(
+            windows, teacher, settings.written, directory / "written", progress, seed=seed
+        )
     lessons = cut_lessons(windows, length=settings.length, held_out=settings.held_out, seed=seed)
     _check_lessons(lessons, student, teacher)
     place = device_of(device)

@@ -42,6 +42,7 @@ class DistillSettings:
         result: Format of the tensors that were trained.
         held_out: Share of the windows that only measure; the best weights by them are the result.
         check_every: Steps between two such measurements.
+        written: Tokens that the teacher writes on from the text, to learn from as well.
 
     Raises:
         UsageError: A value is out of range.
@@ -64,6 +65,7 @@ class DistillSettings:
     result: Literal["f32", "bf16"] = "f32"
     held_out: float = 0.05
     check_every: int = 25
+    written: int = 0
 
     def __post_init__(self) -> None:
         ranges: dict[str, tuple[float, float]] = {
@@ -80,6 +82,7 @@ class DistillSettings:
             "clip": (1e-6, 1e6),
             "held_out": (0.001, 0.5),
             "check_every": (1, 10**8),
+            "written": (0, 10**9),
         }
         for name, (low, high) in ranges.items():
             value = getattr(self, name)

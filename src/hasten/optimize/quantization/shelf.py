@@ -22,6 +22,7 @@ __all__ = ["Shelf", "fingerprint"]
 _TYPES = {
     np.dtype("u1"): "U8",
     np.dtype("i1"): "I8",
+    np.dtype("i4"): "I32",
     np.dtype("f2"): "F16",
     np.dtype("f4"): "F32",
     np.dtype("f8"): "F64",
