@@ -74,6 +74,8 @@ CASES = (
     Case("int8", _PACKED, "vllm", settings=_F32),
     Case("int8:32", _PACKED, "vllm", settings=_F32),
     Case("int4:32", _PACKED, "vllm", settings=_F32),
+    Case("int4:64", _PACKED, "vllm", settings=_F32),
+    Case("carried", _PACKED, "vllm", {"lossy": True}, _F32),
     # The same with the product that vLLM's build for AVX2 lacks.
     Case("int4:32", _PACKED, "vllm", settings={**_F32, "product": "torch"}),
     Case("int4:64", _PACKED, "vllm", settings={**_F32, "product": "torch"}),

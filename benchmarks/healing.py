@@ -28,6 +28,7 @@ from hasten.machine import detect_machine
 from hasten.measure.accuracy import Accuracy, Reference, summarize
 from hasten.measure.corpus import Corpus, Windows, cut_windows, default_corpus
 from hasten.measure.interference import between, read_cpu_times
+from hasten.measure.overlap import shared_runs
 from hasten.models import Model, load_model
 from hasten.optimize.distillation.distill import distill
 from hasten.optimize.distillation.settings import DistillSettings
@@ -73,6 +74,9 @@ def main() -> int:
     first, second = default_corpus().halves()
     lessons = training_windows(model, first, second)
     evaluation = cut_windows(second, model.tokenizer, tokens=arguments.tokens, context=_CONTEXT)
+    known = set(shared_runs(evaluation.ids, lessons.ids))
+    unknown = [ids for place, ids in enumerate(lessons.ids) if place not in known]
+    lessons = Windows.of(lessons.name, unknown, _CONTEXT)
     before = read_cpu_times()
     models = {"unhealed": remove_layers(model, arguments.remove, first)}
     with tempfile.TemporaryDirectory() as temporary:
