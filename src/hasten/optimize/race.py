@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+
+import numpy as np
 
 from hasten.errors import HastenError
 from hasten.generation import Engine
@@ -141,9 +142,9 @@ class Track:
         rounds: dict[str, list[Round]] = {}
         with ExitStack() as stack:
             engines = {} if reopen else {first: self._standing}
-            order = [one for one in (first, *heat) if one not in engines]
-            random.Random(self._seed + number).shuffle(order)  # noqa: S311 - an order, no secret
-            engines |= {one: stack.enter_context(self._opened(one)) for one in order}
+            closed = [one for one in (first, *heat) if one not in engines]
+            order = np.random.default_rng([self._seed, number]).permutation(len(closed))
+            engines |= {closed[at]: stack.enter_context(self._opened(closed[at])) for at in order}
             for one, engine in engines.items():
                 self._warm_up(one, engine)
             for step in range(effort.rounds):

@@ -150,7 +150,7 @@ def learn_by_rows(
             theirs = teacher.head(hidden[1][rows])
             slope = logits.detach().clone()
             total += loss.descend(slope, theirs, targets[rows], factors)
-        logits.backward(slope.mul_(weight))  # type: ignore[no-untyped-call]
+        torch.autograd.backward([logits], [slope.mul_(weight)])
         if ours.grad is None:
             raise TypeError("the head does not read the hidden states")
         gradient[rows] = ours.grad
