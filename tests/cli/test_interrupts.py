@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from hasten.cli.interrupts import kept_interrupts
+from hasten.cli.interrupts import kept_interrupts, noted_interrupts
 from hasten.cli.search_progress import search_progress
 
 
@@ -49,3 +49,11 @@ def test_what_ignores_interrupts_goes_on_ignoring_them():
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_interrupts_are_noted_and_nothing_else():
+    with noted_interrupts() as interrupted:
+        assert not interrupted()
+        signal.raise_signal(signal.SIGINT)
+        assert interrupted()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

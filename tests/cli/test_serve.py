@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 import urllib.request
 
 import pytest
@@ -147,6 +150,50 @@ def test_a_signal_while_it_loads(tiny_model, tmp_path):
         said = process.communicate(timeout=60)[1]
     assert process.returncode == 0, said
     assert "Traceback" not in said
+
+
+@pytest.fixture
+def waiting_thread():
+    """Another thread: the kernel may give it the signal."""
+    end = threading.Event()
+    thread = threading.Thread(target=end.wait)
+    thread.start()
+    yield
+    end.set()
+    thread.join()
+
+
+def press_ctrl_c():
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.05)
+
+
+@pytest.mark.usefixtures("waiting_thread")
+@pytest.mark.parametrize("moment", ["the loop is made", "its handler is put"])
+def test_ctrl_c_while_the_event_loop_begins(hasten, tiny_model, tmp_path, monkeypatch, moment):
+    make, put, pressed = asyncio.new_event_loop, signal.signal, []
+
+    def made():
+        press_ctrl_c()
+        pressed.append(moment)
+        return make()
+
+    def put_then_pressed(number, handler):
+        before = put(number, handler)
+        if number == signal.SIGINT and handler is not signal.default_int_handler:
+            pressed.append(moment)
+            press_ctrl_c()
+        return before
+
+    if moment == "the loop is made":
+        monkeypatch.setattr(asyncio.events, "new_event_loop", made)
+    else:
+        monkeypatch.setattr(signal, "signal", put_then_pressed)
+    quiet = f"--port 0 --data {tmp_path} --log-level warning"
+    result = hasten("serve", str(tiny_model), *quiet.split())
+    assert pressed
+    assert (result.status, result.err) == (0, "")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_ctrl_c_before_the_server_acts_on_signals(hasten, tiny_model, monkeypatch):

@@ -1,4 +1,4 @@
-"""Ctrl-C that nobody may swallow."""
+"""Ctrl-C that nobody may swallow, and that breaks nothing where it comes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["kept_interrupts"]
+__all__ = ["kept_interrupts", "noted_interrupts"]
 
 
 @contextmanager
@@ -37,3 +37,20 @@ def kept_interrupts() -> Iterator[Callable[[], None]]:
         yield check
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def noted_interrupts() -> Iterator[Callable[[], bool]]:
+    """Yields a function that tells whether Ctrl-C came; until the end, it does only that.
+
+    For what puts its own handler in place meanwhile, as an event loop does. A KeyboardInterrupt
+    that rises while the loop is made leaves it half-made, to complain when it is collected;
+    `asyncio.Runner` forgets the one that comes as it puts its own handler. Blocking the signal
+    would not do: another thread would take it, and tell the main one.
+    """
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield lambda: bool(came)
+    finally:
+        signal.signal(signal.SIGINT, before)

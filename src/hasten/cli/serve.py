@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hasten.cli.console import remark
+from hasten.cli.interrupts import noted_interrupts
 from hasten.cli.options import ByteSize, EngineChoice, FiniteFloat, apply_options, engine_choice
 from hasten.cli.specs import read_spec, split_named
 
@@ -334,12 +335,14 @@ def _run(settings: ServerSettings, specs: dict[str, EngineSpec]) -> None:
     from hasten.serve.app import App
     from hasten.serve.assemble import all_routes
     from hasten.serve.build import build_service
-    from hasten.serve.server import Server, new_event_loop
+    from hasten.serve.server import Server
 
     async def run() -> None:
         service = build_service(settings, specs, connections=lambda: server.connections)
         server = Server(App(service, all_routes()))
         server.stop_on_signals()
+        if interrupted():
+            server.stop()
         await server.start()
         try:
             if await _started(service, server):
@@ -353,8 +356,8 @@ def _run(settings: ServerSettings, specs: dict[str, EngineSpec]) -> None:
             await server.serve()
 
     _raise_file_limit()
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(run())
+    with noted_interrupts() as interrupted:
+        asyncio.run(run())
 
 
 async def _started(service: Service, server: Server) -> bool:

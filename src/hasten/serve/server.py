@@ -23,7 +23,7 @@ from hasten.serve.app import App
 from hasten.serve.http import HttpConfig, HttpProtocol
 from hasten.serve.settings import ServerSettings
 
-__all__ = ["Server", "new_event_loop", "tls_context"]
+__all__ = ["Server", "tls_context"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -178,8 +178,7 @@ class Server:
             await self.serve()
 
         def main() -> None:
-            with asyncio.Runner(loop_factory=new_event_loop) as runner:
-                runner.run(run())
+            asyncio.run(run())
 
         thread = threading.Thread(target=main, name="hasten-server", daemon=True)
         thread.start()
@@ -189,23 +188,6 @@ class Server:
         finally:
             loop.call_soon_threadsafe(self.stop)
             thread.join()
-
-
-def new_event_loop() -> asyncio.AbstractEventLoop:
-    """An event loop that Ctrl-C cannot leave half-made, to complain when it is collected.
-
-    Blocking the signal would not do: another thread would take it, and tell the main one.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return asyncio.new_event_loop()
-    interrupts: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
-    try:
-        return asyncio.new_event_loop()
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if interrupts:
-            signal.raise_signal(signal.SIGINT)
 
 
 def tls_context(settings: ServerSettings) -> ssl.SSLContext | None:

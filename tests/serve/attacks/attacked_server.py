@@ -16,7 +16,7 @@ from hasten.serve.assemble import all_routes
 from hasten.serve.auth import key_digest
 from hasten.serve.build import build_service
 from hasten.serve.jobs import Client
-from hasten.serve.server import Server, new_event_loop
+from hasten.serve.server import Server
 from hasten.serve.settings import Limits, ServerSettings
 from hasten.serve.telemetry.logs import logging_to
 from hasten.serve.wire import EngineSpec
@@ -52,5 +52,5 @@ async def serve(model, data, limits, keys, **others):
 
 if __name__ == "__main__":
     gc.set_threshold(100_000, 20, 100)  # as in hasten.cli.main
-    with logging_to("error"), asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(serve(sys.argv[1], Path(sys.argv[2]), **json.loads(sys.argv[3])))
+    with logging_to("error"):
+        asyncio.run(serve(sys.argv[1], Path(sys.argv[2]), **json.loads(sys.argv[3])))

@@ -11,7 +11,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -20,7 +19,7 @@ import trustme
 
 from hasten.errors import UsageError
 from hasten.serve.app import App
-from hasten.serve.server import Server, new_event_loop, tls_context
+from hasten.serve.server import Server, tls_context
 from hasten.serve.settings import ServerSettings
 
 HERE = Path(__file__).parent
@@ -30,7 +29,7 @@ SERVER = """
 import asyncio, runpy, sys
 fakes = runpy.run_path(sys.argv[1])
 from hasten.serve.app import App
-from hasten.serve.server import Server, new_event_loop
+from hasten.serve.server import Server
 from hasten.serve.settings import ServerSettings
 
 async def main():
@@ -42,8 +41,7 @@ async def main():
     await server.serve()
     print(service.draining, service.events, flush=True)
 
-with asyncio.Runner(loop_factory=new_event_loop) as runner:
-    runner.run(main())
+asyncio.run(main())
 """
 
 
@@ -170,8 +168,7 @@ def test_a_connection_that_comes_with_the_end_is_closed(fake_service, turns):
         server.stop()
         await server.serve()
 
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(main())
+    asyncio.run(main())
     gc.collect()
     with clients[0] as client, contextlib.suppress(ConnectionError):
         assert client.recv(1) == b""
@@ -261,29 +258,6 @@ def test_addresses(front):
         client.sendall(b"GET /v1/models HTTP/1.1\r\nHost: [::1]\r\n\r\n")
         assert client.recv(100).startswith(b"HTTP/1.1 200")
     assert running.url == f"http://[::1]:{running.port}"
-
-
-def test_ctrl_c_lets_an_event_loop_be_made(monkeypatch):
-    loops = []
-    make = asyncio.new_event_loop
-
-    def interrupted():
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.05)
-        loops.append(make())
-        return loops[0]
-
-    monkeypatch.setattr(asyncio, "new_event_loop", interrupted)
-    waiting = threading.Event()
-    other = threading.Thread(target=waiting.wait)  # the kernel may give it the signal
-    other.start()
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            new_event_loop()
-    finally:
-        waiting.set()
-        other.join()
-    loops[0].close()
 
 
 def test_no_socket_is_left_behind(front):
