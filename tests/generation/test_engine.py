@@ -11,7 +11,7 @@ from tiny import make_model, some_tokens
 from hasten import _native
 from hasten.errors import CapacityError, UnsupportedModelError, UsageError
 from hasten.generation import Engine, engine_options
-from hasten.generation.native import choose_isa
+from hasten.generation.native import choose_isa, rival_isas
 from hasten.types import EngineOptions, Request, SamplingParams
 
 
@@ -385,6 +385,27 @@ def test_options_come_from_the_recipe_unless_given(model):
     assert (options.weights, options.kv, options.chunk) == ("int8:32", "f32", 512)
     assert 1 <= options.threads < 4096
     assert engine_options(model) == EngineOptions()
+
+
+def test_the_instruction_set_of_a_recipe_is_used_where_it_is(model, monkeypatch):
+    monkeypatch.delenv("HASTEN_ISA", raising=False)
+    artefact = make_model()
+    last = _native.isas()[-1]
+    for named, used in ((last, last), ("of another processor", None)):
+        artefact.recipe = {"settings": {"isa": named, "fuse": False}}
+        options = engine_options(artefact)
+        assert (options.isa, options.fuse) == (used, False)
+    artefact.recipe = {"settings": {"isa": last}}
+    monkeypatch.setenv("HASTEN_ISA", _native.isas()[0])
+    assert engine_options(artefact).isa is None
+
+
+def test_rivals_of_the_best_instruction_set_have_vectors(monkeypatch):
+    monkeypatch.setattr(_native, "isas", lambda: ["avx512", "avx2", "scalar"])
+    monkeypatch.delenv("HASTEN_ISA", raising=False)
+    assert rival_isas() == ["avx2"]
+    monkeypatch.setenv("HASTEN_ISA", "avx2")
+    assert rival_isas() == []
 
 
 def test_the_reference_executor_answers_alike(model):

@@ -4,6 +4,7 @@ import pytest
 
 from hasten.optimize.candidates import (
     Candidate,
+    operator_choices,
     original,
     thread_counts,
     vocabulary_candidates,
@@ -42,3 +43,16 @@ def test_a_candidate_becomes_engine_options():
     assert options.max_context == 640
     assert candidate.label == "carried with int8 in 1 part, KV int8, 1 thread"
     assert original(2).label == "f32, KV f32, 2 threads"
+
+
+def test_operators_computed_otherwise_are_in_label_settings_and_options():
+    base = Candidate("int8", "bf16", 2)
+    assert base.settings() == {"weights": "int8", "overrides": {}, "kv": "bf16", "threads": 2}
+    unfused, narrow = operator_choices(base, ["avx2"])
+    assert unfused.label == "int8, KV bf16, 2 threads, op by op"
+    assert unfused.settings() == {**base.settings(), "fuse": False}
+    assert narrow.label == "int8, KV bf16, 2 threads, avx2 kernels"
+    assert narrow.settings() == {**base.settings(), "isa": "avx2"}
+    options = [one.options(64) for one in (base, unfused, narrow)]
+    found = [(one.fuse, one.isa) for one in options]
+    assert found == [(True, None), (False, None), (True, "avx2")]

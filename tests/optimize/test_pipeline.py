@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hasten import _native
 from hasten.errors import CapacityError, HastenError, UsageError
 from hasten.generation import Engine
+from hasten.generation.native import rival_isas
 from hasten.measure.corpus import Corpus, default_corpus
 from hasten.models import load_model
 from hasten.optimize import Budget, optimize, prepare_material, prepare_plan
-from hasten.optimize.candidates import Candidate, original, settings_for
+from hasten.optimize.candidates import Candidate, operator_choices, original, settings_for
 from hasten.optimize.journal import Journal
 from hasten.optimize.laboratory import EngineLaboratory
 from hasten.optimize.objective import Objective
@@ -138,6 +140,20 @@ def test_requests_side_by_side_run_with_sizes_of_a_step_and_a_prefix_cache(tiny_
         figures = duel.after.as_dict()
         assert figures["output_tokens_per_s"] > 0
         assert "decode_tokens_per_s" not in figures
+
+
+def test_operators_computed_otherwise_are_the_same_model(tiny_model):
+    model = load_model(str(tiny_model))
+    fused = Candidate("int8:32", "bf16", 1)
+    unfused, *others = operator_choices(fused, rival_isas())
+    expected = logits(tiny_model, fused.options(64))
+    np.testing.assert_array_equal(logits(tiny_model, unfused.options(64)), expected)
+    for other in others:
+        assert other.options(64).isa in _native.isas()
+        found = logits(tiny_model, other.options(64))
+        np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max())
+    plan = prepare_plan(model, Objective("as given", SHAPE), threads=1, quick=False, seed=0)
+    assert plan.isas == tuple(rival_isas())
 
 
 def test_an_impossible_budget_leaves_the_original_as_it_is(tiny_model, tmp_path):

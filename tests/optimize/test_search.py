@@ -173,6 +173,41 @@ def test_fewer_threads_win_where_more_of_them_hinder():
     assert winner.candidate.threads == 1
 
 
+class Kernels(MadeUpLaboratory):
+    """Machines on which other operators change the speed by a factor."""
+
+    unfused, isas = 1.0, {}
+
+    def seconds_of(self, candidate):
+        operators = candidate.operators
+        factor = 1.0 if operators.fuse else self.unfused
+        return super().seconds_of(candidate) * factor * self.isas.get(operators.isa, 1.0)
+
+
+def test_operators_computed_otherwise_are_tried_with_the_leader_and_left_behind():
+    laboratory = Kernels({"carried": (0.3, 0.004, 94 * MIB), "int8": (0.4, 0.004, 134 * MIB)})
+    laboratory.unfused, laboratory.isas = 1.25, {"avx2": 1.5}
+    made, winner = search(laboratory, isas=("avx2",))
+    assert winner.candidate.operators.settings() == {}
+    slower = {one.candidate.label: one for one in made.trials if one.status == "slower"}
+    unfused = slower["carried, KV bf16, 2 threads, op by op"]
+    assert "times the original's speed, against 4.71 of carried" in unfused.reason
+    assert "carried, KV bf16, 2 threads, avx2 kernels" in slower
+    assert unfused.candidate not in laboratory.proved
+
+
+def test_narrower_vectors_win_where_they_are_faster():
+    laboratory = Kernels({"carried": (0.3, 0.004, 94 * MIB)})
+    laboratory.isas = {"avx2": 0.8}
+    _, winner = search(laboratory, isas=("avx2",))
+    assert winner.candidate.operators.isa == "avx2"
+
+
+def test_operators_stay_as_they_are_in_a_quick_search():
+    made, _ = search(Kernels({"carried": (0.3, 0.004, 94 * MIB)}))
+    assert all(one.candidate.operators.settings() == {} for one in made.trials)
+
+
 def test_equally_fast_candidates_are_told_apart_by_accuracy():
     laboratory = MadeUpLaboratory({"carried": (0.3, 0.004, 94 * MIB)}, kv_gain=0.995)
     _, winner = search(laboratory)

@@ -251,6 +251,19 @@ def test_an_artefact_that_became_worse_does_not_hold(made, tmp_path):
     assert "of then 4096" in found.remarks[0]
 
 
+@pytest.mark.parametrize("isa", ["scalar", "of another processor"])
+def test_operators_of_then_run_now_where_the_machine_has_them(made, tmp_path, isa):
+    shutil.copytree(made / "fast", tmp_path / "fast")
+    recipe = json.loads((tmp_path / "fast" / "recipe.json").read_text())
+    recipe["settings"] |= {"fuse": False, "isa": isa}
+    (tmp_path / "fast" / "recipe.json").write_text(json.dumps(recipe))
+    found = verify(str(tmp_path / "fast"), effort=BRIEF, **QUIET)
+    said = [one for one in found.remarks if "kernels" in one]
+    assert bool(said) == (isa != "scalar")
+    assert all(one.endswith(f"kernels, then {isa}") for one in said)
+    assert found.checks
+
+
 def with_bound(made, place, ms, *, kept=True):
     """A copy of the artefact whose recipe has a bound on the slowest requests."""
     shutil.copytree(made / "fast", place)

@@ -62,7 +62,7 @@ from hasten.models.ops import (
 from hasten.models.rope import Rotation, inverse_frequencies
 from hasten.types import Batch, EngineOptions
 
-__all__ = ["NativeExecutor", "choose_isa"]
+__all__ = ["NativeExecutor", "choose_isa", "isa_of_recipe", "rival_isas"]
 
 _MAX_HEAD_DIM = 512
 """As in csrc/module.cpp."""
@@ -84,6 +84,28 @@ def choose_isa(wanted: str | None) -> str:
             do="set --isa or HASTEN_ISA to one of these, or to nothing for the best",
         )
     return isa
+
+
+def rival_isas() -> list[str]:
+    """Instruction sets of this machine that may be as fast as `choose_isa(None)`, best first.
+
+    Wider vectors may lower a processor's clock. Kernels without vectors are never as fast.
+    """
+    available = _native.isas()
+    below = available[available.index(choose_isa(None)) + 1 :]
+    return [isa for isa in below if isa != "scalar"]
+
+
+def isa_of_recipe(named: str) -> str | None:
+    """The instruction set that an artefact was measured with, if it is to be used here.
+
+    Args:
+        named: By its recipe, which may come from another processor.
+
+    Returns:
+        None if this machine does not have it, or `HASTEN_ISA` names one.
+    """
+    return named if named in _native.isas() and not os.environ.get("HASTEN_ISA") else None
 
 
 class NativeExecutor(ProfiledExecutor):

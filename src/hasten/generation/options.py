@@ -29,6 +29,10 @@ def engine_options(model: Model, **given: object) -> EngineOptions:
         if values.get(name) is not None:
             # The recipe may come from a larger machine.
             values[name] = min(values[name], available_cores())
+    if values.get("isa") is not None:
+        from hasten.generation.native import isa_of_recipe
+
+        values["isa"] = isa_of_recipe(values["isa"])
     values |= {name: value for name, value in given.items() if value is not None}
     return EngineOptions(**values)
 

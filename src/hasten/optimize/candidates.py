@@ -16,7 +16,9 @@ from hasten.types import EngineOptions, KvFormat
 __all__ = [
     "Candidate",
     "MatrixShapes",
+    "Operators",
     "matrix_shapes",
+    "operator_choices",
     "original",
     "settings_for",
     "thread_counts",
@@ -41,6 +43,31 @@ class _Stored(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Operators:
+    """How a graph's operators are computed; weights and graph stay what they are.
+
+    Attributes:
+        fuse: Neighbours run as one where there is a kernel for that.
+        isa: Instruction set of the kernels; None for the best of the machine.
+    """
+
+    fuse: bool = True
+    isa: str | None = None
+
+    @property
+    def labels(self) -> list[str]:
+        """What is not usual, in words."""
+        return ["op by op"] * (not self.fuse) + (
+            [] if self.isa is None else [f"{self.isa} kernels"]
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """Fields of `EngineOptions`; what the engine leaves to its defaults is not in it."""
+        found: dict[str, Any] = {} if self.fuse else {"fuse": False}
+        return found if self.isa is None else {**found, "isa": self.isa}
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """One way to run the model: passes that change it, and settings that run it.
 
@@ -54,6 +81,7 @@ class Candidate:
         chunk: Most tokens of an executor call; None leaves the engine's default.
         sequences: Most sequences side by side; None for all of a round.
         prefix_cache: Requests that begin alike share what was computed for their beginning.
+        operators: How operators are computed.
     """
 
     weights: str
@@ -65,6 +93,7 @@ class Candidate:
     chunk: int | None = None
     sequences: int | None = None
     prefix_cache: bool = False
+    operators: Operators = Operators()
 
     @property
     def label(self) -> str:
@@ -78,7 +107,7 @@ class Candidate:
             parts.append(f"{self.sequences} at once")
         if self.prefix_cache:
             parts.append("prefix cache")
-        return ", ".join(parts)
+        return ", ".join(parts + self.operators.labels)
 
     @property
     def is_exact(self) -> bool:
@@ -108,6 +137,7 @@ class Candidate:
             max_sequences=self.sequences or sequences,
             prefix_cache=self.prefix_cache,
             keep_weights=False,
+            **self.operators.settings(),
         )
         return options if self.chunk is None else replace(options, chunk=self.chunk)
 
@@ -125,7 +155,7 @@ class Candidate:
             settings["max_sequences"] = self.sequences
         if self.prefix_cache:
             settings["prefix_cache"] = True
-        return settings
+        return {**settings, **self.operators.settings()}
 
     def passes(self) -> list[dict[str, Any]]:
         """The passes as in recipes."""
@@ -193,6 +223,20 @@ def settings_for(base: Candidate, shape: RequestShape) -> list[Candidate]:
     if shape.shared:
         varied.append(replace(base, prefix_cache=True))
     return varied
+
+
+def operator_choices(base: Candidate, isas: Iterable[str]) -> list[Candidate]:
+    """The same with operators computed otherwise: without fusion, or by other kernels.
+
+    Fused operators save memory traffic and calls, wider vectors save instructions; a machine may
+    lose what that gains to its clock, so it is measured.
+
+    Args:
+        base: What is varied.
+        isas: Other instruction sets of this machine.
+    """
+    choices = [Operators(fuse=False), *(Operators(isa=isa) for isa in isas)]
+    return [replace(base, operators=one) for one in choices]
 
 
 def matrix_shapes(weights: Mapping[str, _Stored]) -> dict[str, tuple[int, int]]:

@@ -12,6 +12,7 @@ from typing import Any
 from hasten import __version__
 from hasten.errors import CapacityError, UsageError
 from hasten.generation import Engine, engine_options
+from hasten.generation.native import rival_isas
 from hasten.machine import detect_machine, memory_limit
 from hasten.measure.corpus import Corpus, cut_windows
 from hasten.measure.synthetic import cut_prompts
@@ -183,6 +184,7 @@ def prepare_plan(
         objective,
         changed=tuple(changed),
         asked=tuple(asked),
+        isas=tuple(rival_isas()),
         seed=seed,
     )
 

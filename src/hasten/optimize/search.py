@@ -10,7 +10,8 @@ figures. Phases, cheap refusals first:
    measure how sensitive each layer is to it and give it to the layers that bear it.
 4. *Passes*: what changes the model itself takes longest to make, so only those candidates are made
    that are predicted to beat the leader, the most promising first, while time lasts.
-5. *Vary* KV format, threads and tokens of a step of the leader.
+5. *Vary* KV format, threads, tokens of a step, fusion and kernels of the leader; a short race
+   leaves out what is far slower.
 6. *Final*: a longer race of the finalists, and of what is on the Pareto front, with the original;
    their accuracy on the evaluation text, which no earlier phase has seen, and whether passes
    that say they change nothing keep to that; the race once more.
@@ -24,24 +25,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Protocol
 
 from hasten.errors import HastenError
 from hasten.generation.formats import MatrixFormat
 from hasten.measure.accuracy import Accuracy
-from hasten.optimize.candidates import Candidate, original, settings_for, thread_counts
+from hasten.optimize.candidates import (
+    Candidate,
+    operator_choices,
+    original,
+    settings_for,
+    thread_counts,
+)
 from hasten.optimize.front import pareto_front
 from hasten.optimize.gate import Budget, Measured, proof_confidence
 from hasten.optimize.passes.interface import Prediction
-from hasten.optimize.prediction import predicted_seconds
+from hasten.optimize.prediction import predicted_speedup
 from hasten.optimize.proof import Prover, prove_finalists
 from hasten.optimize.search_plan import SearchPlan
 from hasten.optimize.sensitivity import Part, largest_admitted, measure_parts
 from hasten.optimize.speed import Duel, Effort, speedup
 from hasten.optimize.stages import Progress, Stages
 from hasten.optimize.tail_search import Repeater, TailSearch
-from hasten.optimize.trial import Trial, best_first, divergence, why_not_faster, why_slower
+from hasten.optimize.trial import (
+    Trial,
+    best_first,
+    divergence,
+    is_behind,
+    why_not_faster,
+    why_slower,
+)
 
 __all__ = ["Laboratory", "Search"]
 
@@ -300,18 +313,7 @@ class Search:
         )
 
     def _predicted(self, candidate: Candidate) -> float | None:
-        """How many times faster than the original; None where nothing comparable was timed."""
-        bases = [
-            trial
-            for trial in self.trials
-            if trial.timings is not None
-            and trial.candidate == replace(candidate, steps=(), overrides=(), mixed="")
-        ]
-        if not bases or bases[0].timings is None or bases[0].speedup is None:
-            return None
-        base = bases[0].timings
-        seconds = predicted_seconds(base, self._lab.predict(candidate))
-        return bases[0].speedup.estimate * base.seconds / seconds
+        return predicted_speedup(candidate, self.trials, self._lab.predict)
 
     def _vary(self) -> None:
         leader = self._leader()
@@ -321,9 +323,22 @@ class Search:
         variants = [base.with_kv("int8")]
         variants += [base.with_threads(count) for count in thread_counts(base.threads)]
         variants += settings_for(base, self._plan.objective.shape)
+        if self._plan.isas is not None:
+            variants += operator_choices(base, self._plan.isas)
         for index, candidate in enumerate(variants):
-            self._stages.tell("vary", candidate.label, index / len(variants))
+            self._stages.tell("vary", candidate.label, 0.5 * index / len(variants))
             self._screen(self._add(candidate))
+        self._leave_behind(leader, [one for one in self._open() if one.candidate in variants])
+
+    def _leave_behind(self, leader: Trial, variants: Sequence[Trial]) -> None:
+        """A few rounds tell what is far slower; the last race has more time for the rest."""
+        if not variants:
+            return
+        field = [leader, *variants]
+        self._race("vary", f"speed of {len(variants)} variants", field, self._plan.probe)
+        for trial in variants:
+            if is_behind(trial, leader):
+                trial.status, trial.reason = "slower", why_slower(trial, leader)
 
     def _final(self) -> None:
         finalists = self._open()

@@ -30,6 +30,8 @@ class SearchPlan:
         final: One half of the last race; the proofs are between the two.
         finalists: Of these, how many reach the last race.
         mixed_seconds: Time for mixed precision; 0 leaves it out.
+        isas: Other instruction sets that the leader is tried with, beside running op by op; None
+            tries neither.
         tail_seconds: Time to show that a candidate keeps bounds on nearly all requests.
         seed: Of bootstrap intervals.
     """
@@ -44,5 +46,6 @@ class SearchPlan:
     final: Effort = _FINAL
     finalists: int = 3
     mixed_seconds: float = 75.0
+    isas: tuple[str, ...] | None = None
     tail_seconds: float = 300.0
     seed: int = 0

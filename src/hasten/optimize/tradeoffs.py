@@ -83,6 +83,7 @@ def _specialised(recipe: Mapping[str, Any]) -> Iterator[str]:
         f" tokens in and {objective['output_tokens']} out on this machine; other requests or"
         " another machine may have another winner."
     )
+    yield from _operators(recipe)
     applied = [one["pass"] for one in recipe["passes"]]
     needing = [name for name in applied if name != "quantize"]
     if needing:
@@ -91,6 +92,25 @@ def _specialised(recipe: Mapping[str, Any]) -> Iterator[str]:
             f" {recipe['texts']['calibration']['name']}; texts unlike it may lose more than the"
             " proof says."
         )
+
+
+def _operators(recipe: Mapping[str, Any]) -> Iterator[str]:
+    """What fusion and the kernels' instruction set are worth, where that was measured."""
+    chosen = _chosen(recipe)
+
+    def alike(one: _Trial) -> tuple[Any, Any]:
+        settings = one["settings"]
+        kept = {name: value for name, value in settings.items() if name not in ("fuse", "isa")}
+        return one["passes"], kept
+
+    for one in recipe["candidates"]:
+        if one is chosen or _speed(one) is None or alike(one) != alike(chosen):
+            continue
+        fused, isa = one["settings"].get("fuse", True), one["settings"].get("isa")
+        kernels = "this machine's best" if isa is None else isa
+        ratio = (_speed(one) or 0) / (_speed(chosen) or 1)
+        how = f"with {kernels} kernels" if fused else "op by op"
+        yield f"Run {how} it has {ratio:.2f} of the speed."
 
 
 def _chosen(recipe: Mapping[str, Any]) -> _Trial:

@@ -14,7 +14,15 @@ from hasten.optimize.gate import Measured
 from hasten.optimize.speed import Timings
 from hasten.optimize.tail import TailFinding
 
-__all__ = ["Status", "Trial", "best_first", "divergence", "why_not_faster", "why_slower"]
+__all__ = [
+    "Status",
+    "Trial",
+    "best_first",
+    "divergence",
+    "is_behind",
+    "why_not_faster",
+    "why_slower",
+]
 
 Status = Literal["original", "open", "refused", "slower", "passed", "chosen"]
 
@@ -92,6 +100,13 @@ def best_first(trials: Sequence[Trial]) -> list[Trial]:
 def divergence(trial: Trial) -> float:
     """KL of the best evidence; infinite without any."""
     return float("inf") if trial.accuracy is None else trial.accuracy.kl.estimate
+
+
+def is_behind(trial: Trial, leader: Trial) -> bool:
+    """Whether a race of both tells that one is slower: their intervals do not meet."""
+    if trial.speedup is None or leader.speedup is None:
+        return False
+    return trial.speedup.high < leader.speedup.low
 
 
 def why_not_faster(trial: Trial) -> str:

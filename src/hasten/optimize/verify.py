@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from hasten import __version__
+from hasten.generation.native import choose_isa, isa_of_recipe
 from hasten.machine import available_cores, detect_machine, memory_limit
 from hasten.measure.accuracy import Accuracy
 from hasten.measure.statistics import Interval
 from hasten.models import Model, load_model
-from hasten.optimize.candidates import Candidate, original
+from hasten.optimize.candidates import Candidate, Operators, original
 from hasten.optimize.gate import Budget
 from hasten.optimize.laboratory import EngineLaboratory, Material
 from hasten.optimize.objective import Objective
@@ -293,8 +294,16 @@ def _candidates(recipe: Mapping[str, Any], remarks: list[str]) -> tuple[Candidat
         chunk=settings.get("chunk"),
         sequences=settings.get("max_sequences"),
         prefix_cache=settings.get("prefix_cache", False),
+        operators=Operators(settings.get("fuse", True), _isa(settings.get("isa"), remarks)),
     )
     return original(threads[0]), after
+
+
+def _isa(named: str | None, remarks: list[str]) -> str | None:
+    used = None if named is None else isa_of_recipe(named)
+    if used != named:
+        remarks.append(f"measured with {choose_isa(None)} kernels, then {named}")
+    return used
 
 
 @dataclass(frozen=True, slots=True)
