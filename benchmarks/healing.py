@@ -4,11 +4,11 @@
         [--minutes 5]
 
 Removes the layers of least block influence, corrects the rest by least squares, lets it learn from
-the original, and compares all with the original on text that none of them saw. They learn from the
-first half of Python's language reference, the docstrings of the standard library and, with
---written, so many tokens that the original writes on from these; they are
-measured on the second half of the former. Prints JSON; the exit status is 0 if the healed model
-loses at most half of what the unhealed one loses.
+the original, and compares all with the original. They learn from the first half of Python's
+language reference, the docstrings of the standard library and, with --written, so many tokens that
+the original writes on from these; they are measured on windows of the reference's second half that
+share no 50 tokens in a row with any of that (it repeats itself). Prints JSON; the exit status is 0
+if the healed model loses at most half of what the unhealed one loses.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from hasten.measure.overlap import shared_runs
 from hasten.models import Model, load_model
 from hasten.optimize.distillation.distill import distill
 from hasten.optimize.distillation.settings import DistillSettings
+from hasten.optimize.distillation.writing import with_written
 from hasten.optimize.passes.interface import Workshop
 from hasten.optimize.passes.prune_layers import PruneLayers
 from hasten.optimize.passes.refit import Refit
@@ -63,24 +64,26 @@ def main() -> int:
         "hidden",
         "cross_entropy",
         "warmup",
-        "written",
     ):
         value = getattr(fields, name)
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    parser.add_argument("--written", type=int, default=0, help="tokens that the original writes")
     parser.add_argument("--train", action="append", help="pattern of weights")
     parser.add_argument("--precision", choices=["f32", "bf16"], default=fields.precision)
     arguments = parser.parse_args()
     model = load_model(arguments.model)
     first, second = default_corpus().halves()
     lessons = training_windows(model, first, second)
-    evaluation = cut_windows(second, model.tokenizer, tokens=arguments.tokens, context=_CONTEXT)
-    known = set(shared_runs(evaluation.ids, lessons.ids))
-    unknown = [ids for place, ids in enumerate(lessons.ids) if place not in known]
-    lessons = Windows.of(lessons.name, unknown, _CONTEXT)
     before = read_cpu_times()
     models = {"unhealed": remove_layers(model, arguments.remove, first)}
     with tempfile.TemporaryDirectory() as temporary:
         directory = arguments.directory or Path(temporary)
+        written = perf_counter()
+        if arguments.written:
+            lessons = with_written(
+                lessons, model, arguments.written, directory / "written", tell, seed=0
+            )
+        evaluation = unseen_windows(model, second, arguments.tokens, lessons)
         started = perf_counter()
         student = models["unhealed"]
         if arguments.refit:
@@ -100,6 +103,7 @@ def main() -> int:
         "schema": "hasten.healing/1",
         "model": model.name,
         "layers": [model.config.num_layers, student.config.num_layers],
+        "written": {"tokens": arguments.written, "seconds": started - written},
         "refit": {"tokens": arguments.refit, "seconds": refitted - started},
         "settings": asdict(settings),
         "text": {"learnt": lessons.scored, "measured": evaluation.scored},
@@ -127,7 +131,6 @@ def settings_of(arguments: argparse.Namespace) -> DistillSettings:
         hidden=arguments.hidden,
         cross_entropy=arguments.cross_entropy,
         warmup=arguments.warmup,
-        written=arguments.written,
         precision=arguments.precision,
         train=tuple(arguments.train or ("*",)),
     )
@@ -143,7 +146,7 @@ def fit_time(
 ) -> DistillSettings:
     """As many steps as a trial of three says that the time holds; a few are left for checks."""
     times: list[float] = []
-    trial = replace(settings, steps=3, check_every=1000, written=0)
+    trial = replace(settings, steps=3, check_every=1000)
     distill(
         student,
         teacher,
@@ -168,6 +171,14 @@ def training_windows(model: Model, first: Corpus, second: Corpus) -> Windows:
     text = first.text + "\n\n" + "\n\n".join(kept)
     corpus = Corpus("language reference, first half, and docstrings", text)
     return cut_windows(corpus, model.tokenizer, tokens=1 << 22, context=_CONTEXT)
+
+
+def unseen_windows(model: Model, text: Corpus, tokens: int, seen: Windows) -> Windows:
+    """The text's first windows, less those that share a long run with what was seen."""
+    windows = cut_windows(text, model.tokenizer, tokens=tokens, context=_CONTEXT)
+    shared = set(shared_runs(seen.ids, windows.ids))
+    unseen = [ids for place, ids in enumerate(windows.ids) if place not in shared]
+    return Windows.of(windows.name, unseen, _CONTEXT)
 
 
 def docstrings() -> list[str]:

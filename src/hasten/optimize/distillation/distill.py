@@ -25,6 +25,7 @@ from hasten.models.ops import Attention, KvWrite
 from hasten.models.weights import DenseTensor
 from hasten.optimize.distillation.data import Lessons, cut_lessons
 from hasten.optimize.distillation.loss import LOGIT_BYTES
+from hasten.optimize.distillation.memory import kept_memory
 from hasten.optimize.distillation.settings import DistillSettings
 from hasten.optimize.distillation.state import StateFile, fingerprint
 from hasten.optimize.distillation.train import Trainer, trained_names
@@ -83,7 +84,7 @@ def distill(
     place = device_of(device)
     _check_memory(student, teacher, settings, lessons.length, place)
     store = StateFile(directory, fingerprint(student, teacher, windows, settings, seed))
-    with run_on_threads(available_cores()):
+    with run_on_threads(available_cores()), kept_memory():
         state = store.read()
         if state is None or state.step < settings.steps:
             trainer = Trainer(student, teacher, lessons, settings, place)
