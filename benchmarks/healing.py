@@ -6,9 +6,9 @@
 Removes the layers of least block influence, corrects the rest by least squares, lets it learn from
 the original, and compares all with the original. They learn from the first half of Python's
 language reference, the docstrings of the standard library and, with --written, so many tokens that
-the original writes on from these; they are measured on windows of the reference's second half that
-share no 50 tokens in a row with any of that (it repeats itself). Prints JSON; the exit status is 0
-if the healed model loses at most half of what the unhealed one loses.
+the original writes on from the former; they are measured on windows of the reference's second half
+that share no 50 tokens in a row with any of that (it repeats itself). Prints JSON; the exit status
+is 0 if the healed model loses at most half of what the unhealed one loses.
 """
 
 from __future__ import annotations
@@ -73,28 +73,27 @@ def main() -> int:
     arguments = parser.parse_args()
     model = load_model(arguments.model)
     first, second = default_corpus().halves()
-    lessons = training_windows(model, first, second)
+    given = learnt = training_windows(model, first, second)
     before = read_cpu_times()
     models = {"unhealed": remove_layers(model, arguments.remove, first)}
     with tempfile.TemporaryDirectory() as temporary:
         directory = arguments.directory or Path(temporary)
-        written = perf_counter()
+        writing = perf_counter()
         if arguments.written:
-            lessons = with_written(
-                lessons, model, arguments.written, directory / "written", tell, seed=0
-            )
-        evaluation = unseen_windows(model, second, arguments.tokens, lessons)
+            written = written_windows(model, first, arguments.written, directory / "written")
+            learnt = Windows.of(f"{given.name}, and written", (*given.ids, *written), _CONTEXT)
+        evaluation = unseen_windows(model, second, arguments.tokens, learnt)
         started = perf_counter()
         student = models["unhealed"]
         if arguments.refit:
-            workshop = Workshop(model, lessons, directory / "refit", tell, training_text=lessons)
+            workshop = Workshop(model, given, directory / "refit", tell, training_text=given)
             student = models["refitted"] = Refit(arguments.refit).apply(student, workshop)
         refitted = perf_counter()
         settings = settings_of(arguments)
         if not arguments.steps:
-            settings = fit_time(student, model, lessons, settings, arguments.minutes, temporary)
+            settings = fit_time(student, model, learnt, settings, arguments.minutes, temporary)
         learning = perf_counter()
-        models["healed"] = distill(student, model, lessons, settings, directory / "state", tell)
+        models["healed"] = distill(student, model, learnt, settings, directory / "state", tell)
         seconds = perf_counter() - learning
         losses = json.loads((directory / "state" / "losses.json").read_text())["losses"]
     found = {name: compare(model, one, evaluation) for name, one in models.items()}
@@ -103,10 +102,10 @@ def main() -> int:
         "schema": "hasten.healing/1",
         "model": model.name,
         "layers": [model.config.num_layers, student.config.num_layers],
-        "written": {"tokens": arguments.written, "seconds": started - written},
+        "written": {"tokens": arguments.written, "seconds": started - writing},
         "refit": {"tokens": arguments.refit, "seconds": refitted - started},
         "settings": asdict(settings),
-        "text": {"learnt": lessons.scored, "measured": evaluation.scored},
+        "text": {"learnt": learnt.scored, "measured": evaluation.scored},
         "seconds": seconds,
         "seconds_per_step": seconds / settings.steps,
         **{name: accuracy.as_dict() for name, accuracy in found.items()},
@@ -171,6 +170,15 @@ def training_windows(model: Model, first: Corpus, second: Corpus) -> Windows:
     text = first.text + "\n\n" + "\n\n".join(kept)
     corpus = Corpus("language reference, first half, and docstrings", text)
     return cut_windows(corpus, model.tokenizer, tokens=1 << 22, context=_CONTEXT)
+
+
+def written_windows(
+    model: Model, text: Corpus, tokens: int, directory: Path
+) -> tuple[tuple[int, ...], ...]:
+    """What the model writes on from places of a text."""
+    given = cut_windows(text, model.tokenizer, tokens=1 << 22, context=_CONTEXT)
+    found = with_written(given, model, tokens, directory, tell, seed=0)
+    return found.ids[len(given.ids) :]
 
 
 def unseen_windows(model: Model, text: Corpus, tokens: int, seen: Windows) -> Windows:

@@ -8,32 +8,21 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from artefacts import BRIEF, make_artefact
 
 from hasten.errors import ModelFileError, UsageError
-from hasten.machine import detect_machine
 from hasten.measure.corpus import default_corpus
 from hasten.measure.statistics import Interval
 from hasten.models import load_model
 from hasten.models.artefact import DIGEST_KEY
 from hasten.models.weights import DenseTensor
-from hasten.optimize import Budget, prepare_material
 from hasten.optimize import passes as passes_module
-from hasten.optimize.candidates import Candidate, original
-from hasten.optimize.laboratory import EngineLaboratory
-from hasten.optimize.objective import Objective
 from hasten.optimize.passes.interface import Prediction
-from hasten.optimize.publish import publish, staged
-from hasten.optimize.recipe import Evidence
 from hasten.optimize.replay import read_recipe, replay, with_candidate
-from hasten.optimize.speed import Effort, RequestShape, speedup
 from hasten.optimize.tail import TailBound, TailFinding
-from hasten.optimize.trial import Trial
-from hasten.optimize.variants import Variants
 from hasten.optimize.verify import Check, verify
 
-SHAPE = RequestShape(16, 8)
 QUIET = {"progress": lambda *_: None}
-BRIEF = Effort(rounds=2, least=2, seconds=0)
 
 
 @dataclass(frozen=True)
@@ -42,6 +31,7 @@ class Jostle:
 
     amount: float
     name: ClassVar[str] = "jostle"
+    exact: ClassVar[bool] = False
     needs: ClassVar[frozenset] = frozenset({"calibration"})
 
     @property
@@ -84,41 +74,7 @@ def jostle(tmp_path_factory):
 def made(tiny_model, tmp_path_factory, jostle):
     """A copy of the source, and an artefact that two passes and rounding made of it."""
     place = tmp_path_factory.mktemp("verify")
-    shutil.copytree(tiny_model, place / "source")
-    model = load_model(str(place / "source"))
-    material = prepare_material(model, default_corpus(), SHAPE, tokens=256, quick=True, seed=3)
-    chosen = Candidate("int8:32", "bf16", 1, steps=(Jostle(0.01), Jostle(0.02)))
-    variants = Variants(model, material.calibration, place / "variants", lambda *_: None, seed=3)
-    with EngineLaboratory(
-        variants.model,
-        context=128,
-        material=material,
-        threads=1,
-        memory_limit=1 << 30,
-        seed=3,
-    ) as laboratory:
-        before, after = Trial(original(1), status="original"), Trial(chosen, status="chosen")
-        after.proved = laboratory.prove(chosen, 0.95)
-        duel = laboratory.race([before.candidate, chosen], BRIEF, lambda share: None)[chosen]
-    before.timings, after.timings = duel.before, duel.after
-    after.speedup = speedup(duel, seed=3)
-    evidence = Evidence(
-        model=model,
-        winner=after,
-        original=before,
-        trials=[after],
-        remarks=[],
-        budget=Budget(perplexity_percent=None, kl=1e6, top1_percent=None),
-        objective=Objective("as given", SHAPE),
-        material=material,
-        machine=detect_machine(),
-        memory={side: {"weights": 1, "kv_cache": 1, "buffers": 1} for side in ("before", "after")},
-        seed=3,
-        seconds=1.0,
-        arguments=(),
-    )
-    with staged(variants.model(chosen.steps), chosen, place / "fast") as stage:
-        publish(stage, place / "fast", evidence, "fast")
+    make_artefact(tiny_model, place, (Jostle(0.01), Jostle(0.02)))
     return place
 
 

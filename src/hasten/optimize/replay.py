@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import platform
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from hasten.models.json_file import read_json_object
 from hasten.optimize.candidates import Candidate
 from hasten.optimize.passes import make_pass
 from hasten.optimize.passes.interface import Pass
-from hasten.optimize.passes.quantize import QuantizeWeights, Weight
+from hasten.optimize.passes.quantize import QuantizeWeights
 from hasten.optimize.provenance import (
     Sameness,
     compare_weights,
@@ -27,9 +29,10 @@ from hasten.optimize.provenance import (
     recut_windows,
 )
 from hasten.optimize.recipe import check_recipe
+from hasten.optimize.stages import Progress
 from hasten.optimize.variants import Variants
 
-__all__ = ["read_recipe", "replay", "with_candidate"]
+__all__ = ["read_recipe", "recipe_passes", "remaking", "replay", "with_candidate"]
 
 _NO_TEXT = Windows("none", "", (), 0)
 """For passes that look at no text."""
@@ -48,7 +51,7 @@ def replay(
     recipe: Mapping[str, Any],
     output: Path,
     *,
-    progress: Callable[[str, float], None],
+    progress: Progress,
     source: str | None = None,
     text: Path | None = None,
 ) -> Sameness:
@@ -69,16 +72,49 @@ def replay(
         HastenError: The source or the text are not what they were, a pass is not known or cannot
             be applied, or the artefact cannot be written.
     """
-    steps, quantize = _passes(recipe)
+    steps, rounding = recipe_passes(recipe)
     original = find_source(recipe, source)
+    with remaking(recipe, original, progress, text) as variants:
+        for number, step in enumerate(steps):
+            reason = step.why_unfit(variants.model(steps[:number]))
+            if reason is not None:
+                raise ModelFileError(f"the recipe's pass {step.label!r} does not fit: {reason}")
+        model = variants.model(steps)
+        progress("writing the artefact", 1.0)
+        settings = recipe["settings"]
+        bare = Candidate(settings["weights"], settings["kv"], settings["threads"])
+        weights = (
+            QuantizeWeights(bare).keep(model)
+            if rounding is None
+            else QuantizeWeights(replace(bare, **rounding)).apply(model)
+        )
+        write_artefact(output, model, weights, {**recipe, "replayed": _circumstances()})
+    return compare_weights(recipe, output)
+
+
+@contextmanager
+def remaking(
+    recipe: Mapping[str, Any], original: Model, progress: Progress, text: Path | None
+) -> Iterator[Variants]:
+    """The original after a recipe's passes, each made when it is first asked for.
+
+    Args:
+        recipe: As `hasten.optimize.recipe` makes it.
+        original: What it was made of.
+        progress: Told what a pass does, and the share of it that is done.
+        text: The file that the recipe's texts were cut from, unless it was the default text.
+
+    Raises:
+        HastenError: The text is not what it was.
+    """
     calibration, training_text = _NO_TEXT, None
-    needs = {need for step in steps for need in step.needs}
+    needs = {need for step in recipe_passes(recipe)[0] for need in step.needs}
     if "calibration" in needs:
         calibration = recut_windows(recipe, "calibration", original.tokenizer, text)
     if "training" in needs:
         training_text = recut_training_text(recipe, original, text)
     with tempfile.TemporaryDirectory(prefix="hasten-replay-") as scratch:
-        variants = Variants(
+        yield Variants(
             original,
             calibration,
             Path(scratch),
@@ -86,14 +122,6 @@ def replay(
             seed=int(recipe.get("seed", 0)),
             training_text=training_text,
         )
-        for number, step in enumerate(steps):
-            reason = step.why_unfit(variants.model(steps[:number]))
-            if reason is not None:
-                raise ModelFileError(f"the recipe's pass {step.label!r} does not fit: {reason}")
-        model = variants.model(steps)
-        progress("writing the artefact", 1.0)
-        write_artefact(output, model, quantize(model), {**recipe, "replayed": _circumstances()})
-    return compare_weights(recipe, output)
 
 
 def with_candidate(recipe: Mapping[str, Any], number: int) -> Mapping[str, Any]:
@@ -134,23 +162,26 @@ def with_candidate(recipe: Mapping[str, Any], number: int) -> Mapping[str, Any]:
     }
 
 
-def _passes(
+def recipe_passes(
     recipe: Mapping[str, Any],
-) -> tuple[list[Pass[Model]], Callable[[Model], Mapping[str, Weight]]]:
-    """The passes that change the model, and the last one, which gives its weights their formats."""
+) -> tuple[list[Pass[Model]], dict[str, Any] | None]:
+    """The passes that change the model, and how the last one rounds its weights.
+
+    Returns:
+        The passes, and `weights` and `overrides` of `Candidate`; None if nothing is rounded.
+
+    Raises:
+        ModelFileError: A pass is not known, or there are others after the rounding.
+    """
     listed: Sequence[Mapping[str, Any]] = recipe.get("passes", ())
     names = [one.get("pass") for one in listed]
     if QuantizeWeights.name in names[:-1]:
         raise ModelFileError(f"the recipe has passes after {QuantizeWeights.name!r}")
-    settings = recipe["settings"]
-    candidate = Candidate(settings["weights"], settings["kv"], settings["threads"])
     if not names or names[-1] != QuantizeWeights.name:
-        return [make_pass(one) for one in listed], QuantizeWeights(candidate).keep
+        return [make_pass(one) for one in listed], None
     last = listed[-1]
-    candidate = Candidate(
-        last["weights"], candidate.kv, candidate.threads, tuple(sorted(last["overrides"].items()))
-    )
-    return [make_pass(one) for one in listed[:-1]], QuantizeWeights(candidate).apply
+    rounding = {"weights": last["weights"], "overrides": tuple(sorted(last["overrides"].items()))}
+    return [make_pass(one) for one in listed[:-1]], rounding
 
 
 def _circumstances() -> dict[str, str]:

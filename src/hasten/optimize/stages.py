@@ -19,6 +19,7 @@ _VERBS = {
     "prove": "proof of",
     "again": "second race of",
     "front": "proof of",
+    "claim": "claim of",
     "tail": "slowest requests of",
 }
 

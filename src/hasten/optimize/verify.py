@@ -16,6 +16,7 @@ from hasten.measure.accuracy import Accuracy
 from hasten.measure.statistics import Interval
 from hasten.models import Model, load_model
 from hasten.optimize.candidates import Candidate, Operators, original
+from hasten.optimize.claim_check import ClaimCheck, check_claim, claim_of
 from hasten.optimize.gate import Budget
 from hasten.optimize.laboratory import EngineLaboratory, Material
 from hasten.optimize.objective import Objective
@@ -41,6 +42,7 @@ _EFFORT = Effort(rounds=18, least=6, seconds=75.0, blocks=6)
 _TAIL_SECONDS = 300.0
 """For bounds on the slowest requests, which take many of them."""
 _STAGES = {"screen": 30.0, "race": 70.0}
+_CLAIM_STAGE = 100.0
 _TAIL_STAGE = 200.0
 
 Verdict = Literal["inside", "overlaps", "better", "worse"]
@@ -135,6 +137,7 @@ class Verification:
         artefact: Its directory.
         weights: Whether they are those that the recipe speaks of, bit for bit.
         checks: Each claim with its interval then and now; none if nothing was claimed.
+        claims: Of steps that say they change nothing, if there were any.
         tails: Each bound on the slowest requests, if there were any.
         refused: What is outside the recipe's budget now, or None.
         versions: Of what made the artefact, and of what runs now.
@@ -145,6 +148,7 @@ class Verification:
     artefact: Path
     weights: Sameness
     checks: tuple[Check, ...]
+    claims: tuple[ClaimCheck, ...]
     tails: tuple[TailCheck, ...]
     refused: str | None
     versions: Mapping[str, Mapping[str, str]]
@@ -169,6 +173,7 @@ class Verification:
             "holds": self.holds,
             "weights": self.weights,
             "checks": [check.as_dict() for check in self.checks],
+            "claims": [check.as_dict() for check in self.claims],
             "tails": [check.as_dict() for check in self.tails],
             "outside_budget": self.refused,
             "versions": {name: dict(one) for name, one in self.versions.items()},
@@ -176,8 +181,8 @@ class Verification:
             "remarks": list(self.remarks),
         }
 
-    def _all(self) -> list[Check | TailCheck]:
-        return [*self.checks, *self.tails]
+    def _all(self) -> list[Check | ClaimCheck | TailCheck]:
+        return [*self.checks, *self.claims, *self.tails]
 
 
 def verify(
@@ -212,7 +217,9 @@ def verify(
     remarks: list[str] = []
     before, after = _candidates(recipe, remarks)
     promises = recipe["after"].get("tails", [])
-    stages = Stages(_STAGES | ({"tail": _TAIL_STAGE} if promises else {}), progress)
+    tail = {"tail": _TAIL_STAGE} if promises else {}
+    claim = {} if claim_of(recipe) is None else {"claim": _CLAIM_STAGE}
+    stages = Stages(_STAGES | tail | claim, progress)
     request = material.shape.input_tokens + material.shape.output_tokens
     with EngineLaboratory(
         lambda steps: artefact if steps else model,
@@ -232,11 +239,15 @@ def verify(
         slowest = TailSearch(laboratory, objective, tail_seconds, partial(stages.tell, "tail"))
         tails = slowest.measure(after, duel.after.seconds)
         remarks += laboratory.remarks
+    if claim:
+        stages.tell("claim", "steps that say they change nothing", 0.0, slot=0.9)
+    claims = check_claim(recipe, model, after, material, stages.tell_pass, text)
     now = _intervals(measured.text) | {"speedup": speedup(duel, seed=recipe.get("seed", 0))}
     return Verification(
         artefact=artefact.path,
         weights=compare_weights(recipe, artefact.path),
         checks=tuple(_checks(recipe, now)),
+        claims=tuple(claims),
         tails=tuple(map(TailCheck, promises, tails)),
         refused=_budget(recipe, remarks).why_refused(measured),
         versions={
