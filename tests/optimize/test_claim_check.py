@@ -1,6 +1,7 @@
 """Steps of an old artefact that say they change nothing are held to that again."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -53,3 +54,14 @@ def test_a_step_that_changes_something_now_does_not_hold(made, monkeypatch):
     assert found.weights == "same"
     assert [check.verdict for check in found.claims] == ["worse"]
     assert not found.holds
+
+
+def test_a_claim_for_which_a_model_would_have_to_learn_again_is_left_with_a_remark(made, tmp_path):
+    shutil.copytree(made / "fast", tmp_path / "fast")
+    recipe = json.loads((tmp_path / "fast" / "recipe.json").read_text())
+    recipe["passes"].insert(1, {"pass": "heal", "steps": 1000})
+    (tmp_path / "fast" / "recipe.json").write_text(json.dumps(recipe))
+    found = verify(str(tmp_path / "fast"), effort=BRIEF, **QUIET)
+    assert found.claims == ()
+    (said,) = (one for one in found.remarks if "channels reordered" in one)
+    assert "would have to learn again" in said

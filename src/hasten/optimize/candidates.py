@@ -57,9 +57,8 @@ class Operators:
     @property
     def labels(self) -> list[str]:
         """What is not usual, in words."""
-        return ["op by op"] * (not self.fuse) + (
-            [] if self.isa is None else [f"{self.isa} kernels"]
-        )
+        found = [] if self.fuse else ["op by op"]
+        return found if self.isa is None else [*found, f"{self.isa} kernels"]
 
     def settings(self) -> dict[str, Any]:
         """Fields of `EngineOptions`; what the engine leaves to its defaults is not in it."""

@@ -50,23 +50,37 @@ class ClaimCheck:
         return [f"KL that {' + '.join(self.now.steps)} adds", *figures, self.verdict]
 
 
-def claim_of(recipe: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """What was measured of such steps of the candidate that was chosen; None if it had none."""
+def claim_of(recipe: Mapping[str, Any], remarks: list[str]) -> Mapping[str, Any] | None:
+    """What was measured of such steps of the candidate that was chosen.
+
+    Returns:
+        None if it had none, or if a model would have to learn again for it, which a remark says.
+    """
     chosen = [one for one in recipe["candidates"] if one["label"] == recipe["chosen"]]
-    return chosen[0].get("claim") if chosen else None
+    claim: Mapping[str, Any] | None = chosen[0].get("claim") if chosen else None
+    slow = [step.label for step in recipe_passes(recipe)[0] if "training" in step.needs]
+    if claim is None or not slow:
+        return claim
+    remarks.append(
+        f"that {' + '.join(claim['steps'])} changes nothing was not measured again:"
+        f" {', '.join(slow)} would have to learn again"
+    )
+    return None
 
 
 def check_claim(
+    was: Mapping[str, Any],
     recipe: Mapping[str, Any],
     original: Model,
     served: Candidate,
     material: Material,
     progress: Progress,
     text: Path | None = None,
-) -> list[ClaimCheck]:
+) -> ClaimCheck:
     """Makes the models before and after such steps again and holds the steps to their claim.
 
     Args:
+        was: As `claim_of` gives it.
         recipe: Of the artefact.
         original: What it was made of.
         served: How the artefact runs.
@@ -74,15 +88,9 @@ def check_claim(
         progress: Told what a pass does, and the share of it that is done.
         text: The file that the recipe's texts were cut from, unless it was the default text.
 
-    Returns:
-        None or one.
-
     Raises:
         HastenError: A model cannot be made or run here.
     """
-    was = claim_of(recipe)
-    if was is None:
-        return []
     steps, rounding = recipe_passes(recipe)
     candidate = replace(served, steps=tuple(steps), **(rounding or {}))
     with (
@@ -96,4 +104,4 @@ def check_claim(
             seed=recipe.get("seed", 0),
         ) as laboratory,
     ):
-        return [ClaimCheck(was, laboratory.hold(candidate, 0.95))]
+        return ClaimCheck(was, laboratory.hold(candidate, 0.95))

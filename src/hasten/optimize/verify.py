@@ -218,8 +218,9 @@ def verify(
     before, after = _candidates(recipe, remarks)
     promises = recipe["after"].get("tails", [])
     tail = {"tail": _TAIL_STAGE} if promises else {}
-    claim = {} if claim_of(recipe) is None else {"claim": _CLAIM_STAGE}
-    stages = Stages(_STAGES | tail | claim, progress)
+    claim = claim_of(recipe, remarks)
+    held = {} if claim is None else {"claim": _CLAIM_STAGE}
+    stages = Stages(_STAGES | tail | held, progress)
     request = material.shape.input_tokens + material.shape.output_tokens
     with EngineLaboratory(
         lambda steps: artefact if steps else model,
@@ -239,9 +240,11 @@ def verify(
         slowest = TailSearch(laboratory, objective, tail_seconds, partial(stages.tell, "tail"))
         tails = slowest.measure(after, duel.after.seconds)
         remarks += laboratory.remarks
-    if claim:
+    claims = []
+    if claim is not None:
         stages.tell("claim", "steps that say they change nothing", 0.0, slot=0.9)
-    claims = check_claim(recipe, model, after, material, stages.tell_pass, text)
+        again = stages.tell_pass
+        claims.append(check_claim(claim, recipe, model, after, material, again, text))
     now = _intervals(measured.text) | {"speedup": speedup(duel, seed=recipe.get("seed", 0))}
     return Verification(
         artefact=artefact.path,
