@@ -9,12 +9,9 @@ from hasten.errors import HastenError
 from hasten.optimize.candidates import Candidate
 from hasten.optimize.claims import Claim
 from hasten.optimize.gate import Budget, Measured, proof_confidence
-from hasten.optimize.trial import Trial, why_slower
+from hasten.optimize.trial import Trial, is_far_behind, why_slower
 
 __all__ = ["Prover", "prove_finalists"]
-
-_FAR_BEHIND = 1.25
-"""A finalist this many times slower than one that has passed need not be proved."""
 
 
 class Prover(Protocol):
@@ -50,7 +47,7 @@ def prove_finalists(
     confidence = proof_confidence(len(faster))
     best: Trial | None = None
     for index, trial in enumerate(faster):
-        if best is not None and trial.rank * _FAR_BEHIND > best.rank:
+        if best is not None and is_far_behind(trial, best):
             trial.status, trial.reason = "slower", why_slower(trial, best)
             continue
         tell(trial.candidate.label, index / len(faster))

@@ -51,7 +51,7 @@ from hasten.optimize.trial import (
     Trial,
     best_first,
     divergence,
-    is_behind,
+    is_far_behind,
     why_not_faster,
     why_slower,
 )
@@ -337,7 +337,7 @@ class Search:
         field = [leader, *variants]
         self._race("vary", f"speed of {len(variants)} variants", field, self._plan.probe)
         for trial in variants:
-            if is_behind(trial, leader):
+            if is_far_behind(trial, leader):
                 trial.status, trial.reason = "slower", why_slower(trial, leader)
 
     def _final(self) -> None:

@@ -19,7 +19,7 @@ __all__ = [
     "Trial",
     "best_first",
     "divergence",
-    "is_behind",
+    "is_far_behind",
     "why_not_faster",
     "why_slower",
 ]
@@ -79,6 +79,9 @@ class Trial:
         self.status, self.reason = "refused", reason
 
 
+_FAR_BEHIND = 1.25
+"""How many times slower that is."""
+
 _TIE = 0.05
 """Medians nearer than this are taken as equally fast; the more accurate candidate is preferred.
 
@@ -102,11 +105,9 @@ def divergence(trial: Trial) -> float:
     return float("inf") if trial.accuracy is None else trial.accuracy.kl.estimate
 
 
-def is_behind(trial: Trial, leader: Trial) -> bool:
-    """Whether a race of both tells that one is slower: their intervals do not meet."""
-    if trial.speedup is None or leader.speedup is None:
-        return False
-    return trial.speedup.high < leader.speedup.low
+def is_far_behind(trial: Trial, leader: Trial) -> bool:
+    """Whether a candidate is so much slower than another that it need not be looked at longer."""
+    return trial.rank * _FAR_BEHIND > leader.rank
 
 
 def why_not_faster(trial: Trial) -> str:
