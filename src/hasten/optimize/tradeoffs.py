@@ -96,21 +96,21 @@ def _specialised(recipe: Mapping[str, Any]) -> Iterator[str]:
 
 def _operators(recipe: Mapping[str, Any]) -> Iterator[str]:
     """What fusion and the kernels' instruction set are worth, where that was measured."""
-    chosen = _chosen(recipe)
 
-    def alike(one: _Trial) -> tuple[Any, Any]:
-        settings = one["settings"]
-        kept = {name: value for name, value in settings.items() if name not in ("fuse", "isa")}
-        return one["passes"], kept
+    def parts(one: _Trial) -> tuple[_Trial, tuple[Any, Any]]:
+        settings = dict(one["settings"])
+        operators = {name: settings.pop(name) for name in ("fuse", "isa") if name in settings}
+        return operators, (one["passes"], settings)
 
-    for one in recipe["candidates"]:
-        if one is chosen or _speed(one) is None or alike(one) != alike(chosen):
+    raced = [one for one in recipe["candidates"] if _speed(one) is not None]
+    for one in raced:
+        operators, rest = parts(one)
+        usual = [other for other in raced if parts(other) == ({}, rest)]
+        if not operators or not usual:
             continue
-        fused, isa = one["settings"].get("fuse", True), one["settings"].get("isa")
-        kernels = "this machine's best" if isa is None else isa
-        ratio = (_speed(one) or 0) / (_speed(chosen) or 1)
-        how = f"with {kernels} kernels" if fused else "op by op"
-        yield f"Run {how} it has {ratio:.2f} of the speed."
+        how = "op by op" if "fuse" in operators else f"with {operators['isa']} kernels"
+        ratio = (_speed(one) or 0) / (_speed(usual[0]) or 1)
+        yield f"Run {how}, {usual[0]['label']} has {ratio:.2f} of its speed."
 
 
 def _chosen(recipe: Mapping[str, Any]) -> _Trial:
